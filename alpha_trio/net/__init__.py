@@ -1,0 +1,1 @@
+"""The edge to Linux: the TUN device, the UDP sockets, routes and marks."""
