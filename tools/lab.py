@@ -1,0 +1,576 @@
+"""Hosts as network namespaces: the ground tests, demo and benchmark stand on.
+
+    with Lab() as lab:
+        vm1, vm2 = lab.lan(2)              # 192.168.10.60 and 192.168.10.61
+        with Daemon(vm1) as one, Daemon(vm2) as two:
+            one.cli("peers", "add", "vm2", vm2.address)
+            two.cli("peers", "add", "vm1", vm1.address)
+            vm1.run("ping", "-c", "1", vm2.address)
+
+Every namespace is called ``at-OWNER-RANDOM-HOST``.  OWNER is the pid of the
+process that made it, so that the next lab can tell what a killed run left behind,
+or ``keep`` for hosts that are meant to outlive their maker (``tools/lab down``
+removes those).  Needs root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, TypeVar
+
+from attrs import define, field
+
+T = TypeVar("T")
+
+NAMESPACES = Path("/run/netns")  # where ip-netns keeps its names
+DIRECTORIES = Path("/run/alpha-trio-lab")  # sockets, state and logs, one folder a lab
+PROGRAM = Path(sys.executable).with_name("alpha-trio")
+
+_LAB_NAME = re.compile(r"(at-(\d+|keep)-[0-9a-f]{6})(-\w+)?")
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LabError(Exception):
+    """A host, a command on it or a daemon did not do what the lab asked for."""
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout: float = 10) -> None:
+    """Return once ``condition()`` is true; LabError(what) after ``timeout`` s."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise LabError(f"{what}: not within {timeout:g} s")
+        time.sleep(0.01)
+
+
+def _execute(
+    command: Sequence[str],
+    *,
+    check: bool = True,
+    timeout: float = 30,
+    stdin: str = "",
+    env: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            check=False,
+            text=True,
+            timeout=timeout,
+            env={**os.environ, **(env or {})},
+            input=stdin,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"{' '.join(command)}: not done in {timeout:g} s") from error
+    if check and done.returncode != 0:
+        text = (done.stderr or done.stdout).strip()
+        raise LabError(f"{' '.join(command)}: exit {done.returncode}: {text}")
+    return done
+
+
+def _ip(*arguments: str) -> str:
+    return _execute(("ip", *arguments)).stdout
+
+
+@define(eq=False)
+class Host:
+    """A host of the lab: a network namespace with addresses of its own."""
+
+    name: str
+    namespace: str
+    directory: Path  # for files of programs that run on this host
+    address: str = ""  # IPv4 address of the first link
+    address6: str = ""  # IPv6 address of the first link
+    ports: list[str] = field(factory=list)  # names of its links: eth0, eth1 ...
+    _processes: list[subprocess.Popen[Any]] = field(factory=list)
+
+    def run(
+        self,
+        *command: str,
+        check: bool = True,
+        timeout: float = 30,
+        stdin: str = "",
+        env: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command here to its end, at most ``timeout`` s, and return its output.
+
+        LabError when it takes longer or, unless ``check`` is false, when it fails.
+        """
+        return _execute(
+            self.inside(*command), check=check, timeout=timeout, stdin=stdin, env=env
+        )
+
+    def popen(
+        self,
+        *command: str,
+        stdin: int | IO[Any] | None = subprocess.DEVNULL,
+        stdout: int | IO[Any] | None = subprocess.DEVNULL,
+        stderr: int | IO[Any] | None = subprocess.DEVNULL,
+        env: Mapping[str, str] | None = None,
+        detached: bool = False,
+    ) -> subprocess.Popen[str]:
+        """Start a command here; its pid is the command's own.
+
+        It is killed with the host at the latest.  ``detached``: a signal to the
+        caller's terminal does not reach it.
+        """
+        process = subprocess.Popen(
+            self.inside(*command),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env={**os.environ, **(env or {})},
+            text=True,
+            start_new_session=detached,
+        )
+        self._processes.append(process)
+        return process
+
+    def inside(self, *command: str) -> tuple[str, ...]:
+        """Return the command line that runs ``command`` here."""
+        return ("ip", "netns", "exec", self.namespace, *command)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call ``function`` in a thread that lives in this host's namespace.
+
+        What it opens there (sockets, a TUN device) stays there.
+        """
+
+        def enter_and_call() -> T:
+            with (NAMESPACES / self.namespace).open() as namespace:
+                if _libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+                    code = ctypes.get_errno()
+                    raise OSError(code, os.strerror(code), self.namespace)
+            return function()
+
+        # The thread ends with the call: no other code ever runs in this namespace.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            return pool.submit(enter_and_call).result()
+
+    def socket(
+        self,
+        family: int = socket.AF_INET,
+        kind: int = socket.SOCK_DGRAM,
+        proto: int = 0,
+    ) -> socket.socket:
+        """Open a socket of this host in the calling process."""
+        return self.call(lambda: socket.socket(family, kind, proto))
+
+    def sysctl(self, name: str, value: object = None) -> str:
+        """Read ``net.ipv4.conf.all.rp_filter`` and the like; set it first if given.
+
+        A link whose name has a dot in it is written with a slash there.
+        """
+        path = Path("/proc/sys", name.translate(str.maketrans("./", "/.")))
+
+        def access() -> str:
+            if value is not None:
+                path.write_text(str(value))
+            return path.read_text().strip()
+
+        return self.call(access)
+
+    def snapshot(self) -> str:
+        """Return all that a tunnel could change here, as text to compare."""
+        commands = (
+            "ip addr",
+            "ip rule",
+            "ip -6 rule",
+            "ip route show table all",
+            "ip -6 route show table all",
+            "nft list ruleset",
+        )
+        parts = [f"# {text}\n{self.run(*text.split()).stdout}" for text in commands]
+        return "\n".join([*parts, "# sysctl", *self.call(_interface_sysctls)])
+
+    def lose(self, share: float, match: str = "") -> None:
+        """Drop this share (0 to 1) of arriving packets, or of those nft calls so.
+
+        0 ends it.  ``match`` is an nft expression such as ``udp dport 1234``.
+        """
+        rules = "add table inet lab_loss; delete table inet lab_loss\n"
+        if share:
+            rules += (
+                "add table inet lab_loss\n"
+                "add chain inet lab_loss arriving"
+                " { type filter hook prerouting priority -400; }\n"
+                f"add rule inet lab_loss arriving {match}"
+                f" numgen random mod 10000 <= {round(share * 10000) - 1} drop\n"
+            )
+        self.run("nft", "-f", "-", stdin=rules)
+
+    def limit_rate(self, megabits: float, port: str = "eth0") -> None:
+        """Let this host send at most so many Mbit/s on a link; 0 ends it."""
+        qdisc = ("tc", "qdisc", "replace", "dev", port, "root")
+        if megabits:
+            shape = f"tbf rate {megabits}mbit burst 64kb latency 50ms"
+            self.run(*qdisc, *shape.split())
+        else:
+            self.run("tc", "qdisc", "del", "dev", port, "root")
+
+    def end_processes(self) -> None:
+        """Kill whatever still runs here."""
+        _kill_all(self.namespace)
+        for process in self._processes:
+            with process:  # closes its pipes and waits for it
+                process.kill()
+        self._processes.clear()
+
+
+def _interface_sysctls() -> list[str]:
+    """Return ``path = value`` of every per-interface setting, sorted."""
+    lines = []
+    for folder in ("/proc/sys/net/ipv4/conf", "/proc/sys/net/ipv6/conf"):
+        for path in sorted(Path(folder).glob("*/*")):
+            try:
+                lines.append(f"{path} = {path.read_text().strip()}")
+            except OSError:
+                continue  # stable_secret cannot be read before it is set
+    return lines
+
+
+class Lab:
+    """Owner of hosts and links; as a context manager removes all of them again."""
+
+    def __init__(self, *, keep: bool = False) -> None:
+        """Make an empty lab; ``keep``: let it outlive this process, see ``remove``.
+
+        What killed runs left behind is removed first.
+        """
+        if os.geteuid() != 0:
+            raise LabError("hosts as network namespaces need root; run it with sudo")
+        self._keep = keep
+        self._hosts: list[Host] = []
+        remove(_is_abandoned)
+        owner = "keep" if keep else os.getpid()
+        self.name = f"at-{owner}-{secrets.token_hex(3)}"
+        self.directory = DIRECTORIES / self.name
+        self.directory.mkdir(mode=0o700, parents=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self._keep or error is not None:
+            self.close()
+
+    def close(self) -> None:
+        """Remove all hosts and their files, and end what runs on them."""
+        for host in self._hosts:
+            host.end_processes()
+        self._hosts.clear()
+        remove(lambda name, _: name == self.name)
+
+    def host(self, name: str) -> Host:
+        """Add a host without links; its reverse-path filter is strict."""
+        directory = self.directory / name
+        directory.mkdir()
+        host = Host(name, f"{self.name}-{name}", directory)
+        _ip("netns", "add", host.namespace)
+        self._hosts.append(host)
+        for scope in ("all", "default"):
+            host.sysctl(f"net.ipv4.conf.{scope}.rp_filter", 1)
+            # Usable at once, not after a second of asking who else has the address.
+            host.sysctl(f"net.ipv6.conf.{scope}.accept_dad", 0)
+        _ip("-n", host.namespace, "link", "set", "lo", "up")
+        return host
+
+    def connect(self, left: Host, right: Host, *, mtu: int = 1500) -> tuple[str, str]:
+        """Join two hosts by a link without addresses; return the names of its ends."""
+        ends = left, right
+        ports = f"eth{len(left.ports)}", f"eth{len(right.ports)}"
+        sides = [
+            ("name", port, "mtu", str(mtu), "netns", host.namespace)
+            for host, port in zip(ends, ports, strict=True)
+        ]
+        _ip("link", "add", *sides[0], "type", "veth", "peer", *sides[1])
+        for host, port in zip(ends, ports, strict=True):
+            host.ports.append(port)
+            _ip("-n", host.namespace, "link", "set", port, "up")
+        return ports
+
+    def lan(self, count: int = 2, *, mtu: int = 1500) -> list[Host]:
+        """Add vm1, vm2 ... on one Ethernet: 192.168.10.60 and fd00:10::60 onwards.
+
+        Two hosts have one link between them, more have a switch.
+        """
+        hosts = [self.host(f"vm{number}") for number in range(1, count + 1)]
+        if count == 2:
+            self.connect(*hosts, mtu=mtu)
+        else:
+            self._plug_into_switch(hosts, mtu)
+        for number, host in enumerate(hosts):
+            _assign(host, "eth0", 10, 60 + number)
+        return hosts
+
+    def chain(self, routers: int = 1, *, mtu: int = 1500) -> list[Host]:
+        """Add vm1 - r1 - r2 ... - vm2, each link a network, routers forwarding.
+
+        vm1 is 192.168.10.60 and vm2 has 61 in the last network, 192.168.(10+n).0;
+        on the links between, the left end has 1 and the right end 2.
+        """
+        names = ["vm1", *(f"r{number}" for number in range(1, routers + 1)), "vm2"]
+        hosts = [self.host(name) for name in names]
+        last = len(hosts) - 1
+        for number in range(last):
+            left, right = hosts[number : number + 2]
+            ports = self.connect(left, right, mtu=mtu)
+            _assign(left, ports[0], 10 + number, 60 if number == 0 else 1)
+            _assign(right, ports[1], 10 + number, 61 if number + 1 == last else 2)
+        _route_chain(hosts)
+        return hosts
+
+    def _plug_into_switch(self, hosts: Sequence[Host], mtu: int) -> None:
+        switch = self.host("switch")
+        _ip("-n", switch.namespace, "link", "add", "br0", "type", "bridge")
+        _ip("-n", switch.namespace, "link", "set", "br0", "up")
+        for host in hosts:
+            _, port = self.connect(host, switch, mtu=mtu)
+            _ip("-n", switch.namespace, "link", "set", port, "master", "br0")
+
+
+def _assign(host: Host, port: str, network: int, number: int) -> None:
+    """Give a link its addresses and wait until it can be used."""
+    address, address6 = f"192.168.{network}.{number}", f"fd00:{network}::{number}"
+    _ip("-n", host.namespace, "addr", "add", f"{address}/24", "dev", port)
+    _ip("-n", host.namespace, "addr", "add", f"{address6}/64", "dev", port)
+    host.address, host.address6 = host.address or address, host.address6 or address6
+    # The kernel adds the link-local address when both ends are up, a moment later; a
+    # snapshot taken before would differ from one taken after.
+    usable = f"-n {host.namespace} -6 addr show dev {port} scope link -tentative"
+    wait_until(lambda: _ip(*usable.split()), f"{host.name}: link-local address")
+
+
+def _route_chain(hosts: Sequence[Host]) -> None:
+    """Lead every network of a chain over the neighbour that is nearer to it."""
+    last = len(hosts) - 1
+    for position, host in enumerate(hosts):
+        if 0 < position < last:
+            host.sysctl("net.ipv4.ip_forward", 1)
+            host.sysctl("net.ipv6.conf.all.forwarding", 1)
+        for link in range(last):
+            if link < position - 1:
+                near, number = position - 1, 1
+            elif link > position:
+                near, number = position, 2
+            else:
+                continue  # one of its own links
+            for net, via in (
+                (f"192.168.{10 + link}.0/24", f"192.168.{10 + near}.{number}"),
+                (f"fd00:{10 + link}::/64", f"fd00:{10 + near}::{number}"),
+            ):
+                _ip("-n", host.namespace, "route", "add", net, "via", via)
+
+
+def remove(wanted: Callable[[str, str], bool]) -> list[str]:
+    """Remove the labs for which ``wanted(name, owner)`` holds; return their names."""
+    removed = set()
+    for place in (NAMESPACES, DIRECTORIES):
+        for path in place.iterdir() if place.is_dir() else ():
+            match = _LAB_NAME.fullmatch(path.name)
+            if match is None or not wanted(match[1], match[2]):
+                continue
+            removed.add(match[1])
+            if place == NAMESPACES:
+                _kill_all(path.name)
+                # May be gone already: two labs can start at the same time.
+                _execute(("ip", "netns", "del", path.name), check=False)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+    return sorted(removed)
+
+
+def _is_abandoned(_name: str, owner: str) -> bool:
+    return owner != "keep" and not Path("/proc", owner).exists()
+
+
+def _kill_all(namespace: str) -> None:
+    pids = _execute(("ip", "netns", "pids", namespace), check=False).stdout
+    for pid in pids.split():
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it was faster
+
+
+class Daemon:
+    """``alpha-trio run`` on a host, with its own socket, state, config file and log.
+
+    As a context manager it starts, and at the end stops and insists on exit code 0.
+    """
+
+    def __init__(self, host: Host, *arguments: str, config: str = "") -> None:
+        """Prepare it; ``arguments`` go to ``run``, ``config`` is the config file."""
+        self.host = host
+        self.arguments = arguments
+        self.config_file = host.directory / "alpha-trio.toml"
+        self.config_file.write_text(config)
+        self.log_file = host.directory / "log"
+        self.environment = {
+            "ALPHA_TRIO_SOCKET": str(host.directory / "run" / "control.sock"),
+            "ALPHA_TRIO_STATE": str(host.directory / "state"),
+        }
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._process is None:
+            return
+        code = self.stop()
+        if code != 0 and error is None:
+            raise self._error(f"ended with {code}")
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running daemon."""
+        return self._running().pid
+
+    @property
+    def log(self) -> str:
+        """All it has written to stderr, restarts included."""
+        return self.log_file.read_text(errors="replace")
+
+    def start(self, timeout: float = 10) -> None:
+        """Start it, again if need be, and wait until it answers commands."""
+        command = (str(PROGRAM), "run", "--config", str(self.config_file))
+        with self.log_file.open("a") as log:
+            self._process = self.host.popen(
+                *command,
+                *self.arguments,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                detached=True,
+            )
+        wait_until(self._has_answered, f"{self.host.name}: daemon's answer", timeout)
+
+    def _has_answered(self) -> bool:
+        if self._running().poll() is not None:
+            raise self._error("did not start")
+        with socket.socket(socket.AF_UNIX) as control:
+            if control.connect_ex(self.environment["ALPHA_TRIO_SOCKET"]) != 0:
+                return False
+        return self.cli("status", check=False).returncode == 0
+
+    def stop(self, timeout: float = 10) -> int:
+        """End it by SIGTERM and return its exit code; LabError after ``timeout`` s."""
+        process = self._running()
+        process.terminate()
+        try:
+            return process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise self._error(f"did not stop in {timeout:g} s") from error
+        finally:
+            self._process = None
+
+    def kill9(self) -> None:
+        """End it without any chance to tidy up."""
+        process = self._running()
+        process.kill()
+        process.wait()
+        self._process = None
+
+    def reload(self, config: str) -> None:
+        """Replace its config file and send SIGHUP."""
+        self.config_file.write_text(config)
+        self._running().send_signal(signal.SIGHUP)
+
+    def cli(
+        self, *arguments: str, check: bool = True, timeout: float = 30
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``alpha-trio ARGUMENTS`` on its host against this daemon."""
+        return self.host.run(
+            str(PROGRAM),
+            *arguments,
+            check=check,
+            timeout=timeout,
+            env=self.environment,
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Return ``status --json``."""
+        answer: dict[str, Any] = json.loads(self.cli("status", "--json").stdout)
+        return answer
+
+    def wait_log(self, text: str, *, since: int = 0, timeout: float = 10) -> None:
+        """Wait until ``text`` is in the log, from character ``since`` on."""
+        what = f"{self.host.name}: {text!r} in the log"
+        wait_until(lambda: text in self.log[since:], what, timeout)
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            raise LabError(f"{self.host.name}: daemon does not run")
+        return self._process
+
+    def _error(self, what: str) -> LabError:
+        tail = "\n".join(self.log.splitlines()[-20:])
+        return LabError(f"{self.host.name}: daemon {what}\n{tail}")
+
+
+def shell_command(host: Host, daemon: Daemon | None = None) -> str:
+    """Return what a person types to work on this host."""
+    settings = {**daemon.environment} if daemon else {}
+    settings["PATH"] = f"{PROGRAM.parent}:$PATH"
+    words = " ".join(f"{name}={value}" for name, value in settings.items())
+    return f"ip netns exec {host.namespace} env {words} sh"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Build two hosts that stay, or remove those that stayed."""
+    if not arguments:
+        return _up()
+    if list(arguments) == ["down"]:
+        names = remove(lambda _, owner: owner == "keep")
+        print(f"Removed: {', '.join(names) or 'nothing, there were no hosts'}")
+        return 0
+    print(
+        f"tools/lab: {' '.join(arguments)}: not known; say tools/lab or tools/lab down",
+        file=sys.stderr,
+    )
+    return 2
+
+
+def _up() -> int:
+    with Lab(keep=True) as lab:
+        for host in lab.lan(2):
+            print(f"{host.name} is {host.address} and {host.address6}.  To work on it:")
+            print(f"  {shell_command(host)}")
+    print("To remove both:\n  tools/lab down")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except LabError as error:
+        sys.exit(f"tools/lab: {error}")

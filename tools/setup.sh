@@ -1,0 +1,60 @@
+# Sourced by the other tools, which set ROOT.  set_up makes what they need on a fresh
+# clone: Debian packages where commands are missing, and a virtual environment in
+# .venv, whose interpreter is then PYTHON.
+
+fail() {
+    echo "$(basename "$0"): $*" >&2
+    exit 1
+}
+
+need_root() {
+    [ "$(id -u)" = 0 ] ||
+        fail "needs root, to make hosts as network namespaces: run sudo $0"
+}
+
+# Debian packages whose command is not there.
+missing_packages() {
+    for pair in python3:python3 ip:iproute2 nft:nftables iptables:iptables \
+        iperf3:iperf3 tcpdump:tcpdump ping:iputils-ping nc:netcat-openbsd; do
+        command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
+    done
+    python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+}
+
+install_packages() {
+    # nft, tcpdump and others may be out of an ordinary user's PATH.
+    PATH=$PATH:/usr/sbin:/sbin
+    packages=$(missing_packages | tr '\n' ' ')
+    [ -n "$packages" ] || return 0
+    command -v apt-get >/dev/null ||
+        fail "please install what has the commands of Debian's $packages"
+    [ "$(id -u)" = 0 ] || fail "please install: sudo apt-get install $packages"
+    echo "Installing $packages"
+    export DEBIAN_FRONTEND=noninteractive
+    # Only its own words when it fails: a successful run of apt-get says nothing new.
+    for step in update "install --yes --no-install-recommends $packages"; do
+        # shellcheck disable=SC2086  # words on purpose
+        output=$(apt-get -qq $step 2>&1) || fail "apt-get $step failed: $output"
+    done
+}
+
+# Up to date means: made for this place from this pyproject.toml.
+make_environment() {
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "needs Python 3.11 or newer, this is $(python3 --version)"
+    venv=$ROOT/.venv
+    wanted=$({ echo "$ROOT"; cat "$ROOT/pyproject.toml"; } | sha256sum)
+    [ "$(cat "$venv/stamp" 2>/dev/null)" = "$wanted" ] && return
+    echo "Making the virtual environment $venv"
+    python3 -m venv --clear "$venv" || fail "python3 -m venv $venv failed"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --root-user-action \
+        ignore --editable "$ROOT[dev]" || fail "pip install failed, see above"
+    echo "$wanted" >"$venv/stamp"
+}
+
+set_up() {
+    install_packages
+    make_environment
+    PYTHON=$ROOT/.venv/bin/python
+    export PYTHONPATH="$ROOT"
+}
