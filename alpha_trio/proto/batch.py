@@ -1,0 +1,196 @@
+"""The words between core and edge: what to send, what to deliver, what happened.
+
+The core never does anything; it writes into an :class:`Outbox` what should be
+done, and the daemon does it.  Everything the kernel hands over or takes comes in
+runs of equal-sized datagrams, so a run is the unit here and no object exists per
+packet.
+
+Buffers in an Outbox are *borrowed*: they are views of the TUN or UDP receive
+buffer and hold only until the daemon has flushed, which it does before it reads
+again.  Whoever wants to keep bytes longer copies them.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from attrs import Factory, define, frozen
+
+Buffer = bytes | bytearray | memoryview
+Remote = tuple[Any, ...]
+"""A peer's UDP address as the socket gives it: (host, port) or, for IPv6,
+(host, port, flow, scope)."""
+
+# One UDP_SEGMENT send: 64 datagrams are what every kernel with the option takes
+# (128 since Linux 6.9), 65,507 bytes are what IPv4 leaves in a UDP datagram.
+MAX_DATAGRAMS = 64
+MAX_SEND_BYTES = 65_507
+
+
+class Drop(StrEnum):
+    """Why a packet was not passed on.  Each lost packet counts under exactly one."""
+
+    # From the TUN, on the way out
+    NO_PEER = "no-peer"  # no peer owns the destination
+    MULTICAST = "multicast"  # multicast and broadcast stay on the link
+    NOT_IP = "not-ip"  # neither IPv4 nor IPv6, or cut short
+    LOOP = "loop"  # our own outer datagram came back to us
+    TOO_BIG = "too-big"  # larger than the path to the peer takes
+    QUEUE_FULL = "queue-full"  # waited for the handshake, pushed out by newer ones
+    NO_SESSION = "no-session"  # waited for a handshake that was given up
+    SEND_FAILED = "send-failed"  # the kernel refused the datagram
+    # From the network, on the way in
+    MALFORMED = "malformed"  # no message of ours, or cut short
+    VERSION = "version"  # another version of the protocol
+    STRANGER = "stranger"  # a handshake from no configured peer
+    UNKNOWN_ID = "unknown-id"  # for a connection we do not have
+    WRONG_ADDRESS = "wrong-address"  # right connection, another sender address
+    BAD_PROOF = "bad-proof"  # a handshake message that does not fit its handshake
+    REPLAYED = "replayed"  # seen before, or too old to tell
+    WRONG_SOURCE = "wrong-source"  # inner source outside the peer's prefixes
+    TUN_REFUSED = "tun-refused"  # the kernel did not take the packet
+
+
+class EventKind(StrEnum):
+    """What the log and ``monitor`` tell about."""
+
+    SYN_SENT = "syn-sent"
+    SYN_RECEIVED = "syn-received"
+    ACK_RECEIVED = "ack-received"
+    ESTABLISHED = "established"  # as responder, by the ACKACK
+    CONFIRMED = "confirmed"  # as responder, by the first packet: the ACKACK was lost
+    GAVE_UP = "gave-up"
+    SILENT = "silent"  # nothing heard for 15 s although we sent
+    EXPIRED = "expired"
+    KNOCK = "knock"
+    WRONG_ADDRESS = "wrong-address"
+
+
+@frozen
+class Event:
+    """Something a person may want to know, at the moment it happened."""
+
+    kind: EventKind
+    peer: str | None = None
+    remote: Remote | None = None
+    count: int = 1
+
+
+@define(eq=False)
+class Counters:
+    """Inner IP packets and bytes of one peer, and what was dropped.
+
+    A super-packet counts as its segments, so that tx here equals rx at the other
+    end when nothing is lost.  Bytes are those of the inner IP packets.
+    """
+
+    tx_packets: int = 0
+    tx_bytes: int = 0
+    rx_packets: int = 0
+    rx_bytes: int = 0
+    drops: dict[Drop, int] = Factory(dict)
+
+    def drop(self, reason: Drop, packets: int = 1) -> None:
+        """Count ``packets`` as lost for ``reason``."""
+        self.drops[reason] = self.drops.get(reason, 0) + packets
+
+
+@define(eq=False)
+class Send:
+    """Datagrams for one UDP_SEGMENT send: all ``stride`` bytes but the last."""
+
+    remote: Remote
+    local: bytes  # our address to send from, as the socket reported it; b"": any
+    counters: Counters
+    stride: int  # bytes
+    parts: list[Buffer] = Factory(list)  # ``width`` buffers for every datagram
+    width: int = 1
+    count: int = 0  # datagrams
+    size: int = 0  # bytes in all
+    packets: int = 0  # inner packets
+    packet_bytes: int = 0  # inner bytes
+    closed: bool = False  # a shorter datagram ended it
+
+    def datagrams(self) -> list[list[Buffer]]:
+        """The parts, datagram by datagram, for a kernel without UDP_SEGMENT."""
+        step = self.width
+        return [self.parts[i : i + step] for i in range(0, len(self.parts), step)]
+
+
+@define(eq=False)
+class Deliver:
+    """One write to the TUN: virtio header and headers, then payload pieces."""
+
+    parts: list[Buffer]
+    counters: Counters
+    packets: int
+    packet_bytes: int
+
+
+@define(eq=False)
+class Outbox:
+    """What the core wants done, in order."""
+
+    sends: list[Send] = Factory(list)
+    delivers: list[Deliver] = Factory(list)
+    events: list[Event] = Factory(list)
+
+    def send(
+        self,
+        remote: Remote,
+        local: bytes,
+        counters: Counters,
+        parts: list[Buffer],
+        *,
+        width: int,
+        stride: int,
+        last: int,
+        packets: int = 0,
+        packet_bytes: int = 0,
+    ) -> None:
+        """Add datagrams of ``stride`` bytes, the last one of ``last`` bytes.
+
+        They join the run before them where one system call can take both.
+        ``parts`` holds ``width`` buffers for every datagram, at most
+        ``MAX_DATAGRAMS`` datagrams and ``MAX_SEND_BYTES`` bytes.
+        """
+        # hot path: once per super-packet, or per small packet
+        count = len(parts) // width
+        size = (count - 1) * stride + last
+        run = self.sends[-1] if self.sends else None
+        if (
+            run is None
+            or run.closed
+            or run.width != width
+            or run.count + count > MAX_DATAGRAMS
+            or run.size + size > MAX_SEND_BYTES
+            or not (run.stride == stride or (count == 1 and last < run.stride))
+            or run.counters is not counters
+            or run.remote != remote
+            or run.local != local
+        ):
+            run = Send(remote, local, counters, stride, width=width)
+            self.sends.append(run)
+        run.parts += parts
+        run.count += count
+        run.size += size
+        run.packets += packets
+        run.packet_bytes += packet_bytes
+        run.closed = last < run.stride
+
+    def deliver(
+        self, parts: list[Buffer], counters: Counters, packets: int, packet_bytes: int
+    ) -> None:
+        """Add one packet or super-packet for the TUN."""
+        self.delivers.append(Deliver(parts, counters, packets, packet_bytes))
+
+    def tell(
+        self,
+        kind: EventKind,
+        peer: str | None = None,
+        remote: Remote | None = None,
+        count: int = 1,
+    ) -> None:
+        """Add an event for the log and for ``monitor``."""
+        self.events.append(Event(kind, peer, remote, count))

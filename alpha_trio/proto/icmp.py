@@ -1,0 +1,78 @@
+"""The ICMP errors that tell an inner sender why its packet went no further.
+
+RFC 792 and RFC 1191 for IPv4, RFC 4443 for IPv6.  The answer comes from the
+address the packet was sent to: we have none of our own that the sender knows.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from struct import Struct
+
+from alpha_trio.proto.frames import checksum
+
+_IPV4 = Struct("!BBHHHBBH4s4s")
+_IPV6 = Struct("!IHBB16s16s")
+_ICMP = Struct("!BBHI")
+
+_PROTOCOL_ICMP, _PROTOCOL_ICMPV6 = 1, 58
+_TTL = 64
+_V4_QUOTE = 548  # RFC 1812 4.3.2.3: the whole answer stays within 576 bytes
+_V6_QUOTE = 1232  # RFC 4443 2.4 (c): the whole answer stays within 1,280 bytes
+# RFC 1122 3.2.2 and RFC 4443 2.4 (e): no error about an error, or storms follow.
+_V4_QUERIES = frozenset({0, 8, 13, 14, 17, 18})
+_V6_FIRST_QUERY = 128
+
+
+class Problem(Enum):
+    """ICMP type and code: for IPv4, for IPv6."""
+
+    UNREACHABLE = ((3, 1), (1, 3))  # host unreachable, address unreachable
+    TOO_BIG = ((3, 4), (2, 0))  # fragmentation needed, packet too big
+
+
+def error(packet: memoryview, problem: Problem, mtu: int = 0) -> bytes | None:
+    """The ICMP error to write to the TUN for ``packet``, an IP packet read there.
+
+    ``mtu`` is the largest inner packet that would have fitted (TOO_BIG only).
+    None where the RFCs want silence: about ICMP errors, fragments that are not
+    the first, and, for TOO_BIG, IPv4 packets that allow fragmentation.
+    """
+    if packet[0] >> 4 == 4:
+        return _error_v4(packet, problem, mtu)
+    return _error_v6(packet, problem, mtu)
+
+
+def _error_v4(packet: memoryview, problem: Problem, mtu: int) -> bytes | None:
+    header = (packet[0] & 0xF) * 4
+    fragment = int.from_bytes(packet[6:8])
+    if fragment & 0x1FFF:
+        return None
+    if problem is Problem.TOO_BIG and not fragment & 0x4000:
+        return None
+    if packet[9] == _PROTOCOL_ICMP and packet[header] not in _V4_QUERIES:
+        return None
+    kind, code = problem.value[0]
+    quote = bytes(packet[:_V4_QUOTE])
+    body = _ICMP.pack(kind, code, checksum(_ICMP.pack(kind, code, 0, mtu) + quote), mtu)
+    length = _IPV4.size + len(body) + len(quote)
+    source, destination = bytes(packet[12:16]), bytes(packet[16:20])
+
+    def ip(check: int) -> bytes:
+        fields = (0x45, 0xC0, length, 0, 0, _TTL, _PROTOCOL_ICMP, check)
+        return _IPV4.pack(*fields, destination, source)
+
+    return ip(checksum(ip(0))) + body + quote
+
+
+def _error_v6(packet: memoryview, problem: Problem, mtu: int) -> bytes | None:
+    if packet[6] == _PROTOCOL_ICMPV6 and packet[40] < _V6_FIRST_QUERY:
+        return None
+    kind, code = problem.value[1]
+    quote = bytes(packet[:_V6_QUOTE])
+    source, destination = bytes(packet[8:24]), bytes(packet[24:40])
+    length = _ICMP.size + len(quote)
+    pseudo = destination + source + length.to_bytes(4) + _PROTOCOL_ICMPV6.to_bytes(4)
+    check = checksum(pseudo + _ICMP.pack(kind, code, 0, mtu) + quote)
+    fields = (6 << 28, length, _PROTOCOL_ICMPV6, _TTL, destination, source)
+    return _IPV6.pack(*fields) + _ICMP.pack(kind, code, check, mtu) + quote

@@ -1,0 +1,351 @@
+"""The peer table: by name, by connection id, by address, by prefix, by deadline.
+
+Every task of the daemon works on this one table.  There is no lock: all methods
+are synchronous and there is one thread, so between two awaits nobody sees it
+half updated.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from heapq import heappop, heappush
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from itertools import count
+from math import inf
+from struct import Struct
+
+from attrs import define, field
+
+from alpha_trio.proto import frames, icmp
+from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Remote
+from alpha_trio.proto.handshake import RandomBytes
+from alpha_trio.proto.plain import PlainTransport
+from alpha_trio.proto.session import ConnectionIds, Session
+from alpha_trio.proto.wire import (
+    HEADER_SIZE,
+    ID_SIZE,
+    VERSION,
+    BadPacket,
+    Kind,
+    data_word,
+    parse_ack_untrusted,
+    parse_ackack_untrusted,
+    parse_syn_untrusted,
+)
+
+KNOCKING_HOSTS = 64
+"""Strangers remembered for ``status``; the one that knocked longest ago goes."""
+
+_CACHED_LOOKUPS = 4096
+
+_WORD = Struct("!Q")
+_PORTS = Struct("!HH")
+
+IPNetwork = IPv4Network | IPv6Network
+
+
+@define(eq=False)
+class Prefixes:
+    """Longest prefix match from packed addresses (4 or 16 bytes) to sessions."""
+
+    levels: list[tuple[int, int, dict[int, Session]]] = field(factory=list)
+    """(address bytes, prefix length, network number -> session), longest first."""
+    cache: dict[bytes, Session | None] = field(factory=dict)
+
+    def rebuild(self, owners: Iterable[tuple[Session, Iterable[IPNetwork]]]) -> None:
+        """Replace the whole content."""
+        levels: dict[tuple[int, int], dict[int, Session]] = {}
+        for session, prefixes in owners:
+            for prefix in prefixes:
+                size = prefix.max_prefixlen // 8
+                numbers = levels.setdefault((size, prefix.prefixlen), {})
+                shift = prefix.max_prefixlen - prefix.prefixlen
+                numbers[int(prefix.network_address) >> shift] = session
+        self.levels = [
+            (*key, levels[key]) for key in sorted(levels, key=lambda k: -k[1])
+        ]
+        self.cache.clear()
+
+    def owner(self, address: bytes) -> Session | None:
+        """The session with the longest prefix that holds ``address``."""
+        try:
+            return self.cache[address]  # hot path
+        except KeyError:
+            pass
+        session = self._search(address)
+        if len(self.cache) >= _CACHED_LOOKUPS:
+            self.cache.clear()
+        self.cache[address] = session
+        return session
+
+    def _search(self, address: bytes) -> Session | None:
+        number, bits = int.from_bytes(address), 8 * len(address)
+        for size, length, numbers in self.levels:
+            if size == len(address):
+                session = numbers.get(number >> (bits - length))
+                if session is not None:
+                    return session
+        return None
+
+
+@define(eq=False)
+class PeerTable:
+    """All peers, and the two ways through them: ``outgoing`` and ``incoming``."""
+
+    port: int  # our own UDP port, to tell our datagrams when they loop
+    random: RandomBytes
+    sessions: dict[str, Session] = field(factory=dict)
+    counters: Counters = field(factory=Counters)  # what belongs to no peer
+    knocking: OrderedDict[str, int] = field(factory=OrderedDict)  # host -> SYNs
+
+    _prefixes_of: dict[str, tuple[IPNetwork, ...]] = field(factory=dict)
+    _prefixes: Prefixes = field(factory=Prefixes)
+    _by_id: dict[int, Session] = field(factory=dict)
+    _by_word: dict[int, tuple[Session, PlainTransport]] = field(factory=dict)
+    _by_remote: dict[tuple[str, int], Session] = field(factory=dict)
+    _by_host: dict[str, list[Session]] = field(factory=dict)
+    _endpoints: set[bytes] = field(factory=set)  # packed address and port
+    _heap: list[tuple[float, int, Session]] = field(factory=list)
+    _planned: dict[Session, float] = field(factory=dict)
+    _order: count[int] = field(factory=count)
+
+    # -- configuration -------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        remotes: Sequence[Remote],
+        prefixes: Iterable[IPNetwork],
+        keepalive: float = 0.0,
+    ) -> Session:
+        """Enter a new peer; whether names or prefixes clash is for the caller."""
+        ids = ConnectionIds(self._take_id, self._free_id, self._bind)
+        session = Session(name, ids, self.random, self._prefixes.owner)
+        self.sessions[name] = session
+        self.configure(session, remotes, prefixes, keepalive)
+        return session
+
+    def configure(
+        self,
+        session: Session,
+        remotes: Sequence[Remote],
+        prefixes: Iterable[IPNetwork],
+        keepalive: float = 0.0,
+    ) -> None:
+        """Change a peer's endpoints, prefixes and keepalive; its session lives on."""
+        session.remotes = tuple(remotes)
+        session.keepalive = keepalive
+        session.wake = min(session.wake, session.next_wake())
+        self._prefixes_of[session.name] = tuple(prefixes)
+        self._index()
+        self._plan(session)
+
+    def remove(self, name: str) -> None:
+        """Forget a peer, its session, and what waited for it."""
+        session = self.sessions.pop(name)
+        session.reset()
+        del self._prefixes_of[name]
+        self._planned.pop(session, None)
+        self._index()
+
+    def _index(self) -> None:
+        owned = self._prefixes_of
+        self._prefixes.rebuild((s, owned[name]) for name, s in self.sessions.items())
+        self._by_remote.clear()
+        self._by_host.clear()
+        self._endpoints.clear()
+        for session in self.sessions.values():
+            for host, port, *_ in session.remotes:
+                self._by_remote[host, port] = session
+                self._by_host.setdefault(host, []).append(session)
+                packed = ip_address(host.partition("%")[0]).packed
+                self._endpoints.add(packed + port.to_bytes(2))
+
+    def _take_id(self, session: Session) -> int:
+        while True:
+            chosen = int.from_bytes(self.random(ID_SIZE))
+            if chosen and chosen not in self._by_id:
+                self._by_id[chosen] = session
+                return chosen
+
+    def _free_id(self, connection_id: int) -> None:
+        self._by_id.pop(connection_id, None)
+        self._by_word.pop(data_word(connection_id), None)
+
+    def _bind(self, session: Session, transport: PlainTransport) -> None:
+        self._by_word[data_word(transport.local_id)] = session, transport
+
+    # -- from the TUN to the network -----------------------------------------
+
+    def outgoing(self, frame: memoryview, now: float, out: Outbox) -> None:
+        """Take one TUN frame (virtio header and packet, borrowed) on its way out."""
+        packet = frame[frames.VIRTIO_SIZE :]
+        size = len(packet)
+        version = packet[0] >> 4 if size else 0
+        if version == 4 and size >= 20:
+            destination = bytes(packet[16:20])
+            udp, multicast = packet[9] == 17, destination[0] >= 0xE0
+        elif version == 6 and size >= 40:
+            destination = bytes(packet[24:40])
+            udp, multicast = packet[6] == 17, destination[0] == 0xFF
+        else:
+            self.counters.drop(Drop.NOT_IP)
+            return
+        session = self._prefixes.owner(destination)
+        if session is None:
+            self._refuse(packet, multicast, out)
+        elif udp and self._loops(packet, version, destination):
+            session.counters.drop(Drop.LOOP)
+        else:
+            session.outgoing(frame, now, out)
+            self._plan(session)
+
+    def _refuse(self, packet: memoryview, multicast: bool, out: Outbox) -> None:
+        if multicast:
+            self.counters.drop(Drop.MULTICAST)
+            return
+        self.counters.drop(Drop.NO_PEER)
+        answer = icmp.error(packet, icmp.Problem.UNREACHABLE)
+        if answer is not None:
+            out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
+
+    def _loops(self, packet: memoryview, version: int, destination: bytes) -> bool:
+        header = (packet[0] & 0xF) * 4 if version == 4 else 40
+        if len(packet) < header + 4:
+            return False
+        source_port, port = _PORTS.unpack_from(packet, header)
+        return (
+            source_port == self.port
+            and destination + port.to_bytes(2) in self._endpoints
+        )
+
+    # -- from the network to the TUN -----------------------------------------
+
+    def incoming(
+        self,
+        view: memoryview,
+        stride: int,
+        remote: Remote,
+        local: bytes,
+        now: float,
+        out: Outbox,
+    ) -> None:
+        """Take datagrams of one sender, ``stride`` bytes apart, borrowed.
+
+        ``local`` is the address of ours they were sent to, as the socket gave it.
+        """
+        at, end = 0, len(view)
+        while at < end:
+            if end - at < HEADER_SIZE:
+                self.counters.drop(Drop.MALFORMED)
+                return
+            found = self._by_word.get(_WORD.unpack_from(view, at)[0])
+            if found is not None:
+                session, transport = found
+                at += session.incoming(transport, view[at:], stride, remote, now, out)
+                self._plan(session)
+            else:
+                datagram = bytes(view[at : at + stride])
+                self._control_untrusted(datagram, remote, local, now, out)
+                at += stride
+
+    def _control_untrusted(
+        self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
+        if len(datagram) < HEADER_SIZE:
+            self.counters.drop(Drop.MALFORMED)
+        elif datagram[1] != VERSION:
+            self.counters.drop(Drop.VERSION)
+        elif datagram[0] == Kind.SYN:
+            self._on_syn_untrusted(datagram, remote, local, now, out)
+        elif datagram[0] in (Kind.ACK, Kind.ACKACK):
+            self._on_answer_untrusted(datagram, remote, local, now, out)
+        elif datagram[0] == Kind.DATA:
+            self._on_lost_data(remote, now)
+        else:
+            self.counters.drop(Drop.MALFORMED)
+
+    def _on_syn_untrusted(
+        self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
+        try:
+            syn = parse_syn_untrusted(datagram)
+        except BadPacket:
+            self.counters.drop(Drop.MALFORMED)
+            return
+        session = self._peer_at(remote)
+        if session is None:
+            self._knock(remote, out)
+            return
+        session.on_syn(syn, remote, local, now, out)
+        self._plan(session)
+
+    def _on_answer_untrusted(
+        self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
+        session = self._by_id.get(int.from_bytes(datagram[4:8]))
+        if session is None:
+            self.counters.drop(Drop.UNKNOWN_ID)
+        elif self._peer_at(remote) is not session:
+            session.note_wrong_address(remote, out)
+        else:
+            try:
+                if datagram[0] == Kind.ACK:
+                    ack = parse_ack_untrusted(datagram)
+                    session.on_ack_untrusted(ack, remote, local, now, out)
+                else:
+                    ackack = parse_ackack_untrusted(datagram)
+                    session.on_ackack_untrusted(ackack, now, out)
+            except BadPacket:
+                session.counters.drop(Drop.BAD_PROOF)
+            self._plan(session)
+
+    def _on_lost_data(self, remote: Remote, now: float) -> None:
+        self.counters.drop(Drop.UNKNOWN_ID)
+        session = self._peer_at(remote)
+        if session is not None:
+            session.hint(now)
+            self._plan(session)
+
+    def _peer_at(self, remote: Remote) -> Session | None:
+        """The peer configured for this address; behind NAT its port may differ."""
+        host, port = remote[:2]
+        session = self._by_remote.get((host, port))
+        if session is None:
+            there = self._by_host.get(host, ())
+            session = there[0] if len(there) == 1 else None
+        return session
+
+    def _knock(self, remote: Remote, out: Outbox) -> None:
+        self.counters.drop(Drop.STRANGER)
+        host = remote[0]
+        seen = self.knocking.pop(host, 0)
+        if not seen:
+            out.tell(EventKind.KNOCK, None, remote)
+            if len(self.knocking) >= KNOCKING_HOSTS:
+                self.knocking.popitem(last=False)
+        self.knocking[host] = seen + 1
+
+    # -- time ----------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        """When on_deadline should be called, in seconds; inf when nothing is due."""
+        return self._heap[0][0] if self._heap else inf
+
+    def _plan(self, session: Session) -> None:
+        # hot path: one look-up and one comparison
+        if session.wake < self._planned.get(session, inf):
+            self._planned[session] = session.wake
+            heappush(self._heap, (session.wake, next(self._order), session))
+
+    def on_deadline(self, now: float, out: Outbox) -> None:
+        """Let every session whose time has come do what is due."""
+        while self._heap and self._heap[0][0] <= now:
+            when, _, session = heappop(self._heap)
+            if self._planned.get(session) != when:
+                continue  # it was moved forward, or its peer removed
+            del self._planned[session]
+            session.on_deadline(now, out)
+            self._plan(session)

@@ -1,0 +1,182 @@
+"""The data path without authentication: number the bodies, send them, tell repeats.
+
+One DATA datagram is the header word, a packet counter, a frame word, and a body
+(see wire.py and frames.py); a DATA without a body is a keepalive.  The counter
+gives each datagram one chance, whatever the network repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import (
+    MAX_DATAGRAMS,
+    MAX_SEND_BYTES,
+    Buffer,
+    Counters,
+    Drop,
+    Outbox,
+    Remote,
+)
+from alpha_trio.proto.frames import (
+    FRAME_WORD_SIZE,
+    GSO_NONE,
+    Cut,
+    join_untrusted,
+)
+from alpha_trio.proto.replay import ReplayWindow
+from alpha_trio.proto.wire import DATA, DATA_SIZE, BadPacket, data_word
+
+OVERHEAD = DATA_SIZE + FRAME_WORD_SIZE
+"""Bytes between the UDP header and the inner packet."""
+
+_HEAD = Struct("!QQQ")  # header word, counter, frame word
+_GSO_SHIFT = 56
+
+OwnsSource = Callable[[Buffer], bool]
+"""May this peer send the inner packet that begins so?"""
+
+
+@define(eq=False)
+class PlainTransport:
+    """One established session's way to carry packets, both directions."""
+
+    local_id: int
+    remote_id: int
+    remote: Remote
+    local: bytes
+    heard: float  # when the last datagram of this session came, seconds
+    established: float
+    counter: int = 0
+    window: ReplayWindow = field(factory=ReplayWindow)
+    word_in: int = field(init=False)
+    word_out: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.word_in = data_word(self.local_id)
+        self.word_out = data_word(self.remote_id)
+
+    def outgoing(self, cut: Cut, out: Outbox, counters: Counters) -> None:
+        """Put the segments of ``cut`` into as few sends as the kernel allows."""
+        word, counter, frame = self.word_out, self.counter, cut.word
+        segments, headers = cut.segments, bytes(cut.headers)
+        count = len(segments)
+        self.counter += count
+        pack = _HEAD.pack
+        parts: list[Buffer] = [b""] * (2 * count)
+        numbers = range(count)
+        parts[::2] = [pack(word, counter + i, frame + i) + headers for i in numbers]
+        parts[1::2] = segments
+        fixed = _HEAD.size + len(headers)
+        stride = fixed + cut.segment_size
+        step = min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride)
+        for at in range(0, count, step):
+            until = min(at + step, count)
+            last = len(segments[until - 1])
+            packet_bytes = (until - at - 1) * cut.segment_size + last
+            out.send(
+                self.remote,
+                self.local,
+                counters,
+                parts[2 * at : 2 * until],
+                width=2,
+                stride=stride if until - at > 1 else fixed + last,
+                last=fixed + last,
+                packets=until - at,
+                packet_bytes=packet_bytes + (until - at) * len(headers),
+            )
+
+    def keepalive(self, out: Outbox, counters: Counters) -> None:
+        """An empty DATA: we are here, and our address is still this."""
+        parts: list[Buffer] = [DATA.pack(self.word_out, self.counter)]
+        self.counter += 1
+        size = DATA_SIZE
+        out.send(
+            self.remote, self.local, counters, parts, width=1, stride=size, last=size
+        )
+
+    def incoming(
+        self,
+        view: memoryview,
+        stride: int,
+        owns_source: OwnsSource,
+        out: Outbox,
+        counters: Counters,
+    ) -> tuple[int, bool]:
+        """Take the datagrams at the head of ``view`` that continue one another.
+
+        ``view`` begins with a DATA of this session; datagrams are ``stride``
+        bytes apart.  Returns how many bytes were consumed, at least one datagram,
+        and whether any of it was a fresh packet, not just a keepalive.
+        """
+        size = min(stride, len(view))
+        if size <= OVERHEAD:
+            return size, self._keepalive_untrusted(view[:size], counters)
+        # hot path: heads and bodies of all datagrams with consecutive counters
+        word, unpack = self.word_in, _HEAD.unpack_from
+        at, end = 0, len(view)
+        first = expected = DATA.unpack_from(view)[1]
+        frames: list[int] = []
+        bodies: list[Buffer] = []
+        while end - at > OVERHEAD:
+            word_in, counter, frame = unpack(view, at)
+            if word_in != word or counter != expected:
+                break
+            expected += 1
+            frames.append(frame)
+            bodies.append(view[at + OVERHEAD : at + stride])
+            at += stride
+        fresh = self.window.accept(first, len(frames))
+        if fresh + 1 != 1 << len(frames):
+            frames, bodies = self._only_fresh(fresh, frames, bodies, counters)
+        _deliver_untrusted(frames, bodies, owns_source, out, counters)
+        return min(at, end), bool(fresh)
+
+    def _keepalive_untrusted(self, datagram: memoryview, counters: Counters) -> bool:
+        if len(datagram) != DATA_SIZE:
+            counters.drop(Drop.MALFORMED)
+        elif not self.window.accept(DATA.unpack(datagram)[1], 1):
+            counters.drop(Drop.REPLAYED)
+        return False
+
+    def _only_fresh(
+        self, fresh: int, frames: list[int], bodies: list[Buffer], counters: Counters
+    ) -> tuple[list[int], list[Buffer]]:
+        counters.drop(Drop.REPLAYED, len(frames) - fresh.bit_count())
+        chosen = [i for i in range(len(frames)) if fresh >> i & 1]
+        return [frames[i] for i in chosen], [bodies[i] for i in chosen]
+
+
+def _deliver_untrusted(
+    frames: list[int],
+    bodies: list[Buffer],
+    owns_source: OwnsSource,
+    out: Outbox,
+    counters: Counters,
+) -> None:
+    """Join runs of consecutive segments and hand them to the TUN."""
+    at, count = 0, len(frames)
+    while at < count:
+        frame = frames[at]
+        until = at + 1
+        length = 0
+        if frame >> _GSO_SHIFT != GSO_NONE:
+            length = frame >> 48 & 0xFF
+            while until < count and frames[until] == frame + until - at:
+                until += 1
+        body = bodies[at]
+        if not owns_source(body):
+            counters.drop(Drop.WRONG_SOURCE, until - at)
+        else:
+            segments = [body, *[piece[length:] for piece in bodies[at + 1 : until]]]
+            try:
+                parts = join_untrusted(frame, segments)
+            except BadPacket:
+                counters.drop(Drop.MALFORMED, until - at)
+            else:
+                size = sum(map(len, bodies[at:until]))
+                out.deliver(parts, counters, until - at, size)
+        at = until
