@@ -19,6 +19,10 @@ class RoutingError(AlphaTrioError):
     """A rule, route, address or mark could not be set, or belongs to another."""
 
 
+class StateError(AlphaTrioError):
+    """Peers could not be read from, or saved in, the state directory."""
+
+
 class PeerError(AlphaTrioError):
     """A peer command cannot be carried out; nothing was changed."""
 
