@@ -1,0 +1,128 @@
+"""A node without a tunnel: the interface the control commands need, held in memory.
+
+``python -m tests.memory_node SOCKET`` serves one until it is told to stop.
+"""
+
+import sys
+from pathlib import Path
+
+import trio
+
+from alpha_trio import __version__
+from alpha_trio.commands import commands
+from alpha_trio.config import PeerSettings, Settings
+from alpha_trio.control import ControlServer, EventHub
+from alpha_trio.errors import ConfigError, PeerError, UnknownPeer
+
+
+class MemoryNode:
+    def __init__(self, socket: Path) -> None:
+        self.settings = Settings(socket=socket)
+        self.hub = EventHub()
+        self.subscribe = self.hub.subscribe
+        self.scope = trio.CancelScope()
+        self.reloaded: dict[str, list[str]] | ConfigError = {}
+        self.taken_over: list[str] = []
+        self.established: dict[str, trio.Event] = {}
+        self._peers: dict[str, tuple[PeerSettings, str]] = {}
+        self.document = {
+            "schema": 1,
+            "version": __version__,
+            "uptime_seconds": 12.3,
+            "interface": {
+                "name": "alpha0",
+                "mtu": 1400,
+                "offloads": {"tun": ["tso4"], "udp": ["segment", "gro"]},
+            },
+            "port": 1234,
+            "key": None,
+            "peers": [],
+            "knocking": [],
+            "relay": None,
+            "drops": {},
+            "health": [],
+        }
+
+    async def serve(self, *, task_status=trio.TASK_STATUS_IGNORED) -> None:
+        with self.scope:
+            server = ControlServer(self.settings, commands(self))
+            await server.run(task_status=task_status)
+
+    def status(self):
+        return self.document
+
+    def peers(self):
+        return list(self._peers.values())
+
+    async def add_peer(self, peer, take_over):
+        if (old := self._peers.get(peer.name)) is not None:
+            if old[0] == peer:
+                return False
+            raise PeerError(
+                f"peer {peer.name} exists with other settings: change it with "
+                f"'alpha-trio peers set {peer.name}'"
+            )
+        self._keep(peer, take_over)
+        self.hub.publish({"event": "peer-added", "peer": peer.name, "time": 1.0})
+        return True
+
+    async def set_peer(self, peer, take_over):
+        self._keep(peer, take_over)
+
+    def _keep(self, peer, take_over):
+        self._peers[peer.name] = (peer, "state")
+        self.established.setdefault(peer.name, trio.Event())
+        if take_over:
+            self.taken_over.append(peer.name)
+
+    async def remove_peer(self, name):
+        if self._peers.pop(name, None) is None:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            )
+
+    async def reload(self):
+        if isinstance(self.reloaded, ConfigError):
+            raise self.reloaded
+        return self.reloaded
+
+    async def wait_established(self, name):
+        if name not in self._peers:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            )
+        await self.established[name].wait()
+
+    def stop(self):
+        self.scope.cancel()
+
+
+def status_of(peer: PeerSettings, **values):
+    """The entry of one peer in the status document."""
+    return {
+        "name": peer.name,
+        "endpoint": f"{peer.endpoint}:{peer.port}",
+        "configured_endpoint": peer.endpoint,
+        "state": "idle",
+        "reason": None,
+        "mode": "plain",
+        "key": None,
+        "key_source": "none",
+        "latest_handshake_seconds": None,
+        "latest_receive_seconds": None,
+        "rtt_ms": None,
+        "mtu": 1400,
+        "allowed": [f"{peer.endpoint}/32"],
+        "tx_packets": 0,
+        "tx_bytes": 0,
+        "rx_packets": 0,
+        "rx_bytes": 0,
+        "rounds": {"n": 0, "c": 0, "m": 0, "cm": 0},
+        "associations": 0,
+        "elements_left": 0,
+        "drops": {},
+    } | values
+
+
+if __name__ == "__main__":
+    trio.run(MemoryNode(Path(sys.argv[1])).serve)
