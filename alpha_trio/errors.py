@@ -15,6 +15,10 @@ class StartError(AlphaTrioError):
     """The daemon cannot start: privileges, device, port, socket or name taken."""
 
 
+class DeviceLost(AlphaTrioError):
+    """The TUN device was deleted under the running daemon."""
+
+
 class RoutingError(AlphaTrioError):
     """A rule, route, address or mark could not be set, or belongs to another."""
 

@@ -147,6 +147,26 @@ def join_untrusted(word: int, segments: list[Buffer]) -> list[Buffer]:
     return [virtio + headers, first[length:], *segments[1:]]
 
 
+def finished(parts: list[Buffer]) -> list[Buffer]:
+    """The packets of a TUN frame, complete, for a device that does no batches.
+
+    ``parts`` is what :func:`join_untrusted` made: every piece one segment.
+    """
+    head = memoryview(parts[0])
+    flags, gso_type, _, size, start, offset = VIRTIO.unpack_from(head)
+    if gso_type == GSO_NONE:
+        packet = b"".join([head[VIRTIO_SIZE:], *parts[1:]])
+        if flags & NEEDS_CSUM:
+            packet = _complete_checksum(packet, start, offset)
+        return [packet]
+    packets: list[Buffer] = []
+    for number, piece in enumerate(parts[1:]):
+        headers = bytearray(head[VIRTIO_SIZE:])
+        _adjust(headers, gso_type, start, number, size, len(piece))
+        packets.append(_complete_checksum(headers + piece, start, offset))
+    return packets
+
+
 def _virtio_whole(start: int, offset: int) -> bytes:
     if not offset & _CSUM_FLAG:
         return _NO_GSO
@@ -224,7 +244,7 @@ def checksum(data: Buffer) -> int:
     return ~_sum(data) & 0xFFFF
 
 
-def _complete_checksum(packet: memoryview, start: int, offset: int) -> bytes:
+def _complete_checksum(packet: Buffer, start: int, offset: int) -> bytes:
     whole = bytearray(packet)
     _U16.pack_into(whole, start + offset, checksum(whole[start:]) or 0xFFFF)
     return bytes(whole)

@@ -1,0 +1,197 @@
+"""The TUN device: super-packets in and out, one system call each.
+
+The device is made by ``ioctl`` and lives as long as its file descriptor, so that
+it vanishes with the process, however that ends.  With ``IFF_VNET_HDR`` every read
+and write starts with a virtio header (see proto/frames.py), and with
+``TUNSETOFFLOAD`` the kernel may hand over up to 64 KiB of one flow at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from fcntl import ioctl
+from pathlib import Path
+from struct import Struct
+
+import trio
+from attrs import define, field
+
+from alpha_trio.config import Offload
+from alpha_trio.errors import DeviceLost, StartError
+from alpha_trio.proto import frames
+from alpha_trio.proto.batch import Buffer
+
+_DEVICE = "/dev/net/tun"
+_IFREQ = Struct("16sH22x")  # interface name, flags
+_TUNSETIFF = 0x400454CA
+_TUNSETOFFLOAD = 0x400454D0
+_IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
+_TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 0x01, 0x02, 0x04, 0x08
+_TUN_F_USO4, _TUN_F_USO6 = 0x20, 0x40  # since Linux 6.2
+
+_FRAME_ROOM = 65_536 + frames.VIRTIO_SIZE
+_BUFFER_SIZE = 1 << 20
+
+
+@define(eq=False)
+class Tun:
+    """An open TUN device.  Reads are views of one buffer; see ``start_batch``."""
+
+    name: str
+    offloads: tuple[str, ...] = ()  # what the kernel agreed to, for status
+    _fd: int = -1  # -1 when closed, so that a late call fails and hits no other file
+    _has_virtio: bool = False
+    _takes_uso: bool = False
+    _buffer: memoryview = field(factory=lambda: memoryview(bytearray(_BUFFER_SIZE)))
+    _filled: int = 0
+
+    @classmethod
+    def open(cls, name: str, disabled: Collection[Offload] = ()) -> Tun:
+        """Create the device ``name``, with every offload that is not ``disabled``.
+
+        Raises StartError with the remedy if that is not possible.
+        """
+        if Path("/sys/class/net", name).exists():
+            raise StartError(
+                f"an interface named {name} exists already: choose another one with "
+                f"--interface, or remove it with 'ip link delete {name}'"
+            )
+        tun = cls(name)
+        try:
+            tun._fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise _no_device(error) from None
+        try:
+            tun._attach(disabled)
+        except OSError as error:
+            tun.close()
+            raise _not_attached(name, error) from None
+        return tun
+
+    def _attach(self, disabled: Collection[Offload]) -> None:
+        flags = _IFF_TUN | _IFF_NO_PI
+        self._has_virtio = Offload.VNET_HDR not in disabled
+        if self._has_virtio:
+            flags |= _IFF_VNET_HDR
+        ioctl(self._fd, _TUNSETIFF, _IFREQ.pack(self.name.encode(), flags))
+        if self._has_virtio:
+            self._negotiate(disabled)
+
+    def _negotiate(self, disabled: Collection[Offload]) -> None:
+        """Ask for the most the kernel has; older ones refuse what they do not know."""
+        tcp = _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
+        udp = _TUN_F_USO4 | _TUN_F_USO6
+        for want_tcp, want_udp in ((True, True), (True, False), (False, False)):
+            use_tcp = want_tcp and Offload.TSO not in disabled
+            use_udp = want_udp and Offload.USO not in disabled
+            mask = _TUN_F_CSUM | (tcp if use_tcp else 0) | (udp if use_udp else 0)
+            try:
+                ioctl(self._fd, _TUNSETOFFLOAD, mask)
+            except OSError:
+                continue
+            self._takes_uso = use_udp
+            names = ["vnet-hdr", "csum"]
+            names += ["tso4", "tso6"] if use_tcp else []
+            names += ["uso4", "uso6"] if use_udp else []
+            self.offloads = tuple(names)
+            return
+        self.offloads = ("vnet-hdr",)
+
+    async def wait_readable(self) -> None:
+        """Wait until a packet is there.  A checkpoint; cancellation loses nothing."""
+        await trio.lowlevel.wait_readable(self._fd)
+
+    def start_batch(self) -> None:
+        """Reuse the buffer: views handed out so far hold no longer."""
+        self._filled = 0
+
+    def read_nowait(self) -> memoryview | None:
+        """The next frame (virtio header and packet), or None: none, or buffer full.
+
+        The view holds until ``start_batch``.  Raises DeviceLost if the interface
+        was deleted.
+        """
+        start = self._filled
+        room = self._buffer[start : start + _FRAME_ROOM]
+        if len(room) < _FRAME_ROOM:
+            return None
+        skip = 0 if self._has_virtio else frames.VIRTIO_SIZE
+        try:
+            size = os.readv(self._fd, [room[skip:]])
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise DeviceLost(_lost(self.name, error)) from None
+        if skip:
+            room[:skip] = bytes(skip)
+        self._filled = start + skip + size
+        return room[: skip + size]
+
+    def write_nowait(self, parts: list[Buffer]) -> bool:
+        """Write one frame; False if the kernel refuses it (it may be malformed).
+
+        Raises DeviceLost if the interface was deleted.
+        """
+        try:
+            if self._has_virtio and (self._takes_uso or not _is_uso(parts)):
+                os.writev(self._fd, parts)
+            else:
+                self._write_finished(parts)
+        except OSError as error:
+            if error.errno == errno.EBADFD:
+                raise DeviceLost(_lost(self.name, error)) from None
+            return False
+        return True
+
+    def _write_finished(self, parts: list[Buffer]) -> None:
+        head = bytes(frames.VIRTIO_SIZE) if self._has_virtio else b""
+        for packet in frames.finished(parts):
+            os.writev(self._fd, [head, packet])
+
+    def close(self) -> None:
+        """Close it: the interface is gone then.  May be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            with suppress(RuntimeError):  # outside of trio nobody can be waiting
+                trio.lowlevel.notify_closing(fd)
+            os.close(fd)
+
+
+def _is_uso(parts: list[Buffer]) -> bool:
+    return parts[0][1] == frames.GSO_UDP_L4
+
+
+def _no_device(error: OSError) -> StartError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return StartError(f"no permission to open {_DEVICE}: run as root")
+    return StartError(
+        f"cannot open {_DEVICE} ({error.strerror}): load the module with "
+        "'modprobe tun', or give the container this device"
+    )
+
+
+def _not_attached(name: str, error: OSError) -> StartError:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return StartError(
+            f"no permission to create the interface {name}: run as root, or grant "
+            "CAP_NET_ADMIN"
+        )
+    if error.errno == errno.EBUSY:
+        return StartError(
+            f"the interface {name} is in use by another process: choose another one "
+            "with --interface"
+        )
+    return StartError(
+        f"cannot create the interface {name} ({error.strerror}): choose another name "
+        "with --interface"
+    )
+
+
+def _lost(name: str, error: OSError) -> str:
+    return (
+        f"the interface {name} is gone ({error.strerror}): something deleted it; "
+        "start alpha-trio again"
+    )

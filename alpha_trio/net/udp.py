@@ -1,0 +1,268 @@
+"""The UDP sockets: many datagrams in one receive, many in one send.
+
+``UDP_GRO`` lets the kernel hand over a run of equal-sized datagrams of one sender
+as one buffer with a stride; ``UDP_SEGMENT`` takes such a run.  Either can be
+missing, in the kernel or on the way to one destination; then datagrams go one by
+one, and ``status`` says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from struct import Struct
+from typing import NamedTuple
+
+import trio
+from attrs import define, field
+
+from alpha_trio.config import Offload
+from alpha_trio.errors import StartError
+from alpha_trio.proto.batch import Remote, Send
+
+_log = logging.getLogger(__name__)
+
+_SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DO = 10, 23, 2
+_IP_PKTINFO = 8
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_BUFFER_BYTES = 8 << 20
+"""Kernel buffer per direction: what arrives in a millisecond must find room."""
+
+_DATAGRAM_ROOM = 1 << 16
+_ANCILLARY_ROOM = 128
+_UNSEGMENTED_KEPT = 1024
+_STRIDE = Struct("=H")
+_INT = Struct("=i")
+_LINK_LOCAL = b"\xfe\x80"
+
+# What a kernel says that cannot segment, or cannot on the way to this destination.
+_CANNOT_SEGMENT = frozenset({errno.EIO, errno.EINVAL, errno.ENOPROTOOPT})
+
+
+class Received(NamedTuple):
+    """Datagrams of one sender, ``stride`` bytes apart; borrowed until the next."""
+
+    view: memoryview
+    stride: int
+    remote: Remote
+    local: bytes
+
+
+@define(eq=False)
+class UdpSocket:
+    """A bound UDP socket of one address family."""
+
+    _socket: socket.socket
+    segments: bool  # whether UDP_SEGMENT is used
+    groups: bool  # whether UDP_GRO is used
+    _unsegmented: set[Remote] = field(factory=set)
+    _buffer: memoryview = field(factory=lambda: memoryview(bytearray(_DATAGRAM_ROOM)))
+
+    @classmethod
+    def open(
+        cls,
+        family: socket.AddressFamily,
+        port: int,
+        disabled: Collection[Offload] = (),
+    ) -> UdpSocket:
+        """Bind to ``port`` on all addresses.  Raises StartError if it is taken.
+
+        Raises OSError EAFNOSUPPORT or EADDRNOTAVAIL if the host has no such family.
+        """
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            _configure(sock)
+            sock.bind(("", port))
+        except OSError as error:
+            sock.close()
+            if error.errno == errno.EADDRINUSE:
+                raise StartError(
+                    f"UDP port {port} is taken by another process: choose another one "
+                    "with --port, or see 'ss -lunp'"
+                ) from None
+            raise
+        segments = Offload.SEGMENT not in disabled and _has(sock, _UDP_SEGMENT, 0)
+        groups = Offload.GRO not in disabled and _has(sock, _UDP_GRO, 1)
+        return cls(sock, segments, groups)
+
+    @property
+    def offloads(self) -> tuple[str, ...]:
+        """The batch facilities in use, for ``status``."""
+        used = (("segment", self.segments), ("gro", self.groups))
+        return tuple(name for name, on in used if on)
+
+    @property
+    def unsegmented(self) -> frozenset[Remote]:
+        """Destinations to which datagrams go one by one."""
+        return frozenset(self._unsegmented)
+
+    async def wait_readable(self) -> None:
+        """Wait until a datagram is there.  A checkpoint; cancelling loses nothing."""
+        await trio.lowlevel.wait_readable(self._socket)
+
+    async def wait_writable(self) -> None:
+        """Wait until the kernel takes datagrams again.  A checkpoint."""
+        await trio.lowlevel.wait_writable(self._socket)
+
+    def receive_nowait(self) -> Received | None:
+        """The next run of datagrams, or None; the view holds until the next call.
+
+        Errors that belong to earlier sends are skipped: they say nothing about
+        what arrives.
+        """
+        try:
+            size, ancillary, _, remote = self._socket.recvmsg_into(
+                [self._buffer], _ANCILLARY_ROOM
+            )
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                raise
+            return Received(self._buffer[:0], 1, ("", 0), b"")
+        stride, local = size, b""
+        for level, kind, data in ancillary:
+            if level == _SOL_UDP:
+                stride = _INT.unpack_from(data)[0]
+            elif kind == _IP_PKTINFO and level == socket.IPPROTO_IP:
+                local = bytes(4) + data[8:12] + bytes(4)
+            elif kind == socket.IPV6_PKTINFO:
+                scope = data[16:20] if data[:2] == _LINK_LOCAL else bytes(4)
+                local = data[:16] + scope
+        return Received(self._buffer[:size], stride, remote, local)
+
+    def send_nowait(self, send: Send) -> bool:
+        """Send a run; False if the kernel's buffer is full and nothing was sent.
+
+        Raises OSError if the kernel refuses it.
+        """
+        if send.count > 1 and (not self.segments or send.remote in self._unsegmented):
+            return self._send_singly(send)
+        ancillary = self._source(send.local)
+        if send.count > 1:
+            ancillary.append((_SOL_UDP, _UDP_SEGMENT, _STRIDE.pack(send.stride)))
+        try:
+            self._socket.sendmsg(send.parts, ancillary, 0, send.remote)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if send.count == 1 or error.errno not in _CANNOT_SEGMENT:
+                raise
+            self._stop_segmenting(send.remote, error)
+            return self._send_singly(send)
+        return True
+
+    def _send_singly(self, send: Send) -> bool:
+        ancillary = self._source(send.local)
+        for i, parts in enumerate(send.datagrams()):
+            try:
+                self._socket.sendmsg(parts, ancillary, 0, send.remote)
+            except BlockingIOError:
+                if i == 0:
+                    return False
+                # The rest goes later: what is left becomes the run to send.
+                del send.parts[: i * send.width]
+                send.count -= i
+                return False
+        return True
+
+    def _source(self, local: bytes) -> list[tuple[int, int, bytes]]:
+        if not local:
+            return []
+        if self._socket.family == socket.AF_INET:
+            return [(socket.IPPROTO_IP, _IP_PKTINFO, local)]
+        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local)]
+
+    def _stop_segmenting(self, remote: Remote, error: OSError) -> None:
+        if len(self._unsegmented) >= _UNSEGMENTED_KEPT:
+            self._unsegmented.clear()
+        self._unsegmented.add(remote)
+        _log.info(
+            "Sending datagrams to %s one by one: the way there takes no batches (%s).",
+            remote[0],
+            error.strerror,
+        )
+
+    def close(self) -> None:
+        """Close the socket.  May be called twice."""
+        if self._socket.fileno() >= 0:
+            with suppress(RuntimeError):  # outside of trio nobody can be waiting
+                trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+
+
+@define(eq=False)
+class Udp:
+    """The sockets of both families, as far as the host has them."""
+
+    sockets: dict[int, UdpSocket]  # by length of an address tuple: 2 or 4
+
+    @classmethod
+    def open(cls, port: int, disabled: Collection[Offload] = ()) -> Udp:
+        """Bind IPv4 and IPv6.  A host without one of them is served by the other."""
+        sockets: dict[int, UdpSocket] = {}
+        try:
+            for family, length in ((socket.AF_INET, 2), (socket.AF_INET6, 4)):
+                try:
+                    sockets[length] = UdpSocket.open(family, port, disabled)
+                except OSError as error:
+                    _log.info("No %s here (%s).", family.name, error.strerror)
+        except StartError:
+            cls(sockets).close()
+            raise
+        if not sockets:
+            raise StartError("this host has neither IPv4 nor IPv6 sockets")
+        return cls(sockets)
+
+    def socket_for(self, remote: Remote) -> UdpSocket | None:
+        """The socket of the family of ``remote``; None if the host has none."""
+        return self.sockets.get(len(remote))
+
+    def has_family(self, version: int) -> bool:
+        """Whether the host has IPv4 (4) or IPv6 (6)."""
+        return (2 if version == 4 else 4) in self.sockets
+
+    @property
+    def offloads(self) -> tuple[str, ...]:
+        """The batch facilities in use, for ``status``."""
+        return next(iter(self.sockets.values())).offloads
+
+    def __iter__(self) -> Iterator[UdpSocket]:
+        return iter(self.sockets.values())
+
+    def close(self) -> None:
+        """Close all sockets.  May be called twice."""
+        for sock in self.sockets.values():
+            sock.close()
+
+
+def _configure(sock: socket.socket) -> None:
+    for forced, plain in (
+        (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
+        (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
+    ):
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_BYTES)
+        except OSError:  # without CAP_NET_ADMIN the host's limit applies
+            sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
+    if sock.family == socket.AF_INET:
+        # Never fragment: EMSGSIZE then tells the path's MTU.
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+
+
+def _has(sock: socket.socket, option: int, value: int) -> bool:
+    try:
+        sock.setsockopt(_SOL_UDP, option, value)
+    except OSError:
+        return False
+    return True
