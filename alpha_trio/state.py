@@ -166,8 +166,8 @@ class PeerStore:
             raise self._damaged("it has no schema number")
         if schema > SCHEMA:
             raise StateError(
-                f"{self._path}: has schema {shown(schema)}, this version knows {SCHEMA}: "
-                "a newer one wrote it; install that one or move the file away"
+                f"{self._path}: has schema {shown(schema)}, this version knows "
+                f"{SCHEMA}: a newer one wrote it; install that one or move the file away"
             )
 
     def _parse_entry(self, number: int, entry: object) -> PeerSettings:
