@@ -16,7 +16,6 @@ removes those).  Needs root.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import re
 import secrets
@@ -30,9 +29,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import IO, Any, NoReturn, Self, TypeVar
 
 from attrs import define, field
+
+from alpha_trio import rpc
+from alpha_trio.errors import AlphaTrioError
 
 T = TypeVar("T")
 
@@ -45,7 +47,7 @@ _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class LabError(Exception):
+class LabError(AlphaTrioError):
     """A host, a command on it or a daemon did not do what the lab asked for."""
 
 
@@ -476,15 +478,20 @@ class Daemon:
     def _has_answered(self) -> bool:
         if self._running().poll() is not None:
             raise self._error("did not start")
-        with socket.socket(socket.AF_UNIX) as control:
-            if control.connect_ex(self.environment["ALPHA_TRIO_SOCKET"]) != 0:
-                return False
-        return self.cli("status", check=False).returncode == 0
+        try:
+            self.status()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False  # no socket yet, or that of a daemon killed before
+        return True
 
     def stop(self, timeout: float = 10) -> int:
         """End it by SIGTERM and return its exit code; LabError after ``timeout`` s."""
+        self._running().terminate()
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 10) -> int:
+        """Wait for its end and return its exit code; kill it after ``timeout`` s."""
         process = self._running()
-        process.terminate()
         try:
             return process.wait(timeout)
         except subprocess.TimeoutExpired as error:
@@ -517,9 +524,24 @@ class Daemon:
             env=self.environment,
         )
 
+    def request(self, command: str, timeout: float = 10, **values: object) -> Any:
+        """Send a request to the control socket and return the first reply.
+
+        What the command line does, without the time a program takes to start.
+        Raises the daemon's error as it came, OSError when nobody answers.
+        """
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(timeout)
+            control.connect(self.environment["ALPHA_TRIO_SOCKET"])
+            control.sendall(rpc.encode_request(command, values))
+            with control.makefile("rb") as replies:
+                header = replies.read(rpc.HEADER.size)
+                length = rpc.body_length_untrusted(header, rpc.MAX_REPLY)
+                return rpc.decode_reply_untrusted(replies.read(length)).value
+
     def status(self) -> dict[str, Any]:
-        """Return ``status --json``."""
-        answer: dict[str, Any] = json.loads(self.cli("status", "--json").stdout)
+        """Return the document of ``status --json``."""
+        answer: dict[str, Any] = self.request("status")
         return answer
 
     def wait_log(self, text: str, *, since: int = 0, timeout: float = 10) -> None:
@@ -569,8 +591,15 @@ def _up() -> int:
     return 0
 
 
-if __name__ == "__main__":
+def run_tool(name: str, main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Run a tool's ``main`` with the arguments of this process, and end with it."""
     try:
         sys.exit(main(sys.argv[1:]))
-    except LabError as error:
-        sys.exit(f"tools/lab: {error}")
+    except AlphaTrioError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run_tool("tools/lab", main)

@@ -1,0 +1,103 @@
+"""What the benchmark compares: the plain link, our tunnel, and room for others'."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+from attrs import field, frozen
+
+from tools import measure
+from tools.lab import Daemon, Host, LabError
+
+# Where configured peers beyond the first have their endpoints; nobody is there.
+_ELSEWHERE = "10.0.0.0/8"
+
+
+@frozen
+class Session:
+    """A contender at work between two hosts."""
+
+    address: str  # what vm1 sends to, to have it carried to vm2
+    pids: tuple[int, ...] = ()  # forwarding processes: vm1's, vm2's; the kernel: none
+    figures: measure.Figures = field(factory=dict)  # measured while it was set up
+
+
+class Contender(Protocol):
+    """A way to carry packets from vm1 to vm2."""
+
+    @property
+    def name(self) -> str:
+        """Head of its column in the table."""
+
+    def session(self, vm1: Host, vm2: Host) -> AbstractContextManager[Session]:
+        """Set up between two hosts with one link, ready to carry; undo at the end."""
+
+
+@frozen
+class PlainLink:
+    """No tunnel: what the machine does without."""
+
+    name: str = "plain link"
+
+    @contextmanager
+    def session(self, vm1: Host, vm2: Host) -> Iterator[Session]:
+        """Nothing to set up: the link is there."""
+        yield Session(vm2.address)
+
+
+@frozen
+class AlphaTrio:
+    """Our daemon on both hosts."""
+
+    name: str = "alpha-trio"
+    peers: int = 1  # configured on vm1, the one that is there included
+    disabled_offloads: Sequence[str] = ()
+
+    @contextmanager
+    def session(self, vm1: Host, vm2: Host) -> Iterator[Session]:
+        """Start both daemons, add the peers, wait for the first echo reply."""
+        options = [f"--no-offload={name}" for name in self.disabled_offloads]
+        sender = Daemon(vm1, *options, config=_config(self.peers - 1))
+        receiver = Daemon(vm2, *options)
+        vm1.run("ip", "route", "add", _ELSEWHERE, "via", vm2.address)
+        start = time.monotonic()
+        try:
+            with sender:
+                started = time.monotonic() - start
+                with receiver:
+                    figures = {"start_s": started, **_join(sender, receiver)}
+                    pids = (sender.pid, receiver.pid)
+                    figures["rss_idle_mb"] = measure.resident_mb(pids)
+                    yield Session(vm2.address, pids, figures)
+        finally:
+            vm1.run("ip", "route", "del", _ELSEWHERE)
+
+
+def _join(sender: Daemon, receiver: Daemon) -> measure.Figures:
+    """Tell each daemon of the other; return how long that and the first echo took."""
+    _add(receiver, sender.host)
+    before = time.monotonic()
+    _add(sender, receiver.host)
+    added = time.monotonic()
+    reply = measure.time_to_first_reply(sender.host, receiver.host.address)
+    peers = {peer["name"]: peer for peer in sender.status()["peers"]}
+    if not peers[receiver.host.name]["tx_packets"]:
+        raise LabError("the echo request went past the tunnel: nothing to measure")
+    return {"add_ms": (added - before) * 1e3, "first_reply_ms": reply * 1e3}
+
+
+def _add(daemon: Daemon, peer: Host) -> None:
+    # Not by the command line: starting a program is not what is to be measured.
+    daemon.request("peers.add", name=peer.name, settings={"endpoint": peer.address})
+
+
+def _config(count: int) -> str:
+    """Return a config file with so many peers that are never heard of."""
+    endpoints = (f"10.0.{number // 250}.{number % 250 + 1}" for number in range(count))
+    return "".join(
+        f'[peers.absent{number}]\nendpoint = "{endpoint}"\n'
+        for number, endpoint in enumerate(endpoints)
+    )

@@ -1,0 +1,217 @@
+"""Measurements between two hosts: each returns figures by name, bounded in time.
+
+iperf3 sends and receives.  Two idle cores let it pass 240,000 UDP packets/s between
+two namespaces, which the benchmark shows as its plain link: far above a tunnel in
+user space, so what is measured there is the tunnel and not iperf3.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import select
+import socket
+import statistics
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+from tools.lab import Host, LabError, wait_until
+
+Figures = dict[str, float]
+
+MAX_LOSS = 0.01  # share of UDP packets that may be lost at the highest rate
+_SEARCH_STEPS = 7  # a rate is found to 1/128 of what the sender can do
+_PROBE_SECONDS = 1
+_PING_INTERVAL = 0.005  # seconds
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_IPERF_PORT = 5201
+
+
+@frozen
+class Delivery:
+    """How a UDP run ended, in packets per second."""
+
+    sent: float
+    received: float
+
+    @property
+    def loss(self) -> float:
+        """Share of the packets that did not arrive, 0 to 1."""
+        return 1 - self.received / self.sent if self.sent else 1.0
+
+
+@contextmanager
+def iperf_server(host: Host) -> Iterator[None]:
+    """Let iperf3 answer on ``host`` within the block."""
+    server = host.popen("iperf3", "--server")
+    listening = ("ss", "-Hltn", "sport", "=", f":{_IPERF_PORT}")
+    wait_until(lambda: host.run(*listening).stdout, f"{host.name}: iperf3 listening")
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def iperf(host: Host, address: str, seconds: float, *arguments: str) -> dict[str, Any]:
+    """Run an iperf3 client on ``host`` and return the end of its JSON report."""
+    command = ("iperf3", "--json", "--client", address, "--time", f"{seconds:g}")
+    done = host.run(*command, *arguments, timeout=seconds + 20, check=False)
+    try:
+        report = json.loads(done.stdout)
+    except ValueError:
+        report = {"error": done.stdout + done.stderr}
+    if "error" in report:
+        raise LabError(f"iperf3 from {host.name} to {address}: {report['error']}")
+    end: dict[str, Any] = report["end"]
+    return end
+
+
+def tcp(
+    host: Host, address: str, seconds: float, streams: int, pids: Sequence[int] = ()
+) -> Figures:
+    """Return Gbit/s of payload received, and CPU seconds per GB of each of ``pids``.
+
+    The first of the pids is taken for the sender's daemon, the second for the
+    receiver's.
+    """
+    before = [cpu_seconds(pid) for pid in pids]
+    end = iperf(host, address, seconds, "--parallel", str(streams))
+    used = [cpu_seconds(pid) - start for pid, start in zip(pids, before, strict=True)]
+    received = end["sum_received"]
+    gigabytes = received["bytes"] / 1e9
+    figures = {f"tcp_{streams}_gbits": received["bits_per_second"] / 1e9}
+    for end_name, seconds_used in zip(("sender", "receiver"), used, strict=False):
+        figures[f"cpu_{end_name}_s_per_gb_{streams}"] = seconds_used / gigabytes
+    return figures
+
+
+def udp(host: Host, address: str, size: int) -> Figures:
+    """Return the highest rate of ``size``-byte payloads lost to less than 1 %."""
+
+    def probe(rate: float) -> Delivery:
+        bits = round(rate * size * 8)
+        arguments = ("--udp", "--length", str(size), "--bitrate", str(bits))
+        end = iperf(host, address, _PROBE_SECONDS, *arguments)["sum"]
+        arrived = end["packets"] - end["lost_packets"]
+        return Delivery(end["packets"] / end["seconds"], arrived / end["seconds"])
+
+    return {f"udp_{size}_pps": highest_rate(probe)}
+
+
+def highest_rate(probe: Callable[[float], Delivery]) -> float:
+    """Return the most packets/s received at a sending rate that loses under MAX_LOSS.
+
+    ``probe(rate)`` sends at a rate in packets/s, 0 meaning as fast as it can.
+    """
+    flood = probe(0)
+    if flood.loss < MAX_LOSS:
+        return flood.received
+    passing, failing, best = 0.0, flood.sent, 0.0
+    for _ in range(_SEARCH_STEPS):
+        rate = (passing + failing) / 2
+        delivery = probe(rate)
+        if delivery.loss < MAX_LOSS:
+            passing, best = rate, max(best, delivery.received)
+        else:
+            failing = rate
+    return best
+
+
+def ping(host: Host, address: str, seconds: float, load: str) -> Figures:
+    """Return median and 99th percentile of the round trip in ms, named after ``load``.
+
+    200 echo requests per second; those without a reply do not count.
+    """
+    count = max(1, round(seconds / _PING_INTERVAL))
+    command = f"ping -n -i {_PING_INTERVAL} -c {count} -W 1"
+    output = host.run(*command.split(), address, check=False, timeout=2 * seconds + 10)
+    times = parse_ping(output.stdout)
+    if not times:
+        raise LabError(f"{host.name}: no reply to ping from {address}")
+    return {
+        f"ping_{load}_median_ms": statistics.median(times),
+        f"ping_{load}_p99_ms": percentile(times, 0.99),
+    }
+
+
+def loaded_ping(host: Host, address: str, seconds: float) -> Figures:
+    """Return what ``ping`` does, beside one TCP stream."""
+    command = ("iperf3", "--client", address, "--time", f"{seconds + 1:g}")
+    load = host.popen(*command)
+    try:
+        figures = ping(host, address, seconds, "loaded")
+        if load.wait(timeout=seconds + 20) != 0:
+            raise LabError(f"iperf3 from {host.name} to {address} failed beside ping")
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"iperf3 from {host.name} to {address} hangs") from error
+    finally:
+        load.kill()
+        load.wait()
+    return figures
+
+
+def parse_ping(output: str) -> list[float]:
+    """Return the round-trip times in ms from what ping printed."""
+    return [float(text) for text in re.findall(r"\btime=([0-9.]+) ms", output)]
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the smallest value that ``share`` (0 to 1) of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def time_to_first_reply(host: Host, address: str, timeout: float = 5) -> float:
+    """Send an echo request, again every second, and return seconds until a reply."""
+    start = time.monotonic()
+    with host.socket(kind=socket.SOCK_RAW, proto=socket.IPPROTO_ICMP) as echo:
+        # Connected, it gets ICMP from this address only.
+        echo.connect((address, 0))
+        while time.monotonic() < start + timeout:
+            echo.send(_echo_request())
+            # A peer on this machine answers by its kernel, so any reply is ours.
+            while select.select([echo], [], [], min(1, timeout))[0]:
+                if _is_echo_reply(echo.recv(2048)):
+                    return time.monotonic() - start
+    raise LabError(f"{host.name}: no echo reply from {address} in {timeout:g} s")
+
+
+def _echo_request() -> bytes:
+    # Type 8, code 0, checksum, identifier 1, sequence number 1, no data.
+    return struct.pack("!BBHHH", 8, 0, 0xFFFF - (0x0800 + 1 + 1), 1, 1)
+
+
+def _is_echo_reply(packet: bytes) -> bool:
+    header_length = (packet[0] & 0x0F) * 4
+    return packet[header_length] == 0
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time a process has used so far, user and system, all threads."""
+    # The command in parentheses may hold spaces: fields are counted after it.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    utime, stime = int(fields[11]), int(fields[12])
+    return (utime + stime) / _TICKS_PER_SECOND
+
+
+def resident_mb(pids: Sequence[int]) -> float:
+    """Return the resident memory of the largest of these processes, in MB (10**6)."""
+    return max(_resident_kib(pid) for pid in pids) * 1024 / 1e6
+
+
+def _resident_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    if found is None:
+        raise LabError(f"process {pid} has ended")
+    return int(found[1])
