@@ -167,7 +167,7 @@ class PeerStore:
         if schema > SCHEMA:
             raise StateError(
                 f"{self._path}: has schema {shown(schema)}, this version knows "
-                f"{SCHEMA}: a newer one wrote it; install that one or move the file away"
+                f"{SCHEMA}: a newer one wrote it; install that or move the file away"
             )
 
     def _parse_entry(self, number: int, entry: object) -> PeerSettings:

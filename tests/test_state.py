@@ -273,7 +273,7 @@ def test_killed_between_writing_and_renaming(tmp_path):
         ),
         (
             b'{"schema": 2, "future": true}',
-            "has schema 2, this version knows 1: a newer one",
+            "has schema 2, this version knows 1: a newer one wrote it",
         ),
     ],
 )

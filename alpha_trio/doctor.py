@@ -1,0 +1,343 @@
+"""What the daemon needs of this host, looked at without changing anything.
+
+Works without privileges too; what cannot be seen then is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from attrs import frozen
+
+from alpha_trio.config import Backend, Offload, Settings, load
+from alpha_trio.errors import ConfigError
+
+_TUN = Path("/dev/net/tun")
+_SYSCTL = Path("/proc/sys/net")
+_STATUS = Path("/proc/self/status")
+
+_CAP_NET_ADMIN = 12
+
+# linux/if_tun.h
+_TUNSETIFF = 0x400454CA
+_TUNSETOFFLOAD = 0x400454D0
+_IFF_TUN = 0x0001
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+_IFREQ = struct.Struct("16sH22x")
+# Each group needs those before it; the kernel takes USO for both families or none.
+_TUN_OFFLOADS = {"checksums": 0x01, "tso": 0x02 | 0x04, "uso": 0x20 | 0x40}
+
+# linux/udp.h and asm-generic/socket.h
+_UDP_SEGMENT = 103
+_UDP_GRO = 104
+_SO_RCVBUFFORCE = 33
+
+_ENOUGH_BUFFER = 4 * 1024 * 1024  # bytes; bursts of several super-packets fit
+_RP_FILTER = {0: "off", 1: "strict", 2: "loose"}
+
+
+@frozen
+class Check:
+    """One fact about this host."""
+
+    ok: bool | None  # None: could not be seen, or does not matter as things are
+    what: str  # the fact
+    remedy: str = ""  # what to do about it; empty if there is nothing to do
+
+
+def checks(settings: Settings) -> list[Check]:
+    """Everything `alpha-trio run` with these settings depends on.
+
+    Creates a TUN device for a moment where it may; otherwise only reads.
+    """
+    return [
+        _config_file(settings),
+        _privilege(),
+        _tun_device(),
+        _tun_offloads(),
+        _udp_offload(Offload.SEGMENT, _UDP_SEGMENT, 1400),
+        _udp_offload(Offload.GRO, _UDP_GRO, 1),
+        _socket_buffer(),
+        _ipv6(),
+        _forwarding(settings),
+        *_reverse_path_filters(settings),
+        _packet_filter(settings),
+        _state_directory(settings.state_dir),
+        _control_socket(settings.socket),
+    ]
+
+
+# The daemon's own files
+
+
+def _config_file(settings: Settings) -> Check:
+    if settings.config_file is None:
+        return Check(True, "no config file, the defaults apply")
+    try:
+        load(settings.config_file, {})
+    except ConfigError as error:
+        return Check(False, str(error), "correct the config file")
+    return Check(True, f"config file {settings.config_file} is valid")
+
+
+def _state_directory(path: Path) -> Check:
+    existing = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if existing.is_dir() and os.access(
+        existing,
+        os.W_OK | os.X_OK,
+        effective_ids=os.access in os.supports_effective_ids,
+    ):
+        absent = "" if existing == path else ", will be created"
+        return Check(True, f"state directory {path} can be written{absent}")
+    return Check(
+        False,
+        f"state directory {path}: {existing} is not a directory you can write to",
+        "run as root, or choose another place by --state-dir",
+    )
+
+
+def _control_socket(path: Path) -> Check:
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.setblocking(False)
+            client.connect(os.fspath(path))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return Check(None, f"no daemon answers at {path}", "start: alpha-trio run")
+    except BlockingIOError:  # the queue of connections is full
+        return Check(
+            False,
+            f"the daemon at {path} is there but takes no connections",
+            "look at its log; restart it if it hangs",
+        )
+    except PermissionError:
+        return Check(
+            None,
+            f"control socket {path} is not for you",
+            "run as root, or join the group named by socket_group",
+        )
+    except OSError as error:
+        return Check(
+            False,
+            f"control socket {path} cannot be used: {error.strerror or error}",
+            "choose another path by --socket",
+        )
+    return Check(True, f"a daemon answers at {path}")
+
+
+# Privilege and the TUN device
+
+
+def _privilege() -> Check:
+    if _has_net_admin():
+        return Check(True, "CAP_NET_ADMIN is held")
+    return Check(
+        False,
+        "CAP_NET_ADMIN is missing: no interface, rule or route can be set",
+        "run as root, or give the service the capability "
+        "(systemd: AmbientCapabilities=CAP_NET_ADMIN)",
+    )
+
+
+def _has_net_admin() -> bool:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1)
+    return False
+
+
+def _tun_device() -> Check:
+    try:
+        os.close(os.open(_TUN, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return Check(False, f"{_TUN}: {error.strerror}", _tun_remedy(error))
+    return Check(True, f"{_TUN} can be opened")
+
+
+def _tun_remedy(error: OSError) -> str:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"run as root, or allow the service the device (DeviceAllow={_TUN} rw)"
+    return f"load the module: modprobe tun (in a container: --device {_TUN})"
+
+
+def _tun_offloads() -> Check:
+    try:
+        fd = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return Check(None, "TUN offloads: unknown without the device")
+    try:
+        accepted = _accepted_offloads(fd)
+    except OSError as error:
+        return Check(None, f"TUN offloads: unknown, no device: {error.strerror}")
+    finally:
+        os.close(fd)
+    missing = [name for name in _TUN_OFFLOADS if name not in accepted]
+    if missing:
+        return Check(
+            None,
+            f"TUN offloads: the kernel lacks {', '.join(missing)}",
+            "a newer kernel is faster (tso and checksums 2.6.27, uso 6.2)",
+        )
+    return Check(True, f"TUN offloads: {', '.join(accepted)}")
+
+
+def _accepted_offloads(fd: int) -> list[str]:
+    """Offload groups the kernel takes, tried on a device that vanishes with ``fd``."""
+    flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR
+    fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(b"alphadoctor%d", flags))
+    accepted: list[str] = []
+    mask = 0
+    for name, bits in _TUN_OFFLOADS.items():
+        mask |= bits
+        try:
+            fcntl.ioctl(fd, _TUNSETOFFLOAD, mask)
+        except OSError:
+            break
+        accepted.append(name)
+    return accepted
+
+
+# UDP sockets
+
+
+def _udp_offload(offload: Offload, option: int, value: int) -> Check:
+    with closing(_udp_socket()) as probe:
+        try:
+            probe.setsockopt(socket.IPPROTO_UDP, option, value)
+        except OSError:
+            return Check(
+                None,
+                f"UDP {offload}: the kernel lacks it",
+                "a newer kernel is faster (segment 4.18, gro 5.0)",
+            )
+    return Check(True, f"UDP {offload} is available")
+
+
+def _udp_socket() -> socket.socket:
+    try:
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    except OSError:  # a kernel without IPv4 is rare, but legal
+        return socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+
+
+def _socket_buffer() -> Check:
+    granted = _granted_buffer()
+    if granted >= _ENOUGH_BUFFER:
+        return Check(True, f"socket buffers of {granted >> 20} MiB are granted")
+    return Check(
+        None,
+        f"socket buffers: only {granted >> 10} KiB are granted; bursts may be lost",
+        f"run with CAP_NET_ADMIN, or sysctl -w net.core.rmem_max={_ENOUGH_BUFFER} "
+        f"net.core.wmem_max={_ENOUGH_BUFFER}",
+    )
+
+
+def _granted_buffer() -> int:
+    """Bytes of receive buffer this process gets when it asks for enough."""
+    with closing(_udp_socket()) as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ENOUGH_BUFFER)
+        except PermissionError:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ENOUGH_BUFFER)
+        # The kernel doubles what it grants, for its own overhead.
+        return probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+
+# The host's network
+
+
+def _sysctl(name: str) -> int | None:
+    """A number below ``/proc/sys/net``; None if it cannot be seen."""
+    try:
+        return int((_SYSCTL / name).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _ipv6() -> Check:
+    try:
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+    except OSError:
+        return Check(None, "IPv6 is not in this kernel: peers by IPv4 only")
+    if _sysctl("ipv6/conf/all/disable_ipv6"):
+        return Check(
+            None,
+            "IPv6 is disabled: peers by IPv4 only",
+            "if that is not meant: sysctl -w net.ipv6.conf.all.disable_ipv6=0",
+        )
+    return Check(True, "IPv6 is enabled")
+
+
+def _forwarding(settings: Settings) -> Check:
+    states = {
+        "IPv4": _sysctl("ipv4/ip_forward"),
+        "IPv6": _sysctl("ipv6/conf/all/forwarding"),
+    }
+    words = {None: "unknown", 0: "off"}
+    what = ", ".join(f"{name} {words.get(on, 'on')}" for name, on in states.items())
+    if states["IPv4"] or states["IPv6"]:
+        return Check(True, f"forwarding: {what}")
+    return Check(
+        None,
+        f"forwarding: {what}; only this host's own packets take the tunnel",
+        "to carry other hosts' packets: sysctl -w net.ipv4.ip_forward=1",
+    )
+
+
+def _reverse_path_filters(settings: Settings) -> Iterator[Check]:
+    """What is in effect is the larger of the setting for all and the interface's."""
+    everywhere = _sysctl("ipv4/conf/all/rp_filter")
+    if everywhere is None:
+        yield Check(None, "rp_filter: cannot be seen")
+        return
+    effective: dict[int, list[str]] = {}
+    for _, name in socket.if_nameindex():
+        # A VLAN's dot is a dot in /proc too; only sysctl(8) writes it as a slash.
+        own = _sysctl(f"ipv4/conf/{name}/rp_filter")
+        if own is not None and name != "lo":
+            effective.setdefault(max(everywhere, own), []).append(name)
+    for value, names in sorted(effective.items()):
+        what = f"rp_filter: {_RP_FILTER.get(value, value)} on {', '.join(names)}"
+        yield _reverse_path_filter(what, value, settings.routing.backend)
+
+
+def _reverse_path_filter(what: str, value: int, backend: Backend) -> Check:
+    if value != 1 or backend is Backend.RULES:
+        return Check(True, what)
+    # An arriving datagram bears no mark, so the check of its source finds the tunnel.
+    return Check(
+        None,
+        f"{what}; may drop what arrives through a tunnel routed by {backend}",
+        'use backend = "rules", or loosen it: sysctl -w net.ipv4.conf.NAME.rp_filter=2',
+    )
+
+
+def _packet_filter(settings: Settings) -> Check:
+    tools = [tool for tool in ("nft", "iptables") if _installed(tool)]
+    if tools:
+        return Check(True, f"packet filter tools: {', '.join(tools)}")
+    if settings.routing.backend is not Backend.MARKS:
+        return Check(
+            None, 'neither nft nor iptables; only backend = "marks" needs them'
+        )
+    return Check(
+        False,
+        'backend = "marks" needs nft or iptables, neither is installed',
+        'install nftables, or use backend = "rules"',
+    )
+
+
+def _installed(tool: str) -> bool:
+    # The places of administrators' tools are not in the PATH of every user.
+    return (
+        shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        is not None
+    )
