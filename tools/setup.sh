@@ -47,7 +47,7 @@ make_environment() {
     [ "$(cat "$venv/stamp" 2>/dev/null)" = "$wanted" ] && return
     echo "Making the virtual environment $venv"
     python3 -m venv --clear "$venv" || fail "python3 -m venv $venv failed"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --root-user-action \
+    "$venv/bin/pip" install -qq --disable-pip-version-check --root-user-action \
         ignore --editable "$ROOT[dev]" || fail "pip install failed, see above"
     echo "$wanted" >"$venv/stamp"
 }
