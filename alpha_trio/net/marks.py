@@ -1,0 +1,274 @@
+"""The marking backend: a packet filter marks what takes the tunnel, a rule routes it.
+
+For those who decide by more than address and port: their own nftables or iptables
+rules may set the same mark, or run before ours.  Everything is in a table, or in
+chains, of our own; nothing else is ever touched.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+
+from attrs import frozen
+
+from alpha_trio.config import IPNetwork, Selection, Settings
+from alpha_trio.errors import RoutingError
+from alpha_trio.net.plan import PeerRoute
+
+_TIMEOUT = 30  # seconds for a command that takes milliseconds
+_IPTABLES = {4: "iptables", 6: "ip6tables"}
+_PORTS_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
+# Never for a peer, even if everything else is: these do not leave the link.
+_LINK_SCOPE = {
+    4: ("224.0.0.0/4", "255.255.255.255/32"),
+    6: ("fe80::/10", "ff00::/8"),
+}
+
+
+@frozen
+class Marks:
+    """Which packets are marked, and how."""
+
+    interface: str
+    mark: int
+    port: int  # of our own UDP, which passes by
+    prefixes: tuple[IPNetwork, ...]  # everything that goes there
+    selected: tuple[tuple[IPNetwork, Selection], ...]  # of what goes there, only this
+
+    def of_version(self, version: int) -> tuple[list[IPNetwork], list[IPNetwork]]:
+        """Return the prefixes of an IP version: those with and without selection."""
+        selected = dict.fromkeys(
+            prefix for prefix, _ in self.selected if prefix.version == version
+        )
+        whole = [prefix for prefix in self.prefixes if prefix.version == version]
+        return list(selected), whole
+
+
+def of(settings: Settings, peers: Sequence[PeerRoute]) -> Marks:
+    """Return the marks that lead ``peers`` into the tunnel."""
+    return Marks(
+        settings.interface,
+        settings.routing.mark,
+        settings.port,
+        tuple(prefix for p in peers if not p.only for prefix in p.prefixes),
+        tuple(
+            (prefix, selection)
+            for peer in peers
+            for prefix in peer.prefixes
+            for selection in peer.only
+        ),
+    )
+
+
+def load(marks: Marks) -> None:
+    """Put ``marks`` in place of what was there before.
+
+    RoutingError if there is no packet filter to talk to, or it refuses.
+    """
+    if shutil.which("nft"):
+        _run("nft", "-f", "-", text=nft_ruleset(marks))
+        return
+    for version, command in _IPTABLES.items():
+        if shutil.which(command):
+            _load_iptables(marks, version, command)
+        elif version == 4:
+            raise RoutingError(
+                "neither nft nor iptables is installed: install nftables, or set "
+                'backend = "rules" under [routing]'
+            )
+
+
+def remove(interface: str) -> list[str]:
+    """Remove what ``load`` put there; return a line for each thing removed."""
+    if shutil.which("nft"):
+        table = _nft_table(interface)
+        if not _try("nft", "list", "table", *table.split()):
+            return []
+        _run("nft", "delete", "table", *table.split())
+        return [f"removed nft table {table}"]
+    return [
+        f"removed {command} chains {_chain(interface)}-*"
+        for command in _IPTABLES.values()
+        if shutil.which(command) and _remove_iptables(interface, command)
+    ]
+
+
+# --- nftables
+
+
+def _nft_table(interface: str) -> str:
+    # Interface names may have characters that table names may not.
+    return "inet alpha_trio_" + re.sub(r"\W", "_", interface, flags=re.ASCII)
+
+
+def nft_ruleset(marks: Marks) -> str:
+    """Return the text for ``nft -f -`` that replaces our table at one stroke."""
+    table = _nft_table(marks.interface)
+    return "\n".join(
+        [
+            f"add table {table}",  # so that it can be deleted in any case
+            f"delete table {table}",
+            f"table {table} {{",
+            *_nft_sets(marks),
+            "  chain tunnel {",
+            f"    meta mark set meta mark or {marks.mark:#x}",
+            "  }",
+            "  chain select {",
+            *(f"    {line}" for line in _nft_selection(marks)),
+            "  }",
+            "  chain local_output {",
+            "    type route hook output priority mangle; policy accept;",
+            f"    udp sport {marks.port} return",
+            "    jump select",
+            "  }",
+            "  chain forwarded {",
+            "    type filter hook prerouting priority mangle; policy accept;",
+            "    jump select",
+            "  }",
+            "  chain leaving {",
+            "    type filter hook postrouting priority mangle; policy accept;",
+            # The first look-up of a connection, before the mark, saw another MTU.
+            f'    oifname "{marks.interface}" tcp flags & (syn | rst) == syn '
+            "tcp option maxseg size set rt mtu",
+            "  }",
+            "}",
+            "",
+        ]
+    )
+
+
+def _nft_sets(marks: Marks) -> Iterator[str]:
+    for version in (4, 6):
+        for name, prefixes in zip(
+            ("selected", "whole"), marks.of_version(version), strict=True
+        ):
+            yield f"  set {name}{version} {{"
+            yield f"    type ipv{version}_addr; flags interval; auto-merge;"
+            if prefixes:
+                yield f"    elements = {{ {', '.join(map(str, prefixes))} }}"
+            yield "  }"
+
+
+def _nft_selection(marks: Marks) -> Iterator[str]:
+    words = {4: "ip", 6: "ip6"}
+    for version, ip in words.items():
+        yield f"{ip} daddr {{ {', '.join(_LINK_SCOPE[version])} }} return"
+    for prefix, selection in marks.selected:
+        destination = f"{words[prefix.version]} daddr {prefix}"
+        protocol = f"meta l4proto {selection.protocol}"
+        if selection.ports is None:
+            yield f"{destination} {protocol} goto tunnel"
+        else:
+            first, last = selection.ports
+            for end in ("sport", "dport"):
+                yield f"{destination} {protocol} th {end} {first}-{last} goto tunnel"
+    for version, ip in words.items():
+        yield f"{ip} daddr @selected{version} return"
+        yield f"{ip} daddr @whole{version} goto tunnel"
+
+
+# --- iptables
+
+
+def _chain(interface: str) -> str:
+    # At most 28 characters, of which an interface has up to 15.
+    return f"AT-{interface}"
+
+
+def _jumps(interface: str) -> dict[str, str]:
+    """Return our chain for each of the built-in ones."""
+    chain = _chain(interface)
+    return {
+        "OUTPUT": f"{chain}-out",
+        "PREROUTING": f"{chain}-sel",
+        "POSTROUTING": f"{chain}-mss",
+    }
+
+
+def iptables_rules(marks: Marks, version: int) -> str:
+    """Return the text for ``iptables-restore --noflush`` that fills our chains."""
+    jumps = _jumps(marks.interface)
+    output, select, leaving = jumps.values()
+    lines = [
+        f"-A {output} -p udp --sport {marks.port} -j RETURN",
+        f"-A {output} -j {select}",
+        *(f"-A {select} {rule}" for rule in _iptables_selection(marks, version)),
+        f"-A {leaving} -o {marks.interface} -p tcp --tcp-flags SYN,RST SYN "
+        "-j TCPMSS --clamp-mss-to-pmtu",
+    ]
+    # To name a chain is to empty it; all of this comes into force at one stroke.
+    chains = [f":{chain} - [0:0]" for chain in jumps.values()]
+    return "\n".join(["*mangle", *chains, *lines, "COMMIT", ""])
+
+
+def _iptables_selection(marks: Marks, version: int) -> Iterator[str]:
+    mark = f"-j MARK --or-mark {marks.mark:#x}"
+    selected, whole = marks.of_version(version)
+    for scope in _LINK_SCOPE[version]:
+        yield f"-d {scope} -j RETURN"
+    for prefix, selection in marks.selected:
+        if prefix.version == version:
+            for match in _iptables_matches(selection):
+                yield f"-d {prefix} {match} {mark}"
+    for prefix in selected:
+        yield f"-d {prefix} -j RETURN"
+    for prefix in whole:
+        yield f"-d {prefix} {mark}"
+
+
+def _iptables_matches(selection: Selection) -> Iterable[str]:
+    protocol = _PORTS_PROTOCOLS.get(selection.protocol, str(selection.protocol))
+    if selection.ports is None:
+        return [f"-p {protocol}"]
+    first, last = selection.ports
+    return [f"-p {protocol} --{end} {first}:{last}" for end in ("sport", "dport")]
+
+
+def _load_iptables(marks: Marks, version: int, command: str) -> None:
+    text = iptables_rules(marks, version)
+    _run(f"{command}-restore", "-w", "--noflush", text=text)
+    for place, chain in _jumps(marks.interface).items():
+        if not _try(command, "-w", "-t", "mangle", "-C", place, "-j", chain):
+            _run(command, "-w", "-t", "mangle", "-A", place, "-j", chain)
+
+
+def _remove_iptables(interface: str, command: str) -> bool:
+    mangle = (command, "-w", "-t", "mangle")
+    jumps = _jumps(interface)
+    present = [chain for chain in jumps.values() if _try(*mangle, "-S", chain)]
+    for place, chain in jumps.items():
+        if chain in present:
+            _try(*mangle, "-D", place, "-j", chain)
+            _run(*mangle, "-F", chain)
+    for chain in present:  # only now does none of them jump to another
+        _run(*mangle, "-X", chain)
+    return bool(present)
+
+
+def _run(*command: str, text: str = "") -> None:
+    """Run a command with ``text`` as its input; RoutingError if it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RoutingError(f"{' '.join(command)}: {error}") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RoutingError(f"{' '.join(command)}: {lines[0]}")
+
+
+def _try(*command: str) -> bool:
+    try:
+        _run(*command)
+    except RoutingError:
+        return False
+    return True
