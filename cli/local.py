@@ -1,0 +1,112 @@
+"""The commands that work on this host and ask no daemon: run, cleanup, doctor."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from alpha_trio.errors import AlphaTrioError
+
+from .app import Command, given_socket
+
+if TYPE_CHECKING:
+    from alpha_trio.config import Settings
+
+OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
+
+# None: could not be seen, or does not matter.
+MARKS = {
+    True: click.style("good", "green"),
+    False: click.style("BAD ", "red"),
+    None: "-   ",
+}
+
+
+def settings_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Where this host's daemon has its settings and its state."""
+    for option in (
+        click.option(
+            "--state-dir",
+            metavar="PATH",
+            envvar="ALPHA_TRIO_STATE",
+            help="Where peers added at run time are kept [/var/lib/alpha-trio].",
+        ),
+        click.option(
+            "--config",
+            metavar="FILE",
+            help="Configuration [/etc/alpha-trio/alpha-trio.toml, if there].",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def load_settings(config: str | None, **options: Any) -> Settings:
+    from alpha_trio.config import load
+
+    return load(Path(config) if config else None, {"socket": given_socket(), **options})
+
+
+@click.command(cls=Command)
+@settings_options
+@click.option("--interface", metavar="NAME", help="The tunnel's interface [alpha0].")
+@click.option("--port", type=int, metavar="N", help="UDP port [1234].")
+@click.option(
+    "--address",
+    multiple=True,
+    metavar="CIDR",
+    help="Address of the interface; may be repeated.",
+)
+@click.option("--relay", is_flag=True, default=None, help="Relay for others.")
+@click.option(
+    "--no-offload",
+    multiple=True,
+    type=click.Choice(OFFLOADS),
+    help="Do without a facility of the kernel; may be repeated.",
+)
+@click.option("-v", "--verbosity", count=True, help="Say more; -vv: every packet.")
+@click.option("--check", is_flag=True, help="Only check the configuration.")
+def run(config: str | None, check: bool, **options: Any) -> None:
+    """Run the daemon in the foreground; it logs to stderr."""
+    settings = load_settings(config, **options)
+    if check:
+        click.echo(f"The configuration is good; it has {len(settings.peers)} peers.")
+        return
+    from alpha_trio.daemon import main
+
+    sys.exit(main(settings))
+
+
+@click.command(cls=Command)
+@settings_options
+def cleanup(config: str | None, state_dir: str | None) -> None:
+    """Remove what a killed daemon has left in the kernel."""
+    settings = load_settings(config, state_dir=state_dir)
+    from alpha_trio import control
+    from alpha_trio.net import routes
+
+    # First the socket: this is where a daemon that lives is noticed.
+    removed = control.cleanup(settings.socket) + routes.cleanup(settings)
+    for line in removed or ["There was nothing to clean up."]:
+        click.echo(line)
+
+
+@click.command(cls=Command)
+@settings_options
+def doctor(config: str | None, state_dir: str | None) -> None:
+    """Check whether this host has what the tunnel needs."""
+    settings = load_settings(config, state_dir=state_dir)
+    from alpha_trio.doctor import checks
+
+    found = checks(settings)
+    for check in found:
+        remedy = f": {check.remedy}" if check.remedy else ""
+        click.echo(f"{MARKS[check.ok]}  {check.what}{remedy}")
+    if failed := sum(check.ok is False for check in found):
+        raise AlphaTrioError(
+            f"{failed} of {len(found)} checks failed: follow the lines marked BAD"
+        )

@@ -1,0 +1,272 @@
+"""The commands.  Those that need no daemon are in local.py."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import click
+
+import alpha_trio
+from alpha_trio.errors import AlphaTrioError, TimedOut, UnknownPeer
+
+from . import local
+from .app import Program, connect
+from .client import Client
+from .words import event_line
+
+WATCH_SECONDS = 1.0
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+take_over = click.option(
+    "--take-over", is_flag=True, help="Take prefixes over from peers that have them."
+)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(alpha_trio.__version__, prog_name="alpha-trio")
+def main() -> None:
+    """An IP tunnel over UDP whose packets every hop on the way can check."""
+
+
+main.add_command(local.run)
+main.add_command(local.cleanup)
+main.add_command(local.doctor)
+
+
+# Peers
+
+
+@main.group()
+def peers() -> None:
+    """Add, change, remove and list peers; effective at once, and durable."""
+
+
+def peer_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The settings of a peer.  An option not given is None or ()."""
+    for option in (
+        click.option("--keepalive", type=float, metavar="SECONDS", help="0: none."),
+        click.option(
+            "--only",
+            multiple=True,
+            metavar="PROTO[/PORT[-PORT]]",
+            help="Tunnel only this traffic; may be repeated.",
+        ),
+        click.option(
+            "--allow",
+            multiple=True,
+            metavar="PREFIX",
+            help="Addresses behind the peer; may be repeated.",
+        ),
+        click.option("--key", help="Public key of the peer."),
+        click.argument("endpoint", required=False, metavar="[ENDPOINT[:PORT]]"),
+        click.argument("name"),
+    ):
+        function = option(function)
+    return function
+
+
+@peers.command("add")
+@peer_options
+@take_over
+def add(name: str, take_over: bool, **settings: Any) -> None:
+    """Add the peer NAME at ENDPOINT; without ENDPOINT the NAME is looked up."""
+    args = {"name": name, "settings": given(settings), "take_over": take_over}
+    with connect() as client:
+        added = client.call("peers.add", args)["added"]
+    happened = "added" if added else "was there already, with the same settings"
+    click.echo(f"Peer {name} {happened}.")
+
+
+@peers.command("set")
+@peer_options
+@take_over
+def change(name: str, take_over: bool, **settings: Any) -> None:
+    """Change the named settings of the peer NAME; an empty text ('') empties one."""
+    values = given(settings)
+    if not values:
+        raise click.UsageError("name at least one setting to change")
+    args = {"name": name, "settings": values, "take_over": take_over}
+    with connect() as client:
+        client.call("peers.set", args)
+    click.echo(f"Peer {name} changed.")
+
+
+@peers.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove the peer NAME."""
+    with connect() as client:
+        client.call("peers.remove", {"name": name})
+    click.echo(f"Peer {name} removed.")
+
+
+peers.add_command(remove, "del")
+
+
+@peers.command("list")
+@as_json
+def list_peers(as_json: bool) -> None:
+    """List the peers and their settings."""
+    with connect() as client:
+        listed = client.call("peers.list")
+    if as_json:
+        print_json({"schema": 1, "peers": listed})
+        return
+    from . import render
+
+    render.show(*render.peers_table(listed))
+
+
+@peers.command("show")
+@click.argument("name")
+@as_json
+def show_peer(name: str, as_json: bool) -> None:
+    """Show the settings of the peer NAME."""
+    with connect() as client:
+        peer = client.call("peers.show", {"name": name})
+    if as_json:
+        print_json({"schema": 1, **peer})
+        return
+    from . import render
+
+    render.show(*render.settings_page(peer))
+
+
+def given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that were named; an empty text stands for an empty setting."""
+    return {
+        key: [item for item in value if item] if isinstance(value, tuple) else value
+        for key, value in settings.items()
+        if value is not None and value != ()
+    }
+
+
+# What happens
+
+
+@main.command()
+@click.argument("name", required=False)
+@as_json
+@click.option("--watch", is_flag=True, help="Refresh in place until Ctrl-C.")
+def status(name: str | None, as_json: bool, watch: bool) -> None:
+    """Show the daemon and its peers, or the peer NAME in detail."""
+    if watch and (as_json or name is not None):
+        raise click.UsageError("--watch goes with neither --json nor a NAME")
+    with connect() as client:
+        if watch:
+            watch_status(client)
+            return
+        document = client.call("status")
+    if name is not None:
+        document = find_peer(document, name)
+    if as_json:
+        print_json(document)
+        return
+    from . import render
+
+    page = render.status_page if name is None else render.peer_page
+    render.show(*page(document))
+
+
+def find_peer(document: dict[str, Any], name: str) -> dict[str, Any]:
+    for peer in document["peers"]:
+        if peer["name"] == name:
+            return dict(peer)
+    raise UnknownPeer(f"no peer is called {name!r}: see 'alpha-trio peers list'")
+
+
+def watch_status(client: Client) -> None:
+    if not sys.stdout.isatty():
+        raise click.UsageError("--watch needs a terminal; use --json, or monitor")
+    from . import render
+
+    def documents() -> Iterator[dict[str, Any]]:
+        while True:
+            yield client.call("status")
+
+    with suppress(KeyboardInterrupt):
+        render.watch(documents(), WATCH_SECONDS)
+
+
+@main.command()
+@as_json
+def monitor(as_json: bool) -> None:
+    """Print events as they happen, one per line, until Ctrl-C."""
+    with connect() as client, suppress(KeyboardInterrupt):
+        for event in client.events("monitor"):
+            click.echo(json.dumps(event) if as_json else event_line(event))
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long to wait; without it, for ever.",
+)
+def wait(name: str, timeout: float | None) -> None:
+    """Wait until there is a session with the peer NAME."""
+    with connect() as client:
+        try:
+            next(client.events("wait", {"name": name}, timeout=timeout), None)
+        except TimedOut:
+            raise TimedOut(
+                f"no session with {name} within {timeout:g} s: "
+                f"'alpha-trio status {name}' says why"
+            ) from None
+
+
+@main.command()
+def metrics() -> None:
+    """Print the state as Prometheus text."""
+    with connect() as client:
+        document = client.call("status")
+    from .metrics import metrics_text
+
+    click.echo(metrics_text(document), nl=False)
+
+
+# The daemon itself
+
+
+@main.command()
+def reload() -> None:
+    """Apply what has changed in the configuration file."""
+    with connect() as client:
+        changes = client.call("reload")
+    lines = [f"{how}: {', '.join(names)}" for how, names in changes.items() if names]
+    click.echo("; ".join(lines) or "Nothing has changed.")
+
+
+@main.command()
+def stop() -> None:
+    """Stop the daemon and wait until it has ended."""
+    with connect() as client:
+        client.stop()
+
+
+@main.group()
+def key() -> None:
+    """The key of this host."""
+
+
+@key.command("show")
+@as_json
+def show_key(as_json: bool) -> None:
+    """Show the public key of this host."""
+    if as_json:
+        print_json({"key": None})
+        return
+    raise AlphaTrioError(
+        "this host has no key: peers are not authenticated in this version, so use it "
+        "only where you trust the network"
+    )
+
+
+def print_json(document: object) -> None:
+    click.echo(json.dumps(document, indent=2))

@@ -1,0 +1,165 @@
+"""The daemon's answers as tables for people; importing this brings in rich."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from .words import ago, amount, duration, milliseconds, reached
+
+Document = Mapping[str, Any]
+
+# Wide enough that nothing is folded when a program reads the table.
+PIPE_WIDTH = 1000
+
+STATE_STYLES = {
+    "established": "green",
+    "resolving": "yellow",
+    "handshaking": "yellow",
+    "unreachable": "red",
+    "key-mismatch": "bold red",
+}
+
+
+def show(*renderables: RenderableType) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def watch(documents: Iterable[Document], seconds: float) -> None:
+    """Show the latest document in place, until Ctrl-C."""
+    with Live(
+        screen=True, auto_refresh=False, console=Console(highlight=False)
+    ) as live:
+        for document in documents:
+            live.update(Group(*status_page(document)), refresh=True)
+            time.sleep(seconds)
+
+
+def status_page(status: Document) -> list[RenderableType]:
+    return [
+        *map(Text, _header(status)),
+        *_peer_section(status["peers"]),
+        *_knocking_section(status["knocking"]),
+        *(Text(f"Dropped: {drops}") for drops in _drops(status)),
+        *(Text(f"Health: {line}", style="red") for line in status["health"]),
+    ]
+
+
+def _header(status: Document) -> Iterator[str]:
+    interface = status["interface"]
+    yield (
+        f"alpha-trio {status['version']} on {interface['name']}, "
+        f"UDP port {status['port']}, up {duration(status['uptime_seconds'])}"
+    )
+    for where, offloads in interface["offloads"].items():
+        yield f"Offloads of {where}: {', '.join(offloads) or 'none'}"
+
+
+def _peer_section(peers: Iterable[Document]) -> Iterator[RenderableType]:
+    if not peers:
+        yield Text("No peers: add one with 'alpha-trio peers add NAME ADDRESS'.")
+        return
+    table = _table("PEER", "STATE", "MODE", "SENT", "RECEIVED", "RTT")
+    table.add_column("HOW")
+    for peer in peers:
+        state = Text(peer["state"], style=STATE_STYLES.get(peer["state"], ""))
+        table.add_row(
+            Text(peer["name"]),
+            state,
+            Text(peer["mode"]),
+            Text(amount(peer["tx_bytes"])),
+            Text(amount(peer["rx_bytes"])),
+            Text(milliseconds(peer["rtt_ms"])),
+            Text(reached(peer)),
+        )
+    yield table
+    if any(peer["mode"] == "plain" for peer in peers):
+        yield Text("Mode plain: packets are neither encrypted nor authenticated.")
+
+
+def _knocking_section(knocking: Iterable[Document]) -> Iterator[RenderableType]:
+    for host in knocking:
+        times = "once" if host["count"] == 1 else f"{host['count']} times"
+        yield Text(
+            f"Knocking: {host['address']}, {times}; to accept it: "
+            f"alpha-trio peers add NAME {host['address']}"
+        )
+
+
+def peer_page(peer: Document) -> list[RenderableType]:
+    """Everything about one peer of the status document."""
+    lines = [
+        ("peer", peer["name"]),
+        ("state", peer["state"]),
+        ("reached", reached(peer)),
+        ("endpoint", peer["endpoint"]),
+        ("configured", peer["configured_endpoint"]),
+        ("mode", peer["mode"]),
+        ("key", peer["key"] and f"{peer['key']} ({peer['key_source']})"),
+        ("handshake", ago(peer["latest_handshake_seconds"])),
+        ("last heard", ago(peer["latest_receive_seconds"])),
+        ("round trip", milliseconds(peer["rtt_ms"])),
+        ("MTU", peer["mtu"]),
+        ("allowed", ", ".join(peer["allowed"])),
+        ("sent", _traffic(peer, "tx")),
+        ("received", _traffic(peer, "rx")),
+        *(("dropped", drops) for drops in _drops(peer)),
+    ]
+    return [_pairs(lines)]
+
+
+def settings_page(peer: Document) -> list[RenderableType]:
+    """The settings of one peer, as `peers show` has them."""
+    return [_pairs((key, _setting(value)) for key, value in peer.items())]
+
+
+def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
+    """The settings of all peers, as `peers list` has them."""
+    columns = ("name", "endpoint", "port", "allow", "only", "keepalive", "origin")
+    table = _table(*(column.upper() for column in columns))
+    for peer in peers:
+        table.add_row(*(Text(_setting(peer.get(column))) for column in columns))
+    return [table]
+
+
+def _traffic(peer: Document, direction: str) -> str:
+    count, size = peer[f"{direction}_packets"], peer[f"{direction}_bytes"]
+    return f"{amount(size)} in {count} packets"
+
+
+def _drops(document: Document) -> Iterator[str]:
+    drops = [f"{why} {count}" for why, count in document["drops"].items() if count]
+    if drops:
+        yield ", ".join(drops)
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _pairs(lines: Iterable[tuple[str, object]]) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for key, value in lines:
+        grid.add_row(
+            Text(key, style="bold"), Text("-" if value is None else str(value))
+        )
+    return grid
