@@ -39,7 +39,7 @@ from attrs import define, field
 from trio import socket as trio_socket  # noqa: TID251 - a listener, not the data path
 
 from alpha_trio import rpc
-from alpha_trio.config import Settings
+from alpha_trio.config import DEFAULT_SOCKET, Settings
 from alpha_trio.errors import AlphaTrioError, StartError
 
 MAX_CLIENTS = 64
@@ -260,7 +260,7 @@ class ControlSocket(trio.abc.Listener[trio.SocketStream]):
     path: Path
     _listener: trio.SocketListener
     _identity: tuple[int, int]
-    _made_directory: bool
+    _remove_directory: bool  # we made it, or a killed daemon did
     _closed: bool = field(default=False, init=False)
 
     @classmethod
@@ -289,7 +289,7 @@ class ControlSocket(trio.abc.Listener[trio.SocketStream]):
                 "choose another place with --socket"
             ) from error
         listener = trio.SocketListener(trio_socket.from_stdlib_socket(sock))
-        return cls(path, listener, identity, made)
+        return cls(path, listener, identity, made or _is_ours(path.parent))
 
     async def accept(self) -> trio.SocketStream:
         return await self._listener.accept()
@@ -306,8 +306,26 @@ class ControlSocket(trio.abc.Listener[trio.SocketStream]):
         with suppress(OSError):  # gone already: somebody tidied up before us
             if _identity(self.path) == self._identity:
                 self.path.unlink()
-            if self._made_directory:
+            if self._remove_directory:
                 _remove_directory(self.path.parent)
+
+
+def cleanup(path: Path) -> list[str]:
+    """Remove the socket a killed daemon has left; return a line for what was removed.
+
+    Raise StartError if a daemon answers there.
+    """
+    left = path.exists()
+    _remove_dead_socket(path)
+    if _is_ours(path.parent):
+        with suppress(OSError):  # not there, or not empty
+            path.parent.rmdir()
+    return [f"control socket {path}"] if left else []
+
+
+def _is_ours(directory: Path) -> bool:
+    # Any other may be somebody's home, and stays even when it is empty.
+    return directory == DEFAULT_SOCKET.parent
 
 
 def _identity(path: Path) -> tuple[int, int]:
