@@ -3,7 +3,7 @@
 # .venv, whose interpreter is then PYTHON.
 
 fail() {
-    echo "$(basename "$0"): $*" >&2
+    echo "tools/$(basename "$0"): $*" >&2
     exit 1
 }
 
