@@ -434,6 +434,7 @@ class Daemon:
             "ALPHA_TRIO_STATE": str(host.directory / "state"),
         }
         self._process: subprocess.Popen[str] | None = None
+        self._log_start = 0  # where the log of the present run begins
 
     def __enter__(self) -> Self:
         self.start()
@@ -465,6 +466,7 @@ class Daemon:
         """Start it, again if need be, and wait until it answers commands."""
         command = (str(PROGRAM), "run", "--config", str(self.config_file))
         with self.log_file.open("a") as log:
+            self._log_start = log.tell()
             self._process = self.host.popen(
                 *command,
                 *self.arguments,
@@ -480,8 +482,8 @@ class Daemon:
             raise self._error("did not start")
         try:
             self.status()
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False  # no socket yet, or that of a daemon killed before
+        except (OSError, rpc.BadFrame):
+            return False  # no socket yet, that of one killed before, or it just ended
         return True
 
     def stop(self, timeout: float = 10) -> int:
@@ -496,6 +498,7 @@ class Daemon:
             return process.wait(timeout)
         except subprocess.TimeoutExpired as error:
             process.kill()
+            process.wait()
             raise self._error(f"did not stop in {timeout:g} s") from error
         finally:
             self._process = None
@@ -555,7 +558,9 @@ class Daemon:
         return self._process
 
     def _error(self, what: str) -> LabError:
-        tail = "\n".join(self.log.splitlines()[-20:])
+        with self.log_file.open(errors="replace") as log:
+            log.seek(self._log_start)
+            tail = "".join(log.readlines()[-20:]).rstrip()
         return LabError(f"{self.host.name}: daemon {what}\n{tail}")
 
 
