@@ -153,8 +153,11 @@ class UdpSocket:
         except OSError as error:
             if send.count == 1 or error.errno not in _CANNOT_SEGMENT:
                 raise
+            # Older kernels say EINVAL also where the datagrams are too big; then
+            # this raises EMSGSIZE, and batches are not to blame.
+            done = self._send_singly(send)
             self._stop_segmenting(send.remote, error)
-            return self._send_singly(send)
+            return done
         return True
 
     def _send_singly(self, send: Send) -> bool:

@@ -136,6 +136,8 @@ class PeerTable:
         """Change a peer's endpoints, prefixes and keepalive; its session lives on."""
         session.remotes = tuple(remotes)
         session.keepalive = keepalive
+        if session.initiation is not None:
+            session.initiation.resend_at = 0.0  # there may be somewhere to ask now
         session.wake = min(session.wake, session.next_wake())
         self._prefixes_of[session.name] = tuple(prefixes)
         self._index()
@@ -159,7 +161,7 @@ class PeerTable:
             for host, port, *_ in session.remotes:
                 self._by_remote[host, port] = session
                 self._by_host.setdefault(host, []).append(session)
-                packed = ip_address(host.partition("%")[0]).packed
+                packed = ip_address(host).packed
                 self._endpoints.add(packed + port.to_bytes(2))
 
     def _take_id(self, session: Session) -> int:

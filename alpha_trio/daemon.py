@@ -1,0 +1,282 @@
+"""The node: opens everything, wires it together, runs it, and leaves no trace."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from typing import Any
+
+import trio
+from attrs import fields
+
+from alpha_trio import config, status
+from alpha_trio.clock import boottime
+from alpha_trio.commands import commands
+from alpha_trio.control import ControlServer, Event
+from alpha_trio.datapath import DataPath
+from alpha_trio.errors import AlphaTrioError
+from alpha_trio.journal import Journal
+from alpha_trio.net.routes import Router
+from alpha_trio.net.tun import Tun
+from alpha_trio.net.udp import Udp
+from alpha_trio.proto.batch import EventKind
+from alpha_trio.proto.peers import PeerTable
+from alpha_trio.proto.session import State
+from alpha_trio.registry import Registry
+from alpha_trio.settings import PeerSettings, Settings
+from alpha_trio.state import PeerStore
+
+_log = logging.getLogger("alpha_trio")
+
+_UNDO_SECONDS = 4.0
+"""How long taking back rules and routes may last; the whole stop has five seconds."""
+
+_LOST = frozenset({EventKind.GAVE_UP, EventKind.SILENT})
+
+
+class Node:
+    """One running daemon.  Its tasks share one peer table and one thread.
+
+    Implements commands.NodeAPI.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._file_settings = settings
+        self._started = boottime()
+        self._journal = Journal()
+        self._scope = trio.CancelScope()
+        self._tun: Tun
+        self._udp: Udp
+        self._table: PeerTable
+        self._registry: Registry
+        self._datapath: DataPath
+
+    # -- running -------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until stopped; then the system is as it was before.
+
+        Raises AlphaTrioError if it cannot start, or loses its TUN device.
+        """
+        stack = AsyncExitStack()
+        try:
+            with self._scope:
+                await self._open(stack)
+                await self._serve()
+        finally:
+            _notify("STOPPING=1")
+            # Rules and routes go even if we are being cancelled, but not for ever.
+            with trio.CancelScope(shield=True) as undoing:
+                undoing.deadline = trio.current_time() + _UNDO_SECONDS
+                await stack.aclose()
+            if undoing.cancelled_caught:
+                _log.error("Could not undo everything: run 'alpha-trio cleanup'.")
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        """Open what can be refused, the most telling refusal first."""
+        settings = self.settings
+        self._file_settings = config.load(settings.config_file, {})
+        store = stack.enter_context(PeerStore(settings.state_dir))
+        self._tun = Tun.open(settings.interface, settings.disabled_offloads)
+        stack.callback(self._tun.close)
+        _log.info("Successfully opened tun device (%s)", settings.interface)
+        _log.info("Binding listening socket to port %d", settings.port)
+        self._udp = Udp.open(settings.port, settings.disabled_offloads)
+        stack.callback(self._udp.close)
+        router = Router(settings)
+        stack.push_async_callback(router.close)
+        await router.open()
+        self._table = PeerTable(settings.port, os.urandom)
+        families = [version for version in (4, 6) if self._udp.has_family(version)]
+        self._registry = Registry(
+            settings, self._table, router, store, self._journal, families
+        )
+        self._datapath = DataPath(
+            self._tun,
+            self._udp,
+            self._table,
+            self._journal,
+            self._registry.path_changed,
+        )
+
+    async def _serve(self) -> None:
+        control = ControlServer(self.settings, commands(self))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._receive_signals)
+            await nursery.start(control.run)
+            await nursery.start(self._registry.run)
+            nursery.start_soon(self._watch_events)
+            nursery.start_soon(self._datapath.read_tun)
+            for sock in self._udp:
+                nursery.start_soon(self._datapath.receive, sock)
+            nursery.start_soon(self._datapath.run_timer)
+            _notify("READY=1")
+
+    async def _receive_signals(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(
+            signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+        ) as signals:
+            task_status.started()
+            async for number in signals:
+                if number != signal.SIGHUP:
+                    _log.info("Received %s, stopping.", signal.Signals(number).name)
+                    self.stop()
+                    return
+                _log.info("Received SIGHUP!")
+                try:
+                    await self.reload()
+                except AlphaTrioError as error:
+                    _log.error("Nothing was changed: %s", error)
+
+    async def _watch_events(self) -> None:
+        """Tell the registry of peers nothing is heard of."""
+        async with self._journal.hub.subscribe() as events:
+            async for event in events:
+                if event["event"] in _LOST and event["peer"]:
+                    self._registry.peer_lost(event["peer"])
+
+    # -- what the control plane may ask ----------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The document of ``status --json``."""
+        now = boottime()
+        return status.document(
+            self.settings,
+            now - self._started,
+            now,
+            self._tun,
+            self._udp,
+            self._table,
+            self._registry.peers.values(),
+        )
+
+    def peers(self) -> list[tuple[PeerSettings, str]]:
+        """All peers with where they come from: "config" or "state"."""
+        return [(peer.settings, peer.origin) for peer in self._registry.peers.values()]
+
+    async def add_peer(self, peer: PeerSettings, take_over: bool) -> bool:
+        """False if it was there already; see Registry.add."""
+        added = await self._registry.add(peer, take_over=take_over)
+        self._datapath.rearm()
+        if added:
+            self._journal.publish("peer-added", peer.name)
+        return added
+
+    async def set_peer(self, peer: PeerSettings, take_over: bool) -> None:
+        """See Registry.set."""
+        await self._registry.set(peer, take_over=take_over)
+        self._datapath.rearm()
+        self._journal.publish("peer-changed", peer.name)
+
+    async def remove_peer(self, name: str) -> None:
+        """See Registry.remove."""
+        await self._registry.remove(name)
+        self._journal.publish("peer-removed", name)
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Apply the difference between the config file and what runs.
+
+        Only peers can change while running; for the rest the log asks for a restart.
+        Raises ConfigError or RoutingError; then nothing has changed.
+        """
+        _notify("RELOADING=1")
+        try:
+            wanted = config.load(self.settings.config_file, {})
+            summary = await self._registry.reload(wanted.peers)
+        finally:
+            _notify("READY=1")
+        self._datapath.rearm()
+        for name in _changed_fields(self._file_settings, wanted):
+            _log.warning("The new %s takes effect at the next start.", name)
+        self._file_settings = wanted
+        counts = ", ".join(f"{len(names)} {what}" for what, names in summary.items())
+        _log.info("Reloaded: %s.", counts)
+        self._journal.publish("reloaded", None, **summary)
+        return summary
+
+    async def wait_established(self, name: str) -> None:
+        """Return when there is a session with the peer.  Raises UnknownPeer."""
+        async with self._journal.hub.subscribe() as events:
+            while True:
+                session = self._registry.find(name).session
+                if session.state(boottime()) is State.ESTABLISHED:
+                    return
+                await events.receive()
+
+    def stop(self) -> None:
+        """Begin the orderly end."""
+        self._scope.cancel()
+
+    def subscribe(
+        self,
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Event]]:
+        """All events from here on."""
+        return self._journal.hub.subscribe()
+
+
+def _changed_fields(before: Settings, after: Settings) -> list[str]:
+    return [
+        field.name
+        for field in fields(Settings)
+        if field.name != "peers"
+        and getattr(before, field.name) != getattr(after, field.name)
+    ]
+
+
+def _notify(state: str) -> None:
+    """Tell a service manager that asked for it (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    if path.startswith("@"):
+        path = "\0" + path[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(state.encode(), path)
+        except OSError as error:
+            _log.debug("Nobody listens at NOTIFY_SOCKET (%s).", error.strerror)
+
+
+def main(settings: Settings) -> int:
+    """Run the daemon in the foreground; the exit code."""
+    _log_to_stderr(settings.verbosity)
+    try:
+        with _only_our_errors():
+            trio.run(Node(settings).run)
+    except AlphaTrioError as error:
+        print(f"alpha-trio: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+@contextmanager
+def _only_our_errors() -> Iterator[None]:
+    """Unwrap an AlphaTrioError from the groups nurseries put around it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours, other = group.split(AlphaTrioError)
+        if other is not None or ours is None:
+            raise
+        error: BaseException = ours
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+def _log_to_stderr(verbosity: int) -> None:
+    logging.basicConfig(
+        format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr
+    )
+    _log.setLevel(logging.DEBUG if verbosity else logging.INFO)
+    logging.getLogger("alpha_trio.trace").setLevel(
+        logging.DEBUG if verbosity >= 2 else logging.INFO
+    )

@@ -1,0 +1,220 @@
+"""The packets' way through the daemon: the TUN reader, the UDP receiver, the timer.
+
+Out:  TUN --read_tun--> table.outgoing --> Outbox --flush--> UDP
+In:   UDP --receive---> table.incoming --> Outbox --flush--> TUN
+Time: run_timer ------> table.on_deadline -> Outbox --flush--> UDP
+
+Each task waits until its file is readable, takes what is there up to a cap with
+non-blocking calls, and goes back to waiting, which is its checkpoint: one wake-up
+costs as much as dozens of datagrams.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from math import inf
+
+import trio
+
+from alpha_trio import trace
+from alpha_trio.clock import boottime
+from alpha_trio.journal import Journal
+from alpha_trio.net.tun import Tun
+from alpha_trio.net.udp import Udp, UdpSocket
+from alpha_trio.proto.batch import Drop, Outbox, Send
+from alpha_trio.proto.peers import PeerTable
+
+_PACKETS_PER_BATCH = 64
+_BATCHES_PER_WAKE = 8
+_RECEIVES_PER_WAKE = 32
+_LARGE = 16_384
+"""A frame of so many bytes is worth a send of its own, while it is in the cache."""
+
+
+class DataPath:
+    """Moves packets between TUN and UDP as the peer table says."""
+
+    def __init__(
+        self,
+        tun: Tun,
+        udp: Udp,
+        table: PeerTable,
+        journal: Journal,
+        path_changed: Callable[[], None],
+    ) -> None:
+        """``path_changed`` is called when a path takes less than was thought."""
+        self._tun = tun
+        self._udp = udp
+        self._table = table
+        self._journal = journal
+        self._path_changed = path_changed
+        self._alarm = trio.CancelScope()
+        self._armed = inf  # the deadline the alarm is set to, boot time
+        self._failing: set[str] = set()  # hosts to which sending fails just now
+
+    # -- out -----------------------------------------------------------------
+
+    async def read_tun(self) -> None:
+        """Carry packets from the TUN to the peers, until cancelled.
+
+        When the kernel's send buffer is full this waits, and the TUN's own queue
+        pushes back on the senders.  Raises DeviceLost.
+        """
+        out = Outbox()
+        while True:
+            await self._tun.wait_readable()
+            for _ in range(_BATCHES_PER_WAKE):
+                drained = self._read_batch(out)
+                while out.sends:
+                    await self._send_waiting(out)
+                if drained:
+                    break
+
+    def _read_batch(self, out: Outbox) -> bool:
+        """Read what is there; True if that was all.  Stops early when sends block."""
+        now = boottime()
+        self._tun.start_batch()
+        tracing = trace.enabled()
+        for _ in range(_PACKETS_PER_BATCH):
+            frame = self._tun.read_nowait()
+            if frame is None:
+                break
+            if tracing:
+                trace.from_tun(frame)
+            self._table.outgoing(frame, now, out)
+            if len(frame) >= _LARGE and not self._flush(out, now):
+                return False
+        self._flush(out, now)
+        return frame is None
+
+    async def _send_waiting(self, out: Outbox) -> None:
+        sock = self._udp.socket_for(out.sends[0].remote)
+        if sock is not None:
+            await sock.wait_writable()
+        self._flush(out, boottime())
+
+    # -- in ------------------------------------------------------------------
+
+    async def receive(self, sock: UdpSocket) -> None:
+        """Carry datagrams from one socket to the TUN, until cancelled."""
+        out = Outbox()
+        while True:
+            await sock.wait_readable()
+            now = boottime()
+            for _ in range(_RECEIVES_PER_WAKE):
+                received = sock.receive_nowait()
+                if received is None:
+                    break
+                view, stride, remote, local = received
+                if trace.enabled():
+                    trace.received(len(view), stride, remote)
+                self._table.incoming(view, stride, remote, local, now, out)
+                self._flush(out, now)
+                self._drop_waiting(out)
+
+    def _drop_waiting(self, out: Outbox) -> None:
+        # Receiving never waits for sending: an answer that does not fit is lost,
+        # and whoever asked will ask again.
+        for send in out.sends:
+            send.counters.drop(Drop.SEND_FAILED, send.packets)
+        out.sends.clear()
+
+    # -- time ----------------------------------------------------------------
+
+    async def run_timer(self) -> None:
+        """Do what is due when it is due, until cancelled.  One alarm for all peers."""
+        out = Outbox()
+        while True:
+            with trio.CancelScope() as self._alarm:
+                self._armed = inf
+                self.rearm()
+                await trio.sleep_forever()
+            self._fire(boottime(), out)
+
+    def rearm(self) -> None:
+        """Call after anything that may have brought the next deadline forward."""
+        deadline = self._table.deadline
+        if deadline < self._armed:
+            self._armed = deadline
+            self._alarm.deadline = trio.current_time() + deadline - boottime()
+
+    def _fire(self, now: float, out: Outbox) -> None:
+        self._table.on_deadline(now, out)
+        self._flush_sends(out)
+        self._drop_waiting(out)
+        self._record_events(out)
+
+    # -- doing what the core said ----------------------------------------------
+
+    def _flush(self, out: Outbox, now: float) -> bool:
+        """Send, deliver, tell.  False if a send has to wait; it stays in ``out``."""
+        if out.delivers:
+            self._flush_delivers(out)
+        done = not out.sends or self._flush_sends(out)
+        if out.events:
+            self._record_events(out)
+        if self._table.deadline < self._armed:
+            if self._table.deadline <= now and done:
+                # Due at once, like a first SYN, or overdue since a suspend during
+                # which the alarm's clock stood still.
+                self._fire(now, out)
+            self.rearm()
+        return done
+
+    def _flush_sends(self, out: Outbox) -> bool:
+        for done, send in enumerate(out.sends):
+            sock = self._udp.socket_for(send.remote)
+            try:
+                if sock is None:
+                    raise OSError(errno.EAFNOSUPPORT, "no socket of this family")
+                if not sock.send_nowait(send):
+                    del out.sends[:done]
+                    return False
+            except OSError as error:
+                self._send_failed(send, error)
+                continue
+            counters = send.counters
+            counters.tx_packets += send.packets
+            counters.tx_bytes += send.packet_bytes
+            if self._failing:
+                self._send_recovered(send)
+            if trace.enabled():
+                trace.sent(send)
+        out.sends.clear()
+        return True
+
+    def _send_failed(self, send: Send, error: OSError) -> None:
+        if error.errno == errno.EMSGSIZE:
+            send.counters.drop(Drop.TOO_BIG, send.packets)
+            self._path_changed()
+            return
+        send.counters.drop(Drop.SEND_FAILED, send.packets)
+        host = send.remote[0]
+        self._failing.add(host)
+        line = f"Cannot send to {host} ({error.strerror}). Trying on."
+        self._journal.failure(host, f"sending failed ({error.strerror})", line)
+
+    def _send_recovered(self, send: Send) -> None:
+        host = send.remote[0]
+        if host in self._failing:
+            self._failing.discard(host)
+            self._journal.recovered(host)
+
+    def _flush_delivers(self, out: Outbox) -> None:
+        tracing = trace.enabled()
+        for deliver in out.delivers:
+            if tracing:
+                trace.to_tun(deliver)
+            if self._tun.write_nowait(deliver.parts):
+                counters = deliver.counters
+                counters.rx_packets += deliver.packets
+                counters.rx_bytes += deliver.packet_bytes
+            else:
+                deliver.counters.drop(Drop.TUN_REFUSED, deliver.packets)
+        out.delivers.clear()
+
+    def _record_events(self, out: Outbox) -> None:
+        events, out.events = out.events, []
+        for event in events:
+            self._journal.record(event)

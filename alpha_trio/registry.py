@@ -1,0 +1,489 @@
+"""The configured peers: where they come from, where they are, and keeping it so.
+
+A change is made in an order in which nothing can get lost: check everything, save
+it durably, enter it into the peer table, route its packets; if routing refuses, all
+of it is taken back.  Changes come one at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address, ip_network
+
+import trio
+from attrs import define, evolve, field
+
+from alpha_trio import config
+from alpha_trio.clock import boottime
+from alpha_trio.config import IPAddress, IPNetwork, PeerSettings, Settings
+from alpha_trio.errors import PeerError, RoutingError, UnknownPeer
+from alpha_trio.journal import Journal
+from alpha_trio.net.routes import PeerRoute, Router, Underlay
+from alpha_trio.proto import plain
+from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.peers import PeerTable
+from alpha_trio.proto.session import Session, State
+from alpha_trio.state import PeerStore
+
+_log = logging.getLogger("alpha_trio")
+
+FROM_CONFIG, FROM_STATE = "config", "state"
+
+_OUTER = {4: 20 + 8, 6: 40 + 8}
+"""Bytes of IP and UDP header by IP version."""
+
+RESOLVE_RETRY_FIRST = 5.0  # s, doubled after each failure
+RESOLVE_RETRY_MAX = 60.0  # s
+
+
+def overhead(version: int) -> int:
+    """Bytes the tunnel adds to an inner packet when the outer one is IPv4 or IPv6."""
+    return _OUTER[version] + plain.OVERHEAD
+
+
+@define(eq=False)
+class Peer:
+    """One configured peer and what became of it."""
+
+    settings: PeerSettings
+    origin: str
+    session: Session
+    addresses: tuple[IPAddress, ...] = ()
+    underlay: Underlay | None = None
+    error: str | None = None  # why its name cannot be resolved
+    resolving: trio.CancelScope | None = None
+    lost: trio.Event = field(factory=trio.Event)  # set when it has to be found again
+
+    @property
+    def prefixes(self) -> tuple[IPNetwork, ...]:
+        """Inner addresses that are this peer's."""
+        return self.settings.allow or tuple(ip_network(a) for a in self.addresses)
+
+    @property
+    def remotes(self) -> list[Remote]:
+        """Its addresses as the UDP sockets name them."""
+        return [_remote(address, self.settings.port) for address in self.addresses]
+
+
+class Registry:
+    """All configured peers.  Shared by the control server and the watching tasks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        table: PeerTable,
+        router: Router,
+        store: PeerStore,
+        journal: Journal,
+        families: Iterable[int],
+    ) -> None:
+        """``families`` are the IP versions there is a socket for."""
+        self.peers: dict[str, Peer] = {}
+        self._settings = settings
+        self._file_peers = settings.peers
+        self._shadowed: list[PeerSettings] = []  # saved ones the config file overrides
+        self._table = table
+        self._router = router
+        self._store = store
+        self._journal = journal
+        self._families = frozenset(families)
+        self._lock = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+        self._remeasure = trio.Event()
+
+    # -- running -------------------------------------------------------------
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Enter the peers of the config file and the saved ones, and keep watch.
+
+        Reports started when all of them are routed.  Raises ConfigError, StateError,
+        RoutingError before that.
+        """
+        async with trio.open_nursery() as self._nursery:
+            await self._load()
+            self._nursery.start_soon(self._watch_network)
+            self._nursery.start_soon(self._watch_paths)
+            task_status.started()
+
+    async def _load(self) -> None:
+        saved = await trio.to_thread.run_sync(self._store.load)
+        names = {peer.name for peer in self._file_peers}
+        self._shadowed = [peer for peer in saved if peer.name in names]
+        for peer in self._shadowed:
+            _log.warning(
+                "Peer %s is in the config file and was added by command as well: "
+                "the config file counts.",
+                peer.name,
+            )
+        added = [peer for peer in saved if peer.name not in names]
+        config.check_peers([*self._file_peers, *added])
+        for peer in self._file_peers:
+            self._enter(peer, FROM_CONFIG)
+        for peer in added:
+            self._enter(peer, FROM_STATE)
+        await self._route()
+
+    async def _watch_network(self) -> None:
+        """Adapt to links, addresses and routes of the host as they change."""
+        while True:
+            await self._router.wait_changed()
+            await self._route_or_log()
+
+    async def _watch_paths(self) -> None:
+        """Measure paths anew when one turned out to take less than thought."""
+        while True:
+            await self._remeasure.wait()
+            self._remeasure = trio.Event()
+            self._router.invalidate()
+            await self._route_or_log()
+
+    def path_changed(self) -> None:
+        """Some path takes smaller packets than we thought: look again, soon."""
+        self._remeasure.set()
+
+    def peer_lost(self, name: str) -> None:
+        """Nothing is heard of a peer: if it has a name, ask where it is now."""
+        if name in self.peers:
+            self.peers[name].lost.set()
+
+    # -- changes -------------------------------------------------------------
+
+    def find(self, name: str) -> Peer:
+        """The peer called ``name``.  Raises UnknownPeer."""
+        try:
+            return self.peers[name]
+        except KeyError:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            ) from None
+
+    async def add(self, wanted: PeerSettings, *, take_over: bool = False) -> bool:
+        """Add a peer; False if it is there already with the same settings.
+
+        Raises PeerError, ConfigError, StateError or RoutingError; then nothing has
+        changed.
+        """
+        async with self._lock:
+            present = self.peers.get(wanted.name)
+            if present is not None:
+                if present.settings == wanted:
+                    return False
+                raise PeerError(
+                    f"peer {wanted.name} exists with other settings: change them with "
+                    f"'alpha-trio peers set {wanted.name} ...'"
+                )
+            _refuse_own_address(wanted)
+            await self._change([wanted], take_over)
+            return True
+
+    async def set(self, wanted: PeerSettings, *, take_over: bool = False) -> None:
+        """Replace a peer's settings; its session lives on if its endpoint stays.
+
+        Raises UnknownPeer and what ``add`` raises; then nothing has changed.
+        """
+        async with self._lock:
+            peer = self.find(wanted.name)
+            if peer.settings == wanted:
+                return
+            _refuse_config_peer(peer, self._settings)
+            _refuse_own_address(wanted)
+            await self._change([wanted], take_over)
+
+    async def remove(self, name: str) -> None:
+        """Remove a peer.  Raises UnknownPeer, PeerError, StateError."""
+        async with self._lock:
+            _refuse_config_peer(self.find(name), self._settings)
+            kept = [peer for peer in self._of_state() if peer.name != name]
+            await self._save(kept)
+            self._leave(name)
+            await self._route()
+
+    async def reload(self, file_peers: Sequence[PeerSettings]) -> dict[str, list[str]]:
+        """Make the config file's peers those of ``file_peers``; touch no others.
+
+        Returns the names under ``added``, ``changed`` and ``removed``.  Raises
+        ConfigError or RoutingError; then nothing has changed.
+        """
+        async with self._lock:
+            wanted = {peer.name: peer for peer in file_peers}
+            kept = [p for p in self._of_state() if p.name not in wanted]
+            config.check_peers([*file_peers, *kept])
+            for peer in file_peers:
+                _refuse_own_address(peer)
+            before = self._snapshot()
+            summary = self._difference(wanted)
+            self._apply_file(wanted, summary)
+            try:
+                await self._route()
+            except RoutingError:
+                await self._restore(before)
+                raise
+            self._file_peers = tuple(file_peers)
+            return summary
+
+    def _difference(self, wanted: dict[str, PeerSettings]) -> dict[str, list[str]]:
+        ours = {n: p for n, p in self.peers.items() if p.origin == FROM_CONFIG}
+        return {
+            "added": [name for name in wanted if name not in self.peers],
+            "changed": [
+                name
+                for name, peer in wanted.items()
+                if name in self.peers
+                and (self.peers[name].settings != peer or name not in ours)
+            ],
+            "removed": [name for name in ours if name not in wanted],
+        }
+
+    def _apply_file(
+        self, wanted: dict[str, PeerSettings], summary: dict[str, list[str]]
+    ) -> None:
+        for name in summary["removed"]:
+            self._leave(name)
+        for shadow in [p for p in self._shadowed if p.name not in wanted]:
+            self._shadowed.remove(shadow)
+            self._enter(shadow, FROM_STATE)
+        for name in summary["changed"]:
+            if self.peers[name].origin == FROM_STATE:
+                self._shadowed.append(self.peers[name].settings)
+            self._enter(wanted[name], FROM_CONFIG)
+        for name in summary["added"]:
+            self._enter(wanted[name], FROM_CONFIG)
+
+    async def _change(self, wanted: list[PeerSettings], take_over: bool) -> None:
+        """Add or replace peers added by command, all or none."""
+        if take_over:
+            wanted = [*wanted, *self._give_way(wanted[0])]
+        replaced = {peer.name: peer for peer in wanted}
+        everyone = {name: peer.settings for name, peer in self.peers.items()} | replaced
+        config.check_peers(everyone.values())
+        await self._save(
+            list(({p.name: p for p in self._of_state()} | replaced).values())
+        )
+        before = self._snapshot()
+        for settings in wanted:
+            self._enter(settings, FROM_STATE)
+        try:
+            await self._route()
+        except RoutingError:
+            await self._restore(before)
+            raise
+
+    def _give_way(self, taker: PeerSettings) -> list[PeerSettings]:
+        """The other peers' settings without the prefixes that ``taker`` takes over."""
+        losers = []
+        for peer in self.peers.values():
+            lost = set(peer.settings.allow) & set(taker.allow)
+            if peer.settings.name == taker.name or not lost:
+                continue
+            _refuse_config_peer(peer, self._settings)
+            left = tuple(p for p in peer.settings.allow if p not in lost)
+            if not left:
+                raise PeerError(
+                    f"peer {peer.settings.name} would keep no prefix: remove it with "
+                    f"'alpha-trio peers remove {peer.settings.name}' first"
+                )
+            losers.append(evolve(peer.settings, allow=left))
+        return losers
+
+    def _snapshot(self) -> dict[str, tuple[PeerSettings, str]]:
+        return {name: (p.settings, p.origin) for name, p in self.peers.items()}
+
+    async def _restore(self, before: dict[str, tuple[PeerSettings, str]]) -> None:
+        with trio.CancelScope(shield=True):
+            for name in [name for name in self.peers if name not in before]:
+                self._leave(name)
+            for name, was in before.items():
+                if self._snapshot().get(name) != was:
+                    self._enter(*was)
+            await self._save(self._of_state())
+            await self._route_or_log()
+
+    def _of_state(self) -> list[PeerSettings]:
+        return [p.settings for p in self.peers.values() if p.origin == FROM_STATE]
+
+    async def _save(self, peers: list[PeerSettings]) -> None:
+        everything = [*peers, *self._shadowed]
+        await trio.to_thread.run_sync(self._store.save, everything)
+
+    # -- one peer ------------------------------------------------------------
+
+    def _enter(self, settings: PeerSettings, origin: str) -> None:
+        """Put a peer into the table, or change it there; routing comes later."""
+        peer = self.peers.get(settings.name)
+        if peer is None:
+            session = self._table.add(settings.name, (), ())
+            peer = self.peers[settings.name] = Peer(settings, origin, session)
+        else:
+            moved = _place(settings) != _place(peer.settings)
+            peer.settings, peer.origin = settings, origin
+            if not moved:
+                self._configure(peer)
+                return
+            peer.session.reset()
+            self._stop_resolving(peer)
+            peer.addresses = ()
+        _log.info("Adding host %s (%s).", settings.name, _host(settings))
+        self._locate(peer)
+
+    def _leave(self, name: str) -> None:
+        peer = self.peers.pop(name)
+        self._stop_resolving(peer)
+        self._table.remove(name)
+        _log.info("Deleting host %s (%s).", name, _host(peer.settings))
+
+    def _locate(self, peer: Peer) -> None:
+        try:
+            found = [ip_address(_host(peer.settings))]
+        except ValueError:
+            assert self._nursery is not None
+            peer.resolving = trio.CancelScope()
+            self._nursery.start_soon(self._keep_resolved, peer)
+            found = []
+        self._move(peer, found)
+
+    def _move(self, peer: Peer, addresses: Iterable[IPAddress]) -> None:
+        peer.addresses = tuple(a for a in addresses if a.version in self._families)
+        self._configure(peer)
+
+    def _configure(self, peer: Peer) -> None:
+        self._table.configure(
+            peer.session, peer.remotes, peer.prefixes, peer.settings.keepalive
+        )
+
+    def _stop_resolving(self, peer: Peer) -> None:
+        if peer.resolving is not None:
+            peer.resolving.cancel()
+            peer.resolving = None
+
+    async def _keep_resolved(self, peer: Peer) -> None:
+        """Find the addresses of a named peer, now and whenever it is lost.
+
+        An address that works is never replaced: names are asked again only when
+        nothing is heard of the peer.
+        """
+        assert peer.resolving is not None
+        host, delay = _host(peer.settings), RESOLVE_RETRY_FIRST
+        with peer.resolving:
+            while True:
+                try:
+                    found = await _resolve(host)
+                except OSError as error:
+                    self._not_resolved(peer, host, error)
+                    await trio.sleep(delay)
+                    delay = min(2 * delay, RESOLVE_RETRY_MAX)
+                    continue
+                delay = RESOLVE_RETRY_FIRST
+                peer.error = None
+                self._journal.recovered(f"name {host}")
+                if set(found) != set(peer.addresses):
+                    await self._resolved(peer, found)
+                await peer.lost.wait()
+                peer.lost = trio.Event()
+                await trio.sleep(RESOLVE_RETRY_FIRST)
+
+    def _not_resolved(self, peer: Peer, host: str, error: OSError) -> None:
+        peer.error = f"cannot resolve {host}: {error.strerror}"
+        line = f"Cannot resolve {host} ({error.strerror}). Trying on."
+        self._journal.failure(f"name {host}", "resolving failed", line)
+
+    async def _resolved(self, peer: Peer, found: list[IPAddress]) -> None:
+        async with self._lock:
+            if peer.session.state(boottime()) is State.ESTABLISHED and peer.addresses:
+                return
+            _log.info("%s is %s.", _host(peer.settings), ", ".join(map(str, found)))
+            self._move(peer, found)
+            await self._route_or_log()
+
+    # -- routing -------------------------------------------------------------
+
+    async def _route(self) -> None:
+        """Lead the peers' packets into the tunnel; learn each one's MTU."""
+        underlays = await self._router.apply(
+            [_peer_route(peer) for peer in self.peers.values()]
+        )
+        for name, underlay in underlays.items():
+            peer = self.peers.get(name)
+            if peer is not None:
+                peer.underlay = underlay
+                peer.session.mtu = underlay.mtu
+
+    async def _route_or_log(self) -> None:
+        try:
+            await self._route()
+        except RoutingError as error:
+            self._journal.failure("routing", "failed", str(error))
+        else:
+            self._journal.recovered("routing")
+
+
+def _peer_route(peer: Peer) -> PeerRoute:
+    endpoint = peer.addresses[0] if peer.addresses else None
+    remote = peer.session.remote
+    if remote is not None:
+        endpoint = ip_address(remote[0])
+    return PeerRoute(
+        name=peer.settings.name,
+        endpoint=endpoint,
+        prefixes=peer.prefixes,
+        only=peer.settings.only,
+        overhead=overhead(endpoint.version if endpoint else 4),
+    )
+
+
+def _host(settings: PeerSettings) -> str:
+    return settings.endpoint or settings.name
+
+
+def _place(settings: PeerSettings) -> tuple[str, int]:
+    return _host(settings), settings.port
+
+
+def _remote(address: IPAddress, port: int) -> Remote:
+    if address.version == 4:
+        return str(address), port
+    return str(address), port, 0, 0
+
+
+async def _resolve(host: str) -> list[IPAddress]:
+    """All addresses of a name, in the system's order.  Raises OSError."""
+    found = await trio.to_thread.run_sync(
+        lambda: socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM),
+        abandon_on_cancel=True,
+    )
+    return list(dict.fromkeys(ip_address(entry[4][0]) for entry in found))
+
+
+def _refuse_config_peer(peer: Peer, settings: Settings) -> None:
+    if peer.origin == FROM_CONFIG:
+        place = settings.config_file or config.DEFAULT_CONFIG
+        raise PeerError(
+            f"peer {peer.settings.name} comes from {place}: change it there, then "
+            "'alpha-trio reload'"
+        )
+
+
+def _refuse_own_address(settings: PeerSettings) -> None:
+    """A host is no peer of itself: its packets never reach a device."""
+    try:
+        address = ip_address(_host(settings))
+    except ValueError:
+        return
+    if _is_own(address):
+        raise PeerError(
+            f"{address} is an address of this host: give the address of {settings.name}"
+        )
+
+
+def _is_own(address: IPAddress) -> bool:
+    # Only towards an address of its own does a host choose that very address.
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(address), 9))
+        except OSError:
+            return False
+        return bool(probe.getsockname()[0] == str(address))

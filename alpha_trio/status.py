@@ -1,0 +1,122 @@
+"""The ``status --json`` document: what runs, how each peer stands, what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from alpha_trio import __version__
+from alpha_trio.net.tun import Tun
+from alpha_trio.net.udp import Udp
+from alpha_trio.proto.batch import Counters
+from alpha_trio.proto.peers import PeerTable
+from alpha_trio.registry import Peer
+from alpha_trio.settings import Offload, Settings
+from alpha_trio.trace import address
+
+SCHEMA = 1
+
+UNAUTHENTICATED = (
+    "mode plain: packets are neither authenticated nor encrypted, and the handshake "
+    "proves nothing; anyone on the path can read, alter and forge them"
+)
+
+
+def document(
+    settings: Settings,
+    uptime: float,
+    now: float,
+    tun: Tun,
+    udp: Udp,
+    table: PeerTable,
+    peers: Iterable[Peer],
+) -> dict[str, Any]:
+    """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "uptime_seconds": round(uptime, 3),
+        "interface": {
+            "name": tun.name,
+            "mtu": _mtu(tun.name),
+            "offloads": {"tun": list(tun.offloads), "udp": list(udp.offloads)},
+        },
+        "port": settings.port,
+        "key": None,
+        "peers": [_peer(peer, now) for peer in peers],
+        "knocking": [
+            {"address": host, "fingerprint": None, "count": count}
+            for host, count in table.knocking.items()
+        ],
+        "relay": None,
+        "drops": _drops(table.counters),
+        "health": _health(settings, tun, udp),
+    }
+
+
+def _peer(peer: Peer, now: float) -> dict[str, Any]:
+    settings = peer.settings
+    statistics = peer.session.statistics(now)
+    counters = statistics.counters
+    return {
+        "name": settings.name,
+        "endpoint": address(statistics.remote) if statistics.remote else None,
+        "configured_endpoint": settings.endpoint or settings.name,
+        "state": str(statistics.state),
+        "reason": peer.error or _unreachable(peer) or statistics.reason,
+        "mode": str(settings.mode),
+        "key": settings.key,
+        "key_source": "configured" if settings.key else "none",
+        "latest_handshake_seconds": _seconds(statistics.handshake_age),
+        "latest_receive_seconds": _seconds(statistics.receive_age),
+        "rtt_ms": None if statistics.rtt is None else round(statistics.rtt * 1000, 3),
+        "mtu": peer.session.mtu,
+        "allowed": [str(prefix) for prefix in peer.prefixes],
+        "tx_packets": counters.tx_packets,
+        "tx_bytes": counters.tx_bytes,
+        "rx_packets": counters.rx_packets,
+        "rx_bytes": counters.rx_bytes,
+        "queued": statistics.queued,
+        "rounds": {"n": 0, "c": 0, "m": 0, "cm": 0},
+        "associations": 0,
+        "elements_left": 0,
+        "drops": _drops(counters),
+    }
+
+
+def _unreachable(peer: Peer) -> str | None:
+    return peer.underlay.error if peer.underlay else None
+
+
+def _seconds(age: float | None) -> float | None:
+    return None if age is None else round(age, 3)
+
+
+def _drops(counters: Counters) -> dict[str, int]:
+    return {str(reason): count for reason, count in counters.drops.items()}
+
+
+def _health(settings: Settings, tun: Tun, udp: Udp) -> list[str]:
+    """Sentences about what an operator should know, the worst first."""
+    lines = [UNAUTHENTICATED]
+    have = {*udp.offloads, *(name.rstrip("46") for name in tun.offloads)}
+    for offload in Offload:
+        if offload in have:
+            continue
+        why = "switched off" if offload in settings.disabled_offloads else "not offered"
+        lines.append(f"offload {offload} is {why}: slower")
+    lines += [
+        f"datagrams to {address(remote)} go one by one: the way there takes no "
+        "batches; slower"
+        for sock in udp
+        for remote in sorted(sock.unsegmented)
+    ]
+    return lines
+
+
+def _mtu(interface: str) -> int | None:
+    try:
+        return int(Path("/sys/class/net", interface, "mtu").read_text())
+    except OSError:  # just deleted
+        return None

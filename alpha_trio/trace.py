@@ -1,0 +1,65 @@
+"""The per-packet trace of ``-vv``: what crossed the TUN and the UDP socket."""
+
+from __future__ import annotations
+
+import logging
+from ipaddress import ip_address
+
+from alpha_trio.proto.batch import Deliver, Remote, Send
+from alpha_trio.proto.frames import VIRTIO_SIZE
+
+_log = logging.getLogger("alpha_trio.trace")
+
+_PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
+
+
+def enabled() -> bool:
+    """Whether packets are to be logged; ask once per batch."""
+    return _log.isEnabledFor(logging.DEBUG)
+
+
+def describe(packet: bytes) -> str:
+    """One line about an IP packet, a super-packet by its whole length."""
+    if len(packet) >= 20 and packet[0] >> 4 == 4:
+        protocol, ttl = packet[9], packet[8]
+        source, destination = packet[12:16], packet[16:20]
+    elif len(packet) >= 40 and packet[0] >> 4 == 6:
+        protocol, ttl = packet[6], packet[7]
+        source, destination = packet[8:24], packet[24:40]
+    else:
+        return f"unknown packet ({len(packet)} bytes)"
+    name = _PROTOCOLS.get(protocol, f"protocol {protocol}")
+    return (
+        f"{name} packet from {ip_address(source)} to {ip_address(destination)} "
+        f"(ttl {ttl}, {len(packet)} bytes)"
+    )
+
+
+def from_tun(frame: memoryview) -> None:
+    """A frame was read from the TUN."""
+    _log.debug("--tun--> %s", describe(bytes(frame[VIRTIO_SIZE:])))
+
+
+def to_tun(deliver: Deliver) -> None:
+    """A frame was written to the TUN."""
+    _log.debug("<--tun-- %s", describe(b"".join(deliver.parts)[VIRTIO_SIZE:]))
+
+
+def sent(send: Send) -> None:
+    """Datagrams were sent; those of a handshake have lines of their own."""
+    for _ in range(send.packets):
+        _log.debug("Sending encapsulated packet to %s", address(send.remote))
+
+
+def received(size: int, stride: int, remote: Remote) -> None:
+    """Datagrams arrived, ``stride`` bytes apart."""
+    for at in range(0, size, stride):
+        length = min(stride, size - at)
+        source = address(remote)
+        _log.debug("Received encapsulated packet (%d bytes) from %s", length, source)
+
+
+def address(remote: Remote) -> str:
+    """HOST:PORT, with brackets where the host is an IPv6 address."""
+    host, port = remote[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
