@@ -310,13 +310,13 @@ def _reverse_path_filters(settings: Settings) -> Iterator[Check]:
 
 
 def _reverse_path_filter(what: str, value: int, backend: Backend) -> Check:
-    if value != 1 or backend is Backend.RULES:
+    # The other backends have their rules made for it, or loosen the tunnel's own.
+    if value != 1 or backend is not Backend.NONE:
         return Check(True, what)
-    # An arriving datagram bears no mark, so the check of its source finds the tunnel.
     return Check(
         None,
-        f"{what}; may drop what arrives through a tunnel routed by {backend}",
-        'use backend = "rules", or loosen it: sysctl -w net.ipv4.conf.NAME.rp_filter=2',
+        f"{what}; drops what arrives by another way than its answer would take",
+        "route both ways alike, or loosen it: sysctl -w net.ipv4.conf.NAME.rp_filter=2",
     )
 
 

@@ -85,8 +85,8 @@ class RoutingSettings:
     """Where in the kernel's tables our rules and routes go."""
 
     backend: Backend = Backend.RULES
-    table: int = 5182
-    priority: int = 5182  # of the first rule; about 20 from there on are ours
+    table: int = 5182  # and the one after it
+    priority: int = 5182  # of the first rule; 28 from there on are ours
     mark: int = 0x5182  # marks backend only
     protocol: int = 161  # tag on our rules and routes; tells leftovers apart
 

@@ -221,12 +221,14 @@ def interface_name(value: object) -> str:
 
 
 def routing_table(value: object) -> int:
-    number = whole(1, 0xFFFF_FFFF)(value)
-    if number in _KERNEL_TABLES:
-        raise ConfigError(
-            f"{number} is the kernel's table {_KERNEL_TABLES[number]!r}; "
-            "use a number that nobody else uses, such as 5182"
-        )
+    """The first of two tables in a row."""
+    number = whole(1, 0xFFFF_FFFE)(value)
+    for used in (number, number + 1):
+        if used in _KERNEL_TABLES:
+            raise ConfigError(
+                f"{number} and the one after it are to be ours, but {used} is the "
+                f"kernel's table {_KERNEL_TABLES[used]!r}; use another, such as 5182"
+            )
     return number
 
 

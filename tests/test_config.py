@@ -177,6 +177,8 @@ def test_a_folder_is_no_file(tmp_path):
         ("routing = 5", ":1: routing: ", "5 is not a table"),
         ("[routing]\n\ntabel = 5", ":3: routing.tabel: ", "did you mean table?"),
         ("[routing]\ntable = 254", ":2: routing.table: ", "the kernel's table 'main'"),
+        ("[routing]\ntable = 252", ":2: routing.table: ", "253 is the kernel's table"),
+        ("[routing]\ntable = 4294967295", ":2: routing.table: ", "4294967294"),
         ("[routing]\nprotocol = 12", ":2: routing.protocol: ", "bird"),
         ("[routing]\nprotocol = 4", ":2: routing.protocol: ", "use 5 to 255"),
         ("[routing]\npriority = 32766", ":2: routing.priority: ", "32700"),
