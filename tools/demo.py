@@ -67,7 +67,8 @@ def tcpdump(host: Host) -> Iterator[list[str]]:
         yield seen
     finally:
         process.send_signal(signal.SIGINT)
-        seen += process.communicate(timeout=10)[0].splitlines()
+        # Told to stop, it ends its output with an empty line.
+        seen += process.communicate(timeout=10)[0].strip().splitlines()
 
 
 def send_text(one: Daemon, two: Daemon) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.lab import DIRECTORIES, NAMESPACES, Lab, LabError, remove, wait_until
+from tools.lab import DIRECTORIES, NAMESPACES, Daemon, Lab, LabError, remove, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -174,3 +174,37 @@ def test_socket_of_either_family_and_kind(pair):
             connection, peer = server.accept()
             connection.close()
     assert peer[0] == vm1.address6
+
+
+def test_daemon_starts_answers_and_leaves_the_host_as_it_was(pair):
+    vm1, _ = pair
+    before = vm1.snapshot()
+    with Daemon(vm1, "-v") as daemon:
+        assert daemon.status()["port"] == 1234
+        assert "1234" in daemon.cli("status", "--json").stdout
+        assert vm1.snapshot() != before
+        daemon.wait_log("Binding listening socket to port 1234")
+    assert vm1.snapshot() == before
+
+
+def test_killed_daemon_starts_again_on_its_state(pair):
+    vm1, vm2 = pair
+    daemon = Daemon(vm1)
+    daemon.start()
+    daemon.cli("peers", "add", "vm2", vm2.address)
+    daemon.kill9()
+    with daemon:
+        assert [peer["name"] for peer in daemon.status()["peers"]] == ["vm2"]
+
+
+def test_daemon_reads_its_config_file_again(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as daemon:
+        assert daemon.status()["peers"] == []
+        daemon.reload(f'[peers.vm2]\nendpoint = "{vm2.address}"\n')
+        wait_until(lambda: daemon.status()["peers"], "the peer")
+
+
+def test_daemon_that_does_not_start_is_quoted(pair):
+    with pytest.raises(LabError, match=r"did not start\n.*no-such-key"):
+        Daemon(pair[0], config="no-such-key = 1").start()
