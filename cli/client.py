@@ -68,18 +68,22 @@ class Client:
         first and its routes after.
         """
         process = self._open_process()
-        next(self.events("stop", timeout=ANSWER_SECONDS), None)
+        poll = select.poll()
         if process is None:
-            self._wait_hangup()
-            return
-        try:
-            poll = select.poll()
+            poll.register(self._socket, 0)  # hanging up is reported unasked
+        else:
             poll.register(process, select.POLLIN)
+        try:
+            next(self.events("stop", timeout=ANSWER_SECONDS), None)
             ended = poll.poll(STOP_SECONDS * 1000)
         finally:
-            os.close(process)
+            if process is not None:
+                os.close(process)
         if not ended:
-            raise TimedOut(self._still_running())
+            raise TimedOut(
+                f"the daemon at {self._path} was told to stop but still runs after "
+                f"{STOP_SECONDS:g} s: see its log"
+            )
 
     def _open_process(self) -> int | None:
         """A descriptor that becomes readable when the daemon has ended."""
@@ -91,21 +95,6 @@ class Client:
             return os.pidfd_open(process)
         except OSError:  # it lives in a process namespace we cannot see into
             return None
-
-    def _wait_hangup(self) -> None:
-        self._socket.settimeout(STOP_SECONDS)
-        try:
-            with suppress(ConnectionResetError):
-                while self._socket.recv(4096):
-                    pass
-        except TimeoutError:
-            raise TimedOut(self._still_running()) from None
-
-    def _still_running(self) -> str:
-        return (
-            f"the daemon at {self._path} was told to stop but still runs after "
-            f"{STOP_SECONDS:g} s: see its log"
-        )
 
     def _connect(self) -> None:
         try:

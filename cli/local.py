@@ -76,9 +76,13 @@ def run(config: str | None, check: bool, **options: Any) -> None:
     if check:
         click.echo(f"The configuration is good; it has {len(settings.peers)} peers.")
         return
+    sys.exit(start(settings))
+
+
+def start(settings: Settings) -> int:
     from alpha_trio.daemon import main
 
-    sys.exit(main(settings))
+    return main(settings)
 
 
 @click.command(cls=Command)

@@ -139,10 +139,16 @@ def show_peer(name: str, as_json: bool) -> None:
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that were named; an empty text stands for an empty setting."""
     return {
-        key: [item for item in value if item] if isinstance(value, tuple) else value
+        key: _emptied(value)
         for key, value in settings.items()
         if value is not None and value != ()
     }
+
+
+def _emptied(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [item for item in value if item]
+    return None if value == "" else value
 
 
 # What happens

@@ -1,0 +1,633 @@
+"""The command line in front of a node held in memory, over a real socket."""
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from math import inf, isnan
+
+import alpha_trio_cli.main
+import attrs
+import pytest
+import trio
+from alpha_trio_cli import client, local, words
+from click.testing import CliRunner
+from prometheus_client.parser import text_string_to_metric_families
+
+from alpha_trio import control
+from alpha_trio.config import Offload, PeerSettings
+from alpha_trio.errors import ConfigError
+from tests.memory_node import MemoryNode, status_of
+
+PROGRAM = [
+    *(sys.executable, "-W", "error", "-c"),
+    "from alpha_trio_cli.main import main; main(prog_name='alpha-trio')",
+]
+VM2 = PeerSettings("vm2", "192.168.10.61")
+
+
+class Served:
+    """A node that is served by a thread, as another process would."""
+
+    def __init__(self, path):
+        self.path = path
+        self.node = MemoryNode(path)
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._main,))
+
+    async def _main(self):
+        self._token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.node.serve)
+            self._started.set()
+
+    def __enter__(self):
+        self._thread.start()
+        self._started.wait()
+        return self
+
+    def __exit__(self, *exc_info):
+        with suppress(trio.RunFinishedError):
+            self.do(self.node.stop)
+        self._thread.join()
+
+    def do(self, function, *args):
+        """Call ``function`` where the node lives."""
+        return trio.from_thread.run_sync(function, *args, trio_token=self._token)
+
+    def publish(self, event):
+        """Publish ``event`` as soon as somebody listens."""
+        while not self.do(lambda: len(self.node.hub._subscribers)):
+            time.sleep(0.001)
+        self.do(self.node.hub.publish, event)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALPHA_TRIO_SOCKET", str(tmp_path / "control.sock"))
+    with Served(tmp_path / "control.sock") as served:
+        yield served
+
+
+@pytest.fixture
+def node(served):
+    return served.node
+
+
+def call(*args, code=0):
+    """The output of a command that must end with ``code``; an error is one line."""
+    result = CliRunner().invoke(alpha_trio_cli.main.main, args, prog_name="alpha-trio")
+    assert result.exit_code == code, result.output
+    if code == 0:
+        assert result.stderr == ""
+        return result.stdout
+    assert result.stdout == ""
+    if code != 2:
+        assert result.stderr.startswith("alpha-trio: ")
+        assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def start(*args, **options):
+    """A command as a process of its own."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.Popen([*PROGRAM, *args], text=True, **pipes)
+
+
+# Peers
+
+
+def test_add_and_list(node):
+    assert call("peers", "add", "vm2", "192.168.10.61") == "Peer vm2 added.\n"
+    assert node.peers() == [(VM2, "state")]
+    header, line = call("peers", "list").splitlines()
+    assert header.split()[:2] == ["NAME", "ENDPOINT"]
+    assert line.split() == ["vm2", "192.168.10.61", "state"]
+
+
+def test_add_with_everything(node):
+    call(
+        *("peers", "add", "vm2", "192.168.10.61:5555", "--keepalive", "25"),
+        *("--allow", "10.1.0.0/16", "--allow", "10.2.0.0/16", "--only", "tcp/80-90"),
+        "--take-over",
+    )
+    ((peer, _),) = node.peers()
+    assert (peer.endpoint, peer.port, peer.keepalive) == ("192.168.10.61", 5555, 25.0)
+    assert [str(prefix) for prefix in peer.allow] == ["10.1.0.0/16", "10.2.0.0/16"]
+    assert [only.ports for only in peer.only] == [(80, 90)]
+    assert node.taken_over == ["vm2"]
+
+
+def test_add_without_endpoint(node):
+    call("peers", "add", "vm2")
+    assert node.peers() == [(PeerSettings("vm2"), "state")]
+
+
+def test_add_again(node):
+    call("peers", "add", "vm2", "192.168.10.61")
+    assert "was there already" in call("peers", "add", "vm2", "192.168.10.61")
+    assert "peers set vm2" in call("peers", "add", "vm2", "192.168.10.62", code=1)
+    assert node.peers() == [(VM2, "state")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a b", "192.168.10.61"],
+        ["vm\n2", "192.168.10.61"],
+        ["vm2", "192.168.10.999"],
+        ["vm2", "192.168.10.61:99999"],
+        ["vm2", "192.168.10.61", "--allow", "10.1.2.3/16"],
+        ["vm2", "192.168.10.61", "--only", "tcp/0"],
+        ["vm2", "192.168.10.61", "--key", "short"],
+        ["vm2", "192.168.10.61", "--keepalive", "-1"],
+        ["vm2", "192.168.10.61", "--keepalive", "nan"],
+        ["vm2", "\udcff"],
+        ["vm2", "x" * 70_000],
+    ],
+)
+def test_add_with_bad_values(node, arguments):
+    call("peers", "add", *arguments, code=1)
+    assert node.peers() == []
+
+
+def test_set(node):
+    call("peers", "add", "vm2", "192.168.10.61", "--allow", "10.1.0.0/16")
+    call("peers", "set", "vm2", "--keepalive", "25", "--allow", "")
+    assert node.peers() == [(attrs.evolve(VM2, keepalive=25.0), "state")]
+
+
+def test_set_can_empty_the_endpoint(node):
+    call("peers", "add", "vm2", "192.168.10.61")
+    call("peers", "set", "vm2", "")
+    assert node.peers() == [(PeerSettings("vm2"), "state")]
+
+
+def test_set_of_nothing_is_wrong_usage(node):
+    assert "at least one setting" in call("peers", "set", "vm2", code=2)
+
+
+@pytest.mark.parametrize("word", ["remove", "del"])
+def test_remove(node, word):
+    call("peers", "add", "vm2", "192.168.10.61")
+    call("peers", word, "vm2")
+    assert node.peers() == []
+
+
+def test_show(node):
+    call("peers", "add", "vm2", "192.168.10.61")
+    document = json.loads(call("peers", "show", "vm2", "--json"))
+    expected = {"name": "vm2", "origin": "state", "endpoint": "192.168.10.61"}
+    assert document == {"schema": 1, **expected}
+    lines = call("peers", "show", "vm2").splitlines()
+    assert dict(line.split() for line in lines) == expected
+
+
+def test_list_as_json(node):
+    call("peers", "add", "vm2")
+    document = json.loads(call("peers", "list", "--json"))
+    assert document == {"schema": 1, "peers": [{"name": "vm2", "origin": "state"}]}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["peers", "remove", "vm9"],
+        ["peers", "set", "vm9", "--keepalive", "1"],
+        ["peers", "show", "vm9"],
+        ["status", "vm9"],
+        ["wait", "vm9"],
+    ],
+)
+def test_unknown_peer(node, arguments):
+    assert "'vm9'" in call(*arguments, code=4)
+
+
+# Status
+
+
+def test_status_as_json_is_the_document(node):
+    assert json.loads(call("status", "--json")) == node.document
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"state": "idle"}, "at 192.168.10.61:1234, once there is a packet for it"),
+        (
+            {"state": "resolving", "endpoint": None, "reason": "name not found"},
+            "looking up the address of 192.168.10.61 (name not found)",
+        ),
+        ({"state": "handshaking"}, "asking 192.168.10.61:1234, no answer yet"),
+        (
+            {"state": "established", "latest_receive_seconds": 0.14},
+            "at 192.168.10.61:1234, last heard 0.1 s ago",
+        ),
+        (
+            {"state": "unreachable"},
+            "no answer from 192.168.10.61:1234; new traffic tries again",
+        ),
+        ({"state": "invented later"}, "at 192.168.10.61:1234"),
+    ],
+)
+def test_status_says_how_a_peer_is_reached(node, values, sentence):
+    node.document["peers"] = [status_of(VM2, tx_bytes=1_234_567, **values)]
+    (line,) = [line for line in call("status").splitlines() if "vm2" in line]
+    assert line.rstrip().endswith(sentence)
+    assert line.removeprefix("vm2").strip().startswith(values["state"])
+    assert "1.2 MB" in line
+
+
+def test_status_of_everything_else(node):
+    node.document |= {
+        "peers": [status_of(VM2)],
+        "knocking": [{"address": "10.9.9.9", "fingerprint": None, "count": 2}],
+        "drops": {"no-peer": 3, "never": 0},
+        "health": ["TUN has no USO"],
+    }
+    page = call("status")
+    assert "alpha-trio 0.1.0 on alpha0, UDP port 1234, up 12.3 s" in page
+    assert "Offloads of udp: segment, gro" in page
+    assert "neither encrypted nor authenticated" in page
+    accept = "10.9.9.9, 2 times; to accept it: alpha-trio peers add NAME 10.9.9.9"
+    assert accept in page
+    assert "Dropped: no-peer 3\n" in page
+    assert "Health: TUN has no USO\n" in page
+    assert "\x1b" not in page
+
+
+def test_status_of_one_peer(node):
+    node.document["peers"] = [status_of(VM2, drops={"queue-full": 7}), status_of(VM2)]
+    page = call("status", "vm2")
+    assert "queue-full 7" in page
+    assert "192.168.10.61/32" in page
+    assert json.loads(call("status", "vm2", "--json")) == node.document["peers"][0]
+
+
+def test_watch_needs_a_terminal(node):
+    assert "needs a terminal" in call("status", "--watch", code=2)
+    call("status", "--watch", "--json", code=2)
+
+
+def test_watch_refreshes_in_place_and_ends_with_ctrl_c(served):
+    controller, terminal = pty.openpty()
+    process = start("status", "--watch", stdout=terminal)
+    os.close(terminal)
+    seen = b""
+    while b"up 12.3 s" not in seen:
+        seen += os.read(controller, 4096)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    os.close(controller)
+    assert (process.returncode, errors) == (0, "")
+    assert b"\x1b[?1049h" in seen  # a screen of its own, so the shell's is left alone
+
+
+def test_colour_on_a_terminal_only(served):
+    served.node.document["peers"] = [status_of(VM2, state="unreachable")]
+    controller, terminal = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color"}
+    environment.pop("NO_COLOR", None)
+    process = start("status", stdout=terminal, env=environment)
+    process.communicate(timeout=10)
+    os.close(terminal)
+    assert b"\x1b[31munreachable" in os.read(controller, 65536)
+    os.close(controller)
+
+
+# What happens
+
+
+def test_wait(served):
+    call("peers", "add", "vm2")
+    process = start("wait", "vm2", "--timeout", "30")
+    served.do(served.node.established["vm2"].set)
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0
+
+
+def test_wait_times_out(node):
+    call("peers", "add", "vm2")
+    text = call("wait", "vm2", "--timeout", "0.01", code=5)
+    assert "no session with vm2 within 0.01 s" in text
+
+
+EVENT = {"event": "established", "peer": "vm2", "time": 0.0, "rtt_ms": 0.4}
+
+
+def monitored(served, *options):
+    """The line ``monitor`` prints for EVENT, after which Ctrl-C must end it well."""
+    with start("monitor", *options) as process:
+        served.publish(EVENT)
+        line = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=10) == ("", "")
+    assert process.returncode == 0
+    return line
+
+
+def test_monitor_prints_a_line_per_event(served):
+    assert monitored(served).split()[1:] == ["established", "vm2", "rtt_ms=0.4"]
+
+
+def test_monitor_as_json(served):
+    assert json.loads(monitored(served, "--json")) == EVENT
+
+
+def test_reload(node):
+    assert call("reload") == "Nothing has changed.\n"
+    node.reloaded = {"added": ["vm2", "vm3"], "changed": [], "removed": ["vm4"]}
+    assert call("reload") == "added: vm2, vm3; removed: vm4\n"
+    node.reloaded = ConfigError("alpha-trio.toml: line 3: port: 0 is out of range")
+    assert "line 3" in call("reload", code=1)
+
+
+def test_metrics(node):
+    never = status_of(VM2)
+    known = status_of(
+        PeerSettings("vm3", "192.168.10.62"),
+        state="established",
+        latest_handshake_seconds=3.5,
+        rtt_ms=0.5,
+        tx_bytes=1000,
+        drops={"queue-full": 2},
+    )
+    relay = {"sessions": 1, "forwarded_packets": 2, "forwarded_bytes": 3, "drops": {}}
+    node.document |= {"peers": [never, known], "relay": relay, "drops": {"no-peer": 4}}
+    families = text_string_to_metric_families(call("metrics"))
+    samples = {
+        (sample.name.removeprefix("alpha_trio_"), *sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    assert samples["peer_established", "vm2"] == 0
+    assert samples["peer_established", "vm3"] == 1
+    assert samples["peer_handshake_age_seconds", "vm2"] == inf
+    assert samples["peer_handshake_age_seconds", "vm3"] == 3.5
+    assert isnan(samples["peer_round_trip_seconds", "vm2"])
+    assert samples["peer_round_trip_seconds", "vm3"] == 0.0005
+    assert samples["peer_transmitted_bytes_total", "vm3"] == 1000
+    assert samples["peer_dropped_packets_total", "vm3", "queue-full"] == 2
+    assert samples["dropped_packets_total", "no-peer"] == 4
+    assert samples["relay_forwarded_bytes_total",] == 3
+
+
+def test_key_show():
+    assert "this host has no key" in call("key", "show", code=1)
+    assert json.loads(call("key", "show", "--json")) == {"key": None}
+
+
+# Where the daemon is, and whether
+
+
+def test_socket_before_and_after_the_command(served, monkeypatch):
+    monkeypatch.setenv("ALPHA_TRIO_SOCKET", "/nowhere/control.sock")
+    place = ["--socket", str(served.path)]
+    wrong = ["--socket", "/elsewhere/control.sock"]
+    call(*place, "status")
+    call("status", *place)
+    call(*place, "peers", "list")
+    call("peers", *place, "list")
+    call("peers", "list", *place)
+    call(*wrong, "status", *place)
+    assert "/nowhere/control.sock" in call("status", code=3)
+    assert "/elsewhere/control.sock" in call(*wrong, "status", code=3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["status", "vm2", "--json"],
+        ["peers", "list"],
+        ["peers", "add", "vm2"],
+        ["wait", "vm2"],
+        ["monitor"],
+        ["metrics"],
+        ["reload"],
+        ["stop"],
+    ],
+)
+def test_no_daemon(tmp_path, arguments):
+    path = tmp_path / "control.sock"
+    text = call("--socket", str(path), *arguments, code=3)
+    assert str(path) in text
+    assert "alpha-trio run" in text
+
+
+def test_dead_daemon(tmp_path):
+    path = tmp_path / "control.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    call("--socket", str(path), "status", code=3)
+
+
+def test_path_that_cannot_be_a_socket(tmp_path):
+    call("--socket", str(tmp_path / ("x" * 120)), "status", code=1)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_without_permission(served):
+    code = (
+        "import os; from alpha_trio_cli.main import main\n"
+        "os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
+        f"main(['--socket', {str(served.path)!r}, 'status'])"
+    )
+    nobody = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert nobody.returncode == 1
+    assert "no permission to use" in nobody.stderr
+    assert "socket_group" in nobody.stderr
+
+
+@pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400\r\n\r\n", b"\0\0\0\1\xc1"])
+def test_somebody_else_answers(tmp_path, reply):
+    path = tmp_path / "control.sock"
+    with socket.create_server(str(path), family=socket.AF_UNIX) as server:
+        process = start("--socket", str(path), "status")
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(reply)
+        output, errors = process.communicate(timeout=10)
+    assert output == ""
+    assert errors.startswith("alpha-trio: ")
+    assert errors.count("\n") == 1
+    assert process.returncode in (1, 3)
+
+
+def test_output_into_a_pipe_nobody_reads(served):
+    served.node.document["peers"] = [status_of(VM2)] * 3000
+    for arguments in (["status"], ["status", "--json"], ["metrics"]):
+        process = start(*arguments)
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        process.stderr.close()
+        process.wait(10)
+
+
+def test_ctrl_c_is_silent(served):
+    call("peers", "add", "vm2")
+    process = start("wait", "vm2")
+    while (
+        served.do(lambda: served.node.established["vm2"].statistics().tasks_waiting) < 1
+    ):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=10) == ("", "")
+    assert process.returncode == 130
+
+
+def test_stop_returns_when_the_process_has_ended(tmp_path):
+    path = tmp_path / "control.sock"
+    command = [sys.executable, "-m", "tests.memory_node", str(path)]
+    with subprocess.Popen(command) as daemon:
+        while not path.exists():
+            time.sleep(0.01)
+        assert call("--socket", str(path), "stop") == ""
+        assert daemon.poll() == 0
+    call("--socket", str(path), "status", code=3)
+
+
+def test_stop_of_a_process_that_does_not_end(served, monkeypatch):
+    monkeypatch.setattr(client, "STOP_SECONDS", 0.01)
+    # The process that serves is this one, and lives on.
+    assert "still runs after 0.01 s" in call("stop", code=5)
+
+
+def test_stop_of_a_process_out_of_sight(served, monkeypatch):
+    def pidfd_open(process):
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    assert call("stop") == ""
+    assert not served.path.exists()
+
+
+def test_daemon_that_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.01)
+    path = str(tmp_path / "control.sock")
+    with socket.create_server(path, family=socket.AF_UNIX):
+        assert "did not answer in time" in call("--socket", path, "status", code=5)
+
+
+# This host
+
+
+def test_run_checks_the_configuration(tmp_path):
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text("[peers.vm2]\nendpoint = '192.168.10.61'\n")
+    bad.write_text("port = 0\n")
+    assert "has 1 peers" in call("run", "--check", "--config", str(good))
+    text = call("run", "--check", "--config", str(bad), code=1)
+    assert str(bad) in text
+    assert str(tmp_path / "none") in call(
+        "run", "--check", "--config", str(tmp_path / "none"), code=1
+    )
+
+
+def test_run_passes_its_options_on(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(local, "start", lambda settings: seen.append(settings) or 7)
+    monkeypatch.setenv("ALPHA_TRIO_STATE", str(tmp_path))
+    arguments = [
+        *("run", "--interface", "tun7", "--port", "5555", "-vv", "--relay"),
+        *("--address", "10.0.0.1/24", "--address", "fd00::1/64"),
+        *("--no-offload", "tso", "--no-offload", "gro"),
+        *("--socket", str(tmp_path / "x.sock")),
+    ]
+    result = CliRunner().invoke(alpha_trio_cli.main.main, arguments)
+    assert result.exit_code == 7
+    (settings,) = seen
+    assert (settings.interface, settings.port, settings.verbosity) == ("tun7", 5555, 2)
+    assert settings.relay
+    assert [str(a) for a in settings.addresses] == ["10.0.0.1/24", "fd00::1/64"]
+    assert settings.disabled_offloads == {Offload.TSO, Offload.GRO}
+    assert settings.socket == tmp_path / "x.sock"
+    assert settings.state_dir == tmp_path
+
+
+def test_offload_switches_are_those_of_the_settings():
+    assert set(local.OFFLOADS) == set(Offload)
+
+
+def test_cleanup_refuses_while_a_daemon_answers(served):
+    assert "another daemon answers" in call("cleanup", code=1)
+
+
+def test_socket_of_a_killed_daemon_is_cleaned_up(tmp_path, monkeypatch):
+    path = tmp_path / "run" / "control.sock"
+    monkeypatch.setattr(control, "DEFAULT_SOCKET", path)
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert control.cleanup(path) == [f"control socket {path}"]
+    assert not path.parent.exists()
+    assert control.cleanup(path) == []
+
+
+# Words
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (999_949, "999.9 kB"),
+        (999_950, "1.0 MB"),
+        (2_500_000_000, "2.5 GB"),
+        (5_000_000_000_000_000, "5000.0 TB"),
+    ],
+)
+def test_amount(count, text):
+    assert words.amount(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (59.9, "59.9 s"),
+        (60, "1 min 0 s"),
+        (3599.9, "59 min 59 s"),
+        (7380, "2 h 3 min"),
+        (90_000, "1 d 1 h"),
+    ],
+)
+def test_duration(seconds, text):
+    assert words.duration(seconds) == text
+
+
+# Weight
+
+
+def test_status_as_json_loads_nothing_heavy(served):
+    code = (
+        "import sys; from alpha_trio_cli.main import main\n"
+        "try: main(['status', '--json'])\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(process.stderr.split())
+    assert "alpha_trio.rpc" in loaded
+    heavy = {
+        "trio",
+        "attr",
+        "pyroute2",
+        "rich",
+        "prometheus_client",
+        "alpha_trio.config",
+    }
+    assert not heavy & loaded
