@@ -108,7 +108,7 @@ def doctor(config: str | None, state_dir: str | None) -> None:
 
     found = checks(settings)
     for check in found:
-        remedy = f": {check.remedy}" if check.remedy else ""
+        remedy = f"; {check.remedy}" if check.remedy else ""
         click.echo(f"{MARKS[check.ok]}  {check.what}{remedy}")
     if failed := sum(check.ok is False for check in found):
         raise AlphaTrioError(

@@ -83,8 +83,6 @@ def _peer_section(peers: Iterable[Document]) -> Iterator[RenderableType]:
             Text(reached(peer)),
         )
     yield table
-    if any(peer["mode"] == "plain" for peer in peers):
-        yield Text("Mode plain: packets are neither encrypted nor authenticated.")
 
 
 def _knocking_section(knocking: Iterable[Document]) -> Iterator[RenderableType]:

@@ -15,7 +15,7 @@ SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text
 VALUES = st.recursive(
     SCALARS | st.binary(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=10,
+    max_leaves=4,
 )
 ARGS = st.dictionaries(st.text(), VALUES)
 
