@@ -30,7 +30,7 @@ def show_command(host: Host, command: str) -> None:
 def show(output: str) -> None:
     """Print what a command said, set apart from the command."""
     for line in output.strip().splitlines():
-        print(f"    {line}", flush=True)
+        print(f"    {line}".rstrip(), flush=True)
 
 
 def alpha_trio(daemon: Daemon, *arguments: str) -> None:

@@ -120,6 +120,8 @@ def highest_rate(probe: Callable[[float], Delivery]) -> float:
     for _ in range(_SEARCH_STEPS):
         rate = (passing + failing) / 2
         delivery = probe(rate)
+        if delivery.loss >= MAX_LOSS:
+            delivery = probe(rate)  # an unlucky moment must not halve the result
         if delivery.loss < MAX_LOSS:
             passing, best = rate, max(best, delivery.received)
         else:
