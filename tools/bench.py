@@ -207,9 +207,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; ends the program where it is wrong."""
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
     add = parser.add_argument
-    add("--seconds", type=_count, default=3, help="of each TCP run (default: 3)")
-    add("--repeat", type=_count, default=3, help="rounds (default: 3)")
-    add("--peers", type=_count, help="also measure with so many configured peers")
+    add("--seconds", type=number, default=3, help="of each TCP run (default: 3)")
+    add("--repeat", type=number, default=3, help="rounds (default: 3)")
+    add("--peers", type=number, help="also measure with so many configured peers")
     add(
         "--no-offload",
         action="append",
@@ -221,7 +221,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _count(text: str) -> int:
+def number(text: str) -> int:
     value = int(text)
     if not 0 < value <= 60_000:
         raise argparse.ArgumentTypeError(f"{value} is not between 1 and 60000")
