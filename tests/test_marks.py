@@ -58,6 +58,15 @@ def test_nft_keeps_own_udp_and_other_bits_of_the_mark(made):
     assert "meta mark set meta mark or 0x5182" in lines(text)
 
 
+def test_neighbour_discovery_stays_on_the_link(made):
+    nft = marks.nft_ruleset(made)
+    passes = position(nft, "icmpv6 type { 133, 134, 135, 136, 137 } return")
+    assert passes < position(nft, "ip6 daddr @whole6 goto tunnel")
+    iptables = marks.iptables_rules(made, 6)
+    assert "-p icmpv6 --icmpv6-type 136 -j RETURN" in iptables
+    assert "icmpv6" not in marks.iptables_rules(made, 4)
+
+
 def test_nft_table_name_has_no_odd_characters():
     text = marks.nft_ruleset(marks.of(Settings(interface="tun-0.5"), []))
     assert lines(text)[0] == "add table inet alpha_trio_tun_0_5"
@@ -71,8 +80,9 @@ def test_iptables_fills_its_own_chains_only(made):
     assert all(rule.startswith("-A AT-alpha0-") for rule in rules)
     assert [line for line in text if line.startswith(":")] == [
         ":AT-alpha0-out - [0:0]",
-        ":AT-alpha0-sel - [0:0]",
+        ":AT-alpha0-in - [0:0]",
         ":AT-alpha0-mss - [0:0]",
+        ":AT-alpha0-sel - [0:0]",
     ]
 
 

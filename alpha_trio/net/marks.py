@@ -26,6 +26,8 @@ _LINK_SCOPE = {
     4: ("224.0.0.0/4", "255.255.255.255/32"),
     6: ("fe80::/10", "ff00::/8"),
 }
+# Neighbour discovery does not leave the link either, but has ordinary addresses.
+_DISCOVERY = range(133, 138)  # ICMPv6 types
 
 
 @frozen
@@ -126,6 +128,8 @@ def nft_ruleset(marks: Marks) -> str:
             "  }",
             "  chain forwarded {",
             "    type filter hook prerouting priority mangle; policy accept;",
+            # So that the reverse-path check, too, finds the way into the tunnel.
+            f'    iifname "{marks.interface}" goto tunnel',
             "    jump select",
             "  }",
             "  chain leaving {",
@@ -156,6 +160,7 @@ def _nft_selection(marks: Marks) -> Iterator[str]:
     words = {4: "ip", 6: "ip6"}
     for version, ip in words.items():
         yield f"{ip} daddr {{ {', '.join(_LINK_SCOPE[version])} }} return"
+    yield f"icmpv6 type {{ {', '.join(map(str, _DISCOVERY))} }} return"
     for prefix, selection in marks.selected:
         destination = f"{words[prefix.version]} daddr {prefix}"
         protocol = f"meta l4proto {selection.protocol}"
@@ -183,32 +188,44 @@ def _jumps(interface: str) -> dict[str, str]:
     chain = _chain(interface)
     return {
         "OUTPUT": f"{chain}-out",
-        "PREROUTING": f"{chain}-sel",
+        "PREROUTING": f"{chain}-in",
         "POSTROUTING": f"{chain}-mss",
     }
 
 
 def iptables_rules(marks: Marks, version: int) -> str:
     """Return the text for ``iptables-restore --noflush`` that fills our chains."""
-    jumps = _jumps(marks.interface)
-    output, select, leaving = jumps.values()
+    output, arriving, leaving = _jumps(marks.interface).values()
+    select = f"{_chain(marks.interface)}-sel"
+    mark = _iptables_mark(marks)
     lines = [
         f"-A {output} -p udp --sport {marks.port} -j RETURN",
         f"-A {output} -j {select}",
+        # So that the reverse-path check, too, finds the way into the tunnel.
+        f"-A {arriving} -i {marks.interface} {mark}",
+        f"-A {arriving} ! -i {marks.interface} -j {select}",
         *(f"-A {select} {rule}" for rule in _iptables_selection(marks, version)),
         f"-A {leaving} -o {marks.interface} -p tcp --tcp-flags SYN,RST SYN "
         "-j TCPMSS --clamp-mss-to-pmtu",
     ]
     # To name a chain is to empty it; all of this comes into force at one stroke.
-    chains = [f":{chain} - [0:0]" for chain in jumps.values()]
+    names = (output, arriving, leaving, select)
+    chains = [f":{chain} - [0:0]" for chain in names]
     return "\n".join(["*mangle", *chains, *lines, "COMMIT", ""])
 
 
+def _iptables_mark(marks: Marks) -> str:
+    return f"-j MARK --or-mark {marks.mark:#x}"
+
+
 def _iptables_selection(marks: Marks, version: int) -> Iterator[str]:
-    mark = f"-j MARK --or-mark {marks.mark:#x}"
+    mark = _iptables_mark(marks)
     selected, whole = marks.of_version(version)
     for scope in _LINK_SCOPE[version]:
         yield f"-d {scope} -j RETURN"
+    if version == 6:
+        for kind in _DISCOVERY:
+            yield f"-p icmpv6 --icmpv6-type {kind} -j RETURN"
     for prefix, selection in marks.selected:
         if prefix.version == version:
             for match in _iptables_matches(selection):
@@ -238,12 +255,14 @@ def _load_iptables(marks: Marks, version: int, command: str) -> None:
 def _remove_iptables(interface: str, command: str) -> bool:
     mangle = (command, "-w", "-t", "mangle")
     jumps = _jumps(interface)
-    present = [chain for chain in jumps.values() if _try(*mangle, "-S", chain)]
+    # Emptied in this order, none is removed while another jumps to it.
+    chains = [*jumps.values(), f"{_chain(interface)}-sel"]
+    present = [chain for chain in chains if _try(*mangle, "-S", chain)]
     for place, chain in jumps.items():
         if chain in present:
             _try(*mangle, "-D", place, "-j", chain)
-            _run(*mangle, "-F", chain)
-    for chain in present:  # only now does none of them jump to another
+    for chain in present:
+        _run(*mangle, "-F", chain)
         _run(*mangle, "-X", chain)
     return bool(present)
 

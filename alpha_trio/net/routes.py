@@ -89,8 +89,8 @@ class Router:
             if self._stale:
                 ipv6 = _ipv6_enabled(self._settings.interface)
                 self._facts = Facts(ipv6, self._facts.strict)
-                if self._needs_loose_filter(peers):
-                    _loosen_filter(self._settings.interface)
+                if self._settings.routing.backend is Backend.MARKS:
+                    _check_sources_by_mark(self._settings.interface)
             try:
                 return await self._transaction(lambda: self._apply(peers))
             except BaseException:
@@ -225,15 +225,6 @@ class Router:
         link = self._links.get(path.interface)
         mtu = path.mtu or (link.mtu if link else PATH_MTU)
         return Underlay(inner_mtu(mtu, peer), path.source, link.name if link else None)
-
-    def _needs_loose_filter(self, peers: Sequence[PeerRoute]) -> bool:
-        """Tell whether some arriving inner packets cannot be led back by the rules.
-
-        They bear no mark, and fragments no ports.
-        """
-        backend = self._settings.routing.backend
-        selected = backend is Backend.RULES and any(peer.only for peer in peers)
-        return backend is Backend.MARKS or selected
 
     def _present(self) -> Plan:
         """Return what the kernel has of ours."""
@@ -410,22 +401,28 @@ def _ipv6_enabled(interface: str) -> bool:
     return value.strip() == "0"
 
 
-def _loosen_filter(interface: str) -> None:
-    """Have the kernel accept inner packets whose way back it cannot tell.
+def _check_sources_by_mark(interface: str) -> None:
+    """Have the reverse-path check of inner packets look at their mark, as routing does.
 
-    The peer table checks their sources, which is stricter.  Only our own interface's
-    setting is written, which vanishes with it, and only if it has to be.
+    Only our own interface's setting is written, which vanishes with it, and only if
+    it has to be: /proc/sys may be read-only.
     """
-    own = _sysctl(f"ipv4/conf/{interface}/rp_filter")
-    everywhere = _sysctl("ipv4/conf/all/rp_filter")
-    try:
-        if max(int(own.read_text()), int(everywhere.read_text())) == 1:
-            own.write_text("2")
-    except OSError as error:
-        raise RoutingError(
-            f"cannot set net.ipv4.conf.{interface}.rp_filter to 2: {error.strerror}; "
-            f"set net.ipv4.conf.default.rp_filter to 2 before the daemon starts"
-        ) from error
+    if not _effective("rp_filter", interface):
+        return
+    if not _effective("src_valid_mark", interface):
+        try:
+            _sysctl(f"ipv4/conf/{interface}/src_valid_mark").write_text("1")
+        except OSError as error:
+            raise RoutingError(
+                f"cannot set net.ipv4.conf.{interface}.src_valid_mark to 1: "
+                f"{error.strerror}; set it for all, or rp_filter to 0, from outside"
+            ) from error
+
+
+def _effective(name: str, interface: str) -> int:
+    """Return an IPv4 setting of which the largest value counts."""
+    scopes = ("all", interface)
+    return max(int(_sysctl(f"ipv4/conf/{s}/{name}").read_text()) for s in scopes)
 
 
 def _sysctl(name: str) -> FilePath:
