@@ -52,8 +52,8 @@ def sent(send: Send) -> None:
 
 
 def received(size: int, stride: int, remote: Remote) -> None:
-    """Datagrams arrived, ``stride`` bytes apart."""
-    for at in range(0, size, stride):
+    """Datagrams arrived, ``stride`` bytes apart; 0 is that of an empty one."""
+    for at in range(0, size, max(stride, 1)):
         length = min(stride, size - at)
         source = address(remote)
         _log.debug("Received encapsulated packet (%d bytes) from %s", length, source)
