@@ -94,23 +94,24 @@ class Node:
         await router.open()
         self._table = PeerTable(settings.port, os.urandom)
         families = [version for version in (4, 6) if self._udp.has_family(version)]
+        self._datapath = DataPath(self._tun, self._udp, self._table, self._journal)
         self._registry = Registry(
-            settings, self._table, router, store, self._journal, families
-        )
-        self._datapath = DataPath(
-            self._tun,
-            self._udp,
+            settings,
             self._table,
+            router,
+            store,
             self._journal,
-            self._registry.path_changed,
+            self._datapath,
+            families,
         )
 
     async def _serve(self) -> None:
         control = ControlServer(self.settings, commands(self))
         async with trio.open_nursery() as nursery:
             await nursery.start(self._receive_signals)
-            await nursery.start(control.run)
+            # A command that came before the saved peers are known would lose them.
             await nursery.start(self._registry.run)
+            await nursery.start(control.run)
             nursery.start_soon(self._watch_events)
             nursery.start_soon(self._datapath.read_tun)
             for sock in self._udp:
@@ -165,7 +166,6 @@ class Node:
     async def add_peer(self, peer: PeerSettings, take_over: bool) -> bool:
         """False if it was there already; see Registry.add."""
         added = await self._registry.add(peer, take_over=take_over)
-        self._datapath.rearm()
         if added:
             self._journal.publish("peer-added", peer.name)
         return added
@@ -173,7 +173,6 @@ class Node:
     async def set_peer(self, peer: PeerSettings, take_over: bool) -> None:
         """See Registry.set."""
         await self._registry.set(peer, take_over=take_over)
-        self._datapath.rearm()
         self._journal.publish("peer-changed", peer.name)
 
     async def remove_peer(self, name: str) -> None:
@@ -193,7 +192,6 @@ class Node:
             summary = await self._registry.reload(wanted.peers)
         finally:
             _notify("READY=1")
-        self._datapath.rearm()
         for name in _changed_fields(self._file_settings, wanted):
             _log.warning("The new %s takes effect at the next start.", name)
         self._file_settings = wanted

@@ -12,7 +12,6 @@ costs as much as dozens of datagrams.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from math import inf
 
 import trio
@@ -41,14 +40,12 @@ class DataPath:
         udp: Udp,
         table: PeerTable,
         journal: Journal,
-        path_changed: Callable[[], None],
     ) -> None:
-        """``path_changed`` is called when a path takes less than was thought."""
         self._tun = tun
         self._udp = udp
         self._table = table
         self._journal = journal
-        self._path_changed = path_changed
+        self._path_changed = trio.Event()
         self._alarm = trio.CancelScope()
         self._armed = inf  # the deadline the alarm is set to, boot time
         self._failing: set[str] = set()  # hosts to which sending fails just now
@@ -141,19 +138,19 @@ class DataPath:
 
     def _fire(self, now: float, out: Outbox) -> None:
         self._table.on_deadline(now, out)
+        self._record_events(out)
         self._flush_sends(out)
         self._drop_waiting(out)
-        self._record_events(out)
 
     # -- doing what the core said ----------------------------------------------
 
     def _flush(self, out: Outbox, now: float) -> bool:
-        """Send, deliver, tell.  False if a send has to wait; it stays in ``out``."""
+        """Tell, deliver, send.  False if a send has to wait; it stays in ``out``."""
+        if out.events:
+            self._record_events(out)
         if out.delivers:
             self._flush_delivers(out)
         done = not out.sends or self._flush_sends(out)
-        if out.events:
-            self._record_events(out)
         if self._table.deadline < self._armed:
             if self._table.deadline <= now and done:
                 # Due at once, like a first SYN, or overdue since a suspend during
@@ -187,13 +184,18 @@ class DataPath:
     def _send_failed(self, send: Send, error: OSError) -> None:
         if error.errno == errno.EMSGSIZE:
             send.counters.drop(Drop.TOO_BIG, send.packets)
-            self._path_changed()
+            self._path_changed.set()
             return
         send.counters.drop(Drop.SEND_FAILED, send.packets)
         host = send.remote[0]
         self._failing.add(host)
         line = f"Cannot send to {host} ({error.strerror}). Trying on."
         self._journal.failure(host, f"sending failed ({error.strerror})", line)
+
+    async def wait_path_changed(self) -> None:
+        """Return when some path turned out to take less than was thought."""
+        await self._path_changed.wait()
+        self._path_changed = trio.Event()
 
     def _send_recovered(self, send: Send) -> None:
         host = send.remote[0]

@@ -18,6 +18,7 @@ from attrs import define, evolve, field
 from alpha_trio import config
 from alpha_trio.clock import boottime
 from alpha_trio.config import IPAddress, IPNetwork, PeerSettings, Settings
+from alpha_trio.datapath import DataPath
 from alpha_trio.errors import PeerError, RoutingError, UnknownPeer
 from alpha_trio.journal import Journal
 from alpha_trio.net.routes import PeerRoute, Router, Underlay
@@ -77,6 +78,7 @@ class Registry:
         router: Router,
         store: PeerStore,
         journal: Journal,
+        datapath: DataPath,
         families: Iterable[int],
     ) -> None:
         """``families`` are the IP versions there is a socket for."""
@@ -88,10 +90,10 @@ class Registry:
         self._router = router
         self._store = store
         self._journal = journal
+        self._datapath = datapath
         self._families = frozenset(families)
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
-        self._remeasure = trio.Event()
 
     # -- running -------------------------------------------------------------
 
@@ -136,14 +138,9 @@ class Registry:
     async def _watch_paths(self) -> None:
         """Measure paths anew when one turned out to take less than thought."""
         while True:
-            await self._remeasure.wait()
-            self._remeasure = trio.Event()
+            await self._datapath.wait_path_changed()
             self._router.invalidate()
             await self._route_or_log()
-
-    def path_changed(self) -> None:
-        """Some path takes smaller packets than we thought: look again, soon."""
-        self._remeasure.set()
 
     def peer_lost(self, name: str) -> None:
         """Nothing is heard of a peer: if it has a name, ask where it is now."""
@@ -200,7 +197,7 @@ class Registry:
             kept = [peer for peer in self._of_state() if peer.name != name]
             await self._save(kept)
             self._leave(name)
-            await self._route()
+            await self._route_or_log()  # what is gone is gone
 
     async def reload(self, file_peers: Sequence[PeerSettings]) -> dict[str, list[str]]:
         """Make the config file's peers those of ``file_peers``; touch no others.
@@ -341,7 +338,7 @@ class Registry:
         except ValueError:
             assert self._nursery is not None
             peer.resolving = trio.CancelScope()
-            self._nursery.start_soon(self._keep_resolved, peer)
+            self._nursery.start_soon(self._keep_resolved, peer, peer.resolving)
             found = []
         self._move(peer, found)
 
@@ -353,21 +350,21 @@ class Registry:
         self._table.configure(
             peer.session, peer.remotes, peer.prefixes, peer.settings.keepalive
         )
+        self._datapath.rearm()  # there may be something to say to it at once
 
     def _stop_resolving(self, peer: Peer) -> None:
         if peer.resolving is not None:
             peer.resolving.cancel()
             peer.resolving = None
 
-    async def _keep_resolved(self, peer: Peer) -> None:
+    async def _keep_resolved(self, peer: Peer, scope: trio.CancelScope) -> None:
         """Find the addresses of a named peer, now and whenever it is lost.
 
         An address that works is never replaced: names are asked again only when
         nothing is heard of the peer.
         """
-        assert peer.resolving is not None
         host, delay = _host(peer.settings), RESOLVE_RETRY_FIRST
-        with peer.resolving:
+        with scope:
             while True:
                 try:
                     found = await _resolve(host)
