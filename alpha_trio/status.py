@@ -11,6 +11,7 @@ from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
 from alpha_trio.proto.batch import Counters
 from alpha_trio.proto.peers import PeerTable
+from alpha_trio.proto.session import State
 from alpha_trio.registry import Peer
 from alpha_trio.settings import Offload, Settings
 from alpha_trio.trace import address
@@ -63,7 +64,7 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
         "name": settings.name,
         "endpoint": address(statistics.remote) if statistics.remote else None,
         "configured_endpoint": settings.endpoint or settings.name,
-        "state": str(statistics.state),
+        "state": str(_state(peer, statistics.state)),
         "reason": peer.error or _unreachable(peer) or statistics.reason,
         "mode": str(settings.mode),
         "key": settings.key,
@@ -83,6 +84,11 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
         "elements_left": 0,
         "drops": _drops(counters),
     }
+
+
+def _state(peer: Peer, state: State) -> State:
+    unknown = peer.resolving is not None and not peer.addresses
+    return State.RESOLVING if unknown else state
 
 
 def _unreachable(peer: Peer) -> str | None:
