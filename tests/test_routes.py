@@ -96,6 +96,11 @@ def test_own_udp_and_what_arrives_of_the_peers_pass_by():
     assert walk(made, protocol=UDP, sport=1234, dport=1234, iif="eth0") == [5182]
 
 
+def test_what_icmp_says_of_own_udp_passes_by():
+    made = plan_for(peer("192.168.10.61/32"), facts=Facts(strict=True))
+    assert walk(made, protocol=UDP, mark=0x5182) == []
+
+
 @pytest.mark.parametrize("protocol", [TCP, UDP, ICMP, 2, 41, 47, 50, 255])
 def test_every_protocol_is_led_in_under_a_strict_filter(protocol):
     made = plan_for(peer("192.168.10.61/32"), facts=Facts(strict=True))
@@ -113,7 +118,7 @@ def test_question_of_arp_passes_by_under_a_strict_filter():
 def test_ipv6_needs_nothing_for_strict_filters():
     made = plan_for(peer("fd00:10::61/128"), facts=Facts(strict=True))
     assert {rule.family for rule in made.rules} == {socket.AF_INET6}
-    assert len(made.rules) == 3
+    assert len(made.rules) == 4
 
 
 def test_longest_prefix_wins_over_both_tables():

@@ -3,7 +3,7 @@
 The traffic to protect goes to the very address the tunnel itself talks to.  So the
 rules first let the daemon's own UDP pass by, then look into our table:
 
-    P+0   iif lo ipproto udp sport PORT goto END
+    P+0   iif lo ipproto udp sport PORT goto END; fwmark MARK goto END
     P+1   [strict only] not iif lo goto SELECT; ipproto 1 goto SELECT; ... 2 ... 255
     P+2   [strict only] goto END
     P+3   nop                                              (SELECT)
@@ -243,6 +243,9 @@ def _head(settings: Settings, family: int, facts: Facts) -> Iterator[Rule]:
         return
     port = (settings.port, settings.port)
     yield Rule(family, own, Action.GOTO, end, iif="lo", protocol=_UDP, sport=port)
+    # What an ICMP error says of our datagrams is noted for the path found by the
+    # socket's mark, without ports.
+    yield Rule(family, own, Action.GOTO, end, mark=settings.routing.mark)
     if family == socket.AF_INET and facts.strict:
         yield from _only_packets(first)
 

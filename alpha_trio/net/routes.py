@@ -109,6 +109,13 @@ class Router:
         _drain(self._events, self._port)
         self._stale = True
 
+    def mark_stale(self) -> None:
+        """Have the next ``apply`` look at everything anew, paths' MTU included.
+
+        For a caller who knows better than the kernel's notices, as after EMSGSIZE.
+        """
+        self._stale = True
+
     async def close(self) -> None:
         """Undo everything; safe to call after a failed or partial open."""
         async with self._lock:
@@ -407,16 +414,15 @@ def _check_sources_by_mark(interface: str) -> None:
     Only our own interface's setting is written, which vanishes with it, and only if
     it has to be: /proc/sys may be read-only.
     """
-    if not _effective("rp_filter", interface):
-        return
-    if not _effective("src_valid_mark", interface):
-        try:
+    try:
+        checked = _effective("rp_filter", interface)
+        if checked and not _effective("src_valid_mark", interface):
             _sysctl(f"ipv4/conf/{interface}/src_valid_mark").write_text("1")
-        except OSError as error:
-            raise RoutingError(
-                f"cannot set net.ipv4.conf.{interface}.src_valid_mark to 1: "
-                f"{error.strerror}; set it for all, or rp_filter to 0, from outside"
-            ) from error
+    except OSError as error:
+        raise RoutingError(
+            f"cannot set net.ipv4.conf.{interface}.src_valid_mark to 1: "
+            f"{error.strerror}; set it for all, or rp_filter to 0, from outside"
+        ) from error
 
 
 def _effective(name: str, interface: str) -> int:

@@ -21,7 +21,7 @@ from alpha_trio.errors import RoutingError
 from alpha_trio.net.routes import PeerRoute, Router
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
-DONTFRAGMENT = (socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2
 OVERHEADS = {4: 28 + 24, 6: 48 + 24}
 
 
@@ -56,10 +56,14 @@ class Forwarder:
         request = struct.pack("16sH22x", name, IFF_TUN | IFF_NO_PI)
         fcntl.ioctl(self.tun, TUNSETIFF, request)
         self.udp = {4: socket.socket(type=socket.SOCK_DGRAM)}
-        self.udp[4].setsockopt(*DONTFRAGMENT)
+        self.udp[4].setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)
         self.udp[6] = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         self.udp[6].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        self.udp[6].setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_DO)
         for wildcard, udp in zip(("", "::"), self.udp.values(), strict=True):
+            if settings.routing.backend is Backend.RULES:
+                mark = settings.routing.mark
+                udp.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             udp.setblocking(False)
             udp.bind((wildcard, self.port))
 
@@ -109,6 +113,9 @@ async def serve(settings):
             nursery.start_soon(follow, router, forwarder)
             # A FileStream reads in a thread, which must not be waited for at the end.
             while line := await trio.to_thread.run_sync(sys.stdin.readline):
+                if line.strip() == "stale":
+                    router.mark_stale()
+                    continue
                 forwarder.peers = [parse_peer(*peer) for peer in json.loads(line)]
                 print(await answer(router, forwarder.peers), flush=True)
             nursery.cancel_scope.cancel()

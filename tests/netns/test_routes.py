@@ -58,6 +58,9 @@ class Routed:
         print(json.dumps(peers), file=self.process.stdin, flush=True)
         return json.loads(self.expect("applied"))
 
+    def mark_stale(self):
+        print("stale", file=self.process.stdin, flush=True)
+
     def expect(self, word):
         """Return the rest of the next line that begins with ``word``."""
         while line := self.process.stdout.readline():
@@ -134,7 +137,9 @@ def test_two_hosts_talk_through_the_tunnel_only(pair, strictness):
         assert through_tunnel(vm1, lambda: ping(vm1, vm2.address))
         assert ping(vm1, vm2.address, "-s", "8000")  # fragments, which have no ports
         assert ping(vm1, vm2.address, "-M", "do", "-s", str(1448 - 28))
-        assert not ping(vm1, vm2.address, "-M", "do", "-s", "1421", check=False)
+        assert not ping(
+            vm1, vm2.address, "-W", "0.2", "-M", "do", "-s", "1421", check=False
+        )
         assert through_tunnel(vm1, lambda: ping(vm1, vm2.address6))
         assert big_udp_arrives(*pair)
         assert web_answers(*pair, 80)
@@ -436,6 +441,25 @@ def test_mtu_and_source_follow_the_path(pair):
         ip(vm1, "link set eth0 mtu 1300")
         one.expect("again")
         assert one.apply(TO_VM2)["vm2"][0] == 1248
+
+
+@pytest.mark.parametrize("backend", ["rules", "marks"])
+def test_narrow_path_further_on_is_learned(lab, backend):
+    vm1, router, vm2 = lab.chain()
+    ip(router, "link set eth1 mtu 1400")
+    ip(vm2, "link set eth0 mtu 1400")
+    address, address6 = vm2.address, vm2.address6
+    four = ["four", address, [f"{address}/32"]]
+    six = ["six", address6, [f"{address6}/128"]]
+    with Routed(vm1, routing={"backend": backend}) as one:
+        underlays = one.apply(four, six)
+        assert (underlays["four"][0], underlays["six"][0]) == (1448, 1428)
+        # Nobody has to answer: it is the router that says how wide its link is.
+        ping(vm1, address, "-W", "0.2", "-s", "1400", check=False)
+        ping(vm1, address6, "-W", "0.2", "-s", "1370", check=False)
+        one.mark_stale()
+        underlays = one.apply(four, six)
+        assert (underlays["four"][0], underlays["six"][0]) == (1348, 1328)
 
 
 def test_routes_come_back_with_the_address_they_leave_from(pair):
