@@ -28,7 +28,7 @@ from alpha_trio.proto.batch import EventKind
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.session import State
 from alpha_trio.registry import Registry
-from alpha_trio.settings import PeerSettings, Settings
+from alpha_trio.settings import Backend, PeerSettings, Settings
 from alpha_trio.state import PeerStore
 
 _log = logging.getLogger("alpha_trio")
@@ -87,7 +87,10 @@ class Node:
         stack.callback(self._tun.close)
         _log.info("Successfully opened tun device (%s)", settings.interface)
         _log.info("Binding listening socket to port %d", settings.port)
-        self._udp = Udp.open(settings.port, settings.disabled_offloads)
+        # With the marks backend the mark means "into the tunnel".
+        by_rules = settings.routing.backend is Backend.RULES
+        mark = settings.routing.mark if by_rules else 0
+        self._udp = Udp.open(settings.port, settings.disabled_offloads, mark)
         stack.callback(self._udp.close)
         router = Router(settings)
         stack.push_async_callback(router.close)

@@ -139,7 +139,7 @@ class Registry:
         """Measure paths anew when one turned out to take less than thought."""
         while True:
             await self._datapath.wait_path_changed()
-            self._router.invalidate()
+            self._router.mark_stale()
             await self._route_or_log()
 
     def peer_lost(self, name: str) -> None:

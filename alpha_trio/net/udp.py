@@ -68,8 +68,12 @@ class UdpSocket:
         family: socket.AddressFamily,
         port: int,
         disabled: Collection[Offload] = (),
+        mark: int = 0,
     ) -> UdpSocket:
         """Bind to ``port`` on all addresses.  Raises StartError if it is taken.
+
+        ``mark`` (0: none) is set on what we send, so that the kernel notes a path's
+        MTU where our datagrams find it; see docs/routing.md.
 
         Raises OSError EAFNOSUPPORT or EADDRNOTAVAIL if the host has no such family.
         """
@@ -77,6 +81,8 @@ class UdpSocket:
         try:
             sock.setblocking(False)
             _configure(sock)
+            if mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             sock.bind(("", port))
         except OSError as error:
             sock.close()
@@ -206,13 +212,13 @@ class Udp:
     sockets: dict[int, UdpSocket]  # by length of an address tuple: 2 or 4
 
     @classmethod
-    def open(cls, port: int, disabled: Collection[Offload] = ()) -> Udp:
+    def open(cls, port: int, disabled: Collection[Offload] = (), mark: int = 0) -> Udp:
         """Bind IPv4 and IPv6.  A host without one of them is served by the other."""
         sockets: dict[int, UdpSocket] = {}
         try:
             for family, length in ((socket.AF_INET, 2), (socket.AF_INET6, 4)):
                 try:
-                    sockets[length] = UdpSocket.open(family, port, disabled)
+                    sockets[length] = UdpSocket.open(family, port, disabled, mark)
                 except OSError as error:
                     _log.info("No %s here (%s).", family.name, error.strerror)
         except StartError:
