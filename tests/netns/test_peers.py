@@ -1,0 +1,305 @@
+"""Peers come, change and go while the daemon runs, and trouble no other peer.
+
+vm1 192.168.10.60 --- eth0 === vm2 192.168.10.61 (=== vm3 192.168.10.62 ...)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.netns.traffic import (
+    add,
+    assert_none_lost,
+    flowing,
+    introduce,
+    peer,
+    ping,
+    prepared,
+    tcp_timeouts,
+)
+from tools.lab import Daemon, Lab, wait_until
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def daemons(pair):
+    """Running on both hosts, without peers."""
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        yield one, two
+
+
+def names(daemon):
+    return [peer["name"] for peer in daemon.status()["peers"]]
+
+
+def refused(daemon, *arguments, code=1):
+    """The one line a command that fails says."""
+    done = daemon.cli(*arguments, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("alpha-trio: ")
+    return line
+
+
+# At once, and nobody else's packets
+
+
+def test_ten_peers_come_and_go_beside_a_busy_one(pair, daemons):
+    (vm1, vm2), (one, two) = pair, daemons
+    introduce(one, two)
+    ping(vm1, vm2.address)
+    before = tcp_timeouts(vm1)
+    with flowing(vm1, vm2, vm2.address) as stream:
+        for number in range(1, 11):
+            add(one, f"other{number}", f"192.168.10.{100 + number}")
+            arrived = stream.received
+            wait_until(lambda: stream.received > arrived, "more data")  # noqa: B023
+        assert len(names(one)) == 11
+        for number in range(1, 11):
+            one.request("peers.remove", name=f"other{number}")
+            arrived = stream.received
+            wait_until(lambda: stream.received > arrived, "more data")  # noqa: B023
+    assert tcp_timeouts(vm1) == before
+    assert_none_lost(one, two)
+
+
+def test_a_removed_peer_is_reached_past_the_tunnel(pair, daemons):
+    (vm1, vm2), (one, two) = pair, daemons
+    introduce(one, two)
+    ping(vm1, vm2.address)
+    one.cli("peers", "remove", "vm2")
+    two.cli("peers", "del", "vm1")
+    ping(vm1, vm2.address)
+    assert names(one) == names(two) == []
+
+
+def test_peers_survive_a_restart(pair, daemons):
+    vm1, vm2 = pair
+    one, two = daemons
+    one.cli(*"peers add vm2 192.168.10.61 --only udp/5000-6000 --keepalive 25".split())
+    shown = json.loads(one.cli("peers", "show", "vm2", "--json").stdout)
+    assert one.stop() == 0
+    one.start()
+    assert json.loads(one.cli("peers", "show", "vm2", "--json").stdout) == shown
+    one.cli("peers", "remove", "vm2")
+    one.kill9()
+    one.start()
+    assert names(one) == []
+
+
+def test_adding_again_changes_nothing_or_is_refused(daemons):
+    one, _ = daemons
+    one.cli("peers", "add", "vm2", "192.168.10.61")
+    one.cli("peers", "add", "vm2", "192.168.10.61")
+    line = refused(one, "peers", "add", "vm2", "192.168.10.77")
+    assert "peers set vm2" in line
+    assert peer(one, "vm2")["configured_endpoint"] == "192.168.10.61"
+
+
+def test_set_moves_a_peer(pair, daemons):
+    (vm1, vm2), (one, two) = pair, daemons
+    introduce(one, two)
+    one.cli("peers", "set", "vm2", "192.168.10.99")
+    assert peer(one, "vm2")["allowed"] == ["192.168.10.99/32"]
+    one.cli("peers", "set", "vm2", vm2.address)
+    ping(vm1, vm2.address)
+    assert peer(one, "vm2")["state"] == "established"
+
+
+def test_a_changed_setting_keeps_the_session(pair, daemons):
+    (vm1, vm2), (one, two) = pair, daemons
+    introduce(one, two)
+    ping(vm1, vm2.address)
+    one.cli("peers", "set", "vm2", "--keepalive", "20")
+    ping(vm1, vm2.address)
+    assert one.log.count("Initiating handshake") == 1
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("command", "complaint"),
+    [
+        ("add me 192.168.10.60", "192.168.10.60 is an address of this host"),
+        ("add me 127.0.0.1", "127.0.0.1"),
+        ("add me fd00:10::60", "fd00:10::60 is an address of this host"),
+        ("add other 192.168.10.61", "vm2 and other both have endpoint"),
+        ("add other 192.168.10.62 --allow 10.7.0.0/16", "10.7.0.0/16"),
+        ("add other 192.168.10.300", "192.168.10.300"),
+        ("add other 192.168.10.62:99999", "99999"),
+        ("add other 192.168.10.62 --allow 10.0.0.0/33", "10.0.0.0/33"),
+        ("add other 192.168.10.62 --allow 10.0.0.1/8", "10.0.0.1/8"),
+        ("add other 192.168.10.62 --only tcp/80-79", "tcp/80-79"),
+        ("add other 192.168.10.62 --only nonsense", "nonsense"),
+        ("add other 192.168.10.62 --key short", "key"),
+        ("add other 192.168.10.62 --keepalive -1", "-1"),
+        ("add .. 192.168.10.62", ".."),
+        ("add other fe80::1", "fe80::1"),
+        ("add other 224.0.0.1", "224.0.0.1"),
+        ("add other 0.0.0.0", "0.0.0.0"),
+        ("set vm2 192.168.10.60", "192.168.10.60 is an address of this host"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line_and_changes_nothing(
+    started, command, complaint
+):
+    before = started.status()["peers"]
+    assert complaint in refused(started, "peers", *command.split())
+    assert started.status()["peers"] == before
+
+
+@pytest.fixture(scope="module")
+def started():
+    """A daemon with one peer, for tests that change nothing."""
+    with Lab() as lab:
+        vm1, vm2 = lab.lan(2)
+        with Daemon(vm1) as one:
+            add(one, "vm2", vm2.address, allow=[vm2.address, "10.7.0.0/16"])
+            yield one
+
+
+@pytest.mark.parametrize("command", ["remove", "show", "set"])
+def test_an_unknown_peer_has_an_exit_code_of_its_own(started, command):
+    more = ["--keepalive", "5"] if command == "set" else []
+    assert "nobody" in refused(started, "peers", command, "nobody", *more, code=4)
+
+
+def test_a_prefix_is_taken_over_only_when_asked_to(daemons):
+    one, _ = daemons
+    add(one, "vm2", "192.168.10.61", allow=["10.7.0.0/16", "10.8.0.0/16"])
+    command = ("peers", "add", "vm3", "192.168.10.62", "--allow", "10.7.0.0/16")
+    assert "vm2" in refused(one, *command)
+    assert names(one) == ["vm2"]
+    one.cli(*command, "--take-over")
+    assert peer(one, "vm2")["allowed"] == ["10.8.0.0/16"]
+    assert peer(one, "vm3")["allowed"] == ["10.7.0.0/16"]
+
+
+# Names
+
+
+def test_a_name_is_resolved_in_the_background(pair):
+    vm1, vm2 = pair
+    hosts = vm1.directory / "hosts"
+    hosts.write_text("")
+    vm1 = prepared(vm1, f"mount --bind {hosts} /etc/hosts")
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        add(two, "vm1", vm1.address)
+        one.cli("peers", "add", "vm2")
+        wait_until(lambda: peer(one, "vm2")["reason"], "a reason")
+        assert peer(one, "vm2")["state"] == "resolving"
+        assert "cannot resolve vm2" in peer(one, "vm2")["reason"]
+        assert one.log.count("Cannot resolve vm2") == 1
+        hosts.write_text(f"{vm2.address} vm2\n")
+        one.wait_log(f"vm2 is {vm2.address}.", timeout=20)
+        ping(vm1, vm2.address)
+        assert peer(one, "vm2")["state"] == "established"
+        assert peer(one, "vm2")["reason"] is None
+        assert peer(one, "vm2")["configured_endpoint"] == "vm2"
+
+
+# The config file
+
+
+def test_reload_applies_the_difference_and_loses_nothing(pair):
+    vm1, vm2 = pair
+    kept = f'[peers.vm2]\nendpoint = "{vm2.address}"\n'
+    old = '[peers.old]\nendpoint = "192.168.10.70"\n'
+    moved = '[peers.moved]\nendpoint = "192.168.10.7{}"\n'
+    new = '[peers.new]\nendpoint = "192.168.10.73"\n'
+    with Daemon(vm1, config=kept + old + moved.format(1)) as one, Daemon(vm2) as two:
+        add(two, "vm1", vm1.address)
+        ping(vm1, vm2.address)
+        pinging = vm1.popen(
+            *f"ping -q -i 0.002 -c 400 {vm2.address}".split(), stdout=-1
+        )
+        one.reload(kept + moved.format(2) + new)
+        one.wait_log("Reloaded: 1 added, 1 changed, 1 removed.")
+        assert "Received SIGHUP!" in one.log
+        assert names(one) == ["vm2", "moved", "new"]
+        assert peer(one, "moved")["configured_endpoint"] == "192.168.10.72"
+        one.config_file.write_text(kept)
+        one.cli("reload")
+        assert names(one) == ["vm2"]
+        assert "400 received, 0% packet loss" in pinging.communicate(timeout=20)[0]
+        assert_none_lost(one, two)
+
+
+def test_a_bad_config_file_changes_nothing_and_says_where(pair):
+    good = '[peers.vm2]\nendpoint = "192.168.10.61"\n'
+    with Daemon(pair[0], config=good) as one:
+        one.reload(good + "[peers.vm3]\nendpoint = 7\n")
+        one.wait_log("Nothing was changed")
+        assert names(one) == ["vm2"]
+        line = refused(one, "reload")
+        assert re.search(r"alpha-trio\.toml:4: peers\.vm3\.endpoint: ", line)
+        one.config_file.write_text("[peers")
+        assert "alpha-trio.toml" in refused(one, "reload")
+        assert names(one) == ["vm2"]
+
+
+def test_a_peer_of_the_config_file_is_changed_there_only(pair):
+    with Daemon(pair[0], config='[peers.vm2]\nendpoint = "192.168.10.61"\n') as one:
+        assert "alpha-trio.toml" in refused(one, "peers", "remove", "vm2")
+        assert "alpha-trio.toml" in refused(one, "peers", "set", "vm2", "192.168.10.9")
+        assert peer(one, "vm2")["endpoint"] == "192.168.10.61:1234"
+
+
+def test_own_address_in_a_reloaded_file_is_refused(pair):
+    with Daemon(pair[0]) as one:
+        one.config_file.write_text('[peers.me]\nendpoint = "192.168.10.60"\n')
+        assert "is an address of this host" in refused(one, "reload")
+        assert names(one) == []
+
+
+# The disk
+
+
+def remount(daemon, how, place):
+    """Change a mount as the daemon sees it."""
+    command = f"nsenter --target {daemon.pid} --mount mount -o remount,{how} {place}"
+    daemon.host.run(*command.split())
+
+
+def test_a_peer_that_cannot_be_saved_is_not_added(pair):
+    vm1, vm2 = pair
+    state = vm1.directory / "state"
+    state.mkdir(mode=0o700)
+    vm1 = prepared(vm1, f"mount -t tmpfs -o mode=0700,size=8k none {state}")
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        introduce(one, two)
+        ping(vm1, vm2.address)
+        many = [f"10.{a}.{b}.0/24" for a in range(8) for b in range(256)]
+        with pytest.raises(Exception, match="No space left"):
+            add(one, "vm3", "192.168.10.62", allow=many)
+        assert names(one) == ["vm2"]
+        ping(vm1, vm2.address)
+        assert_none_lost(one, two)
+        saved = json.loads(Path(f"/proc/{one.pid}/root{state}/peers.json").read_text())
+        assert [entry["name"] for entry in saved["peers"]] == ["vm2"]
+
+
+def test_a_read_only_disk_when_a_peer_is_saved(pair):
+    vm1, vm2 = pair
+    state = vm1.directory / "state"
+    state.mkdir(mode=0o700)
+    vm1 = prepared(vm1, f"mount -t tmpfs -o mode=0700 none {state}")
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        introduce(one, two)
+        remount(one, "ro", state)
+        line = refused(one, "peers", "add", "vm3", "192.168.10.62")
+        assert "Read-only file system" in line
+        assert "--state-dir" in line
+        assert "Read-only" in refused(one, "peers", "remove", "vm2")
+        assert names(one) == ["vm2"]
+        ping(vm1, vm2.address)
+        remount(one, "rw", state)
+        one.cli("peers", "add", "vm3", "192.168.10.62")
+        assert names(one) == ["vm2", "vm3"]

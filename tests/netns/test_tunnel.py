@@ -1,0 +1,253 @@
+"""What two hosts say to each other crosses the link inside UDP 1234 only.
+
+vm1 192.168.10.60                     vm2 192.168.10.61
+    fd00:10::60                           fd00:10::61
+  alpha0 --- UDP 1234 === eth0 ------- eth0 === UDP 1234 --- alpha0
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.netns.traffic import (
+    Tap,
+    add,
+    assert_none_lost,
+    assert_only_tunnel,
+    drops,
+    introduce,
+    peer,
+    ping,
+    send_tcp,
+    send_udp,
+    wait_drop,
+)
+from tools.lab import Daemon
+
+pytestmark = pytest.mark.netns
+
+OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
+STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", re.MULTILINE)
+
+
+def log_lines(daemon):
+    return STAMP.sub("", daemon.log).splitlines()
+
+
+def talk(vm1, vm2, address):
+    """Ping, UDP and TCP from vm1 to vm2."""
+    assert "ttl=64" in ping(vm1, address)
+    assert send_udp(vm1, vm2, address, b"this is a test\n") == [b"this is a test\n"]
+    send_tcp(vm1, vm2, address)
+
+
+@pytest.mark.parametrize("strictness", [0, 1, 2])
+def test_all_that_two_hosts_say_goes_through_the_tunnel(pair, strictness):
+    vm1, vm2 = pair
+    for host in pair:
+        for scope in ("all", "default", "eth0"):
+            host.sysctl(f"net.ipv4.conf.{scope}.rp_filter", strictness)
+    before = [host.snapshot() for host in pair]
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        one.cli("peers", "add", "vm2", vm2.address)
+        two.cli("peers", "add", "vm1", vm1.address)
+        with Tap(vm1) as tap:
+            talk(vm1, vm2, vm2.address)
+            talk(vm2, vm1, vm1.address)
+            assert_only_tunnel(tap.packets())
+        assert_none_lost(one, two)
+        assert one.cli("stop").returncode == two.cli("stop").returncode == 0
+        assert one.wait() == two.wait() == 0
+    assert [host.snapshot() for host in pair] == before
+
+
+def test_peers_at_ipv6_addresses(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two, Tap(vm1) as tap:
+        add(one, "vm2", vm2.address6)
+        add(two, "vm1", vm1.address6)
+        talk(vm1, vm2, vm2.address6)
+        assert_only_tunnel(tap.packets())
+        assert peer(one, "vm2")["endpoint"] == f"[{vm2.address6}]:1234"
+        assert peer(one, "vm2")["mtu"] == 1500 - 40 - 8 - 24
+        assert_none_lost(one, two)
+
+
+def test_ipv6_inside_ipv4(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two, Tap(vm1) as tap:
+        add(one, "vm2", vm2.address, allow=[vm2.address, vm2.address6])
+        add(two, "vm1", vm1.address, allow=[vm1.address, vm1.address6])
+        talk(vm1, vm2, vm2.address6)
+        talk(vm1, vm2, vm2.address)
+        assert_only_tunnel(tap.packets())
+        assert_none_lost(one, two)
+
+
+def test_another_port_at_either_end(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1, "--port", "1300") as one, Daemon(vm2, "--port", "1400") as two:
+        one.cli("peers", "add", "vm2", f"{vm2.address}:1400")
+        two.cli("peers", "add", "vm1", f"{vm1.address}:1300")
+        talk(vm1, vm2, vm2.address)
+        assert_none_lost(one, two)
+
+
+def test_large_packets_are_fragmented_or_refused_by_the_sender(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        introduce(one, two)
+        ping(vm1, vm2.address, "-s", "8000")
+        ping(vm1, vm2.address, "-M", "do", "-s", str(1448 - 28))
+        assert ping(vm1, vm2.address, "-M", "do", "-s", "1421", check=False) is None
+        assert_none_lost(one, two)
+
+
+def test_the_log_tells_of_the_handshake_in_the_agreed_words(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        introduce(one, two)
+        ping(vm1, vm2.address)
+        two.wait_log("ACKACK")
+        assert log_lines(one)[-5:] == [
+            "Successfully opened tun device (alpha0)",
+            "Binding listening socket to port 1234",
+            "Adding host vm2 (192.168.10.61).",
+            "Initiating handshake with 192.168.10.61, sending SYN.",
+            "Got ACK packet. Handshake with 192.168.10.61 is done! Sending ACKACK.",
+        ]
+        assert log_lines(two)[-3:] == [
+            "Adding host vm1 (192.168.10.60).",
+            "Got SYN packet. 192.168.10.60 has initiated a handshake! Sending ACK.",
+            "Got ACKACK packet. Handshake with 192.168.10.60 is done!",
+        ]
+
+
+def test_vv_logs_every_packet_in_the_agreed_words(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1, "-vv") as one, Daemon(vm2, "-vv") as two:
+        introduce(one, two)
+        ping(vm1, vm2.address)
+        started = len(log_lines(one)), len(log_lines(two))
+        send_udp(vm1, vm2, vm2.address, b"this is a test\n")
+        two.wait_log("<--tun-- udp")
+        inner = "udp packet from 192.168.10.60 to 192.168.10.61 (ttl 64, 43 bytes)"
+        assert log_lines(one)[started[0] :] == [
+            f"--tun--> {inner}",
+            "Sending encapsulated packet to 192.168.10.61:1234",
+        ]
+        assert log_lines(two)[started[1] :] == [
+            "Received encapsulated packet (67 bytes) from 192.168.10.60:1234",
+            f"<--tun-- {inner}",
+        ]
+
+
+def test_vv_under_load(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1, "-vv") as one, Daemon(vm2, "-vv") as two:
+        introduce(one, two)
+        send_tcp(vm1, vm2, vm2.address, 4 << 20)
+        send_tcp(vm2, vm1, vm1.address, 4 << 20)
+        assert_none_lost(one, two)
+
+
+@pytest.mark.parametrize("switched_off", [*zip(OFFLOADS), OFFLOADS])
+def test_without_kernel_offloads(pair, switched_off):
+    vm1, vm2 = pair
+    options = [word for name in switched_off for word in ("--no-offload", name)]
+    with Daemon(vm1, *options) as one, Daemon(vm2, *options) as two:
+        introduce(one, two)
+        talk(vm1, vm2, vm2.address)
+        talk(vm2, vm1, vm1.address)
+        assert_none_lost(one, two)
+        status = one.status()
+        offloads = status["interface"]["offloads"]
+        used = {*offloads["udp"], *(name.rstrip("46") for name in offloads["tun"])}
+        assert used.isdisjoint(switched_off)
+        for name in switched_off:
+            assert f"offload {name} is switched off: slower" in status["health"]
+
+
+def test_one_end_without_offloads(pair):
+    vm1, vm2 = pair
+    options = [word for name in OFFLOADS for word in ("--no-offload", name)]
+    with Daemon(vm1, *options) as one, Daemon(vm2) as two:
+        introduce(one, two)
+        talk(vm1, vm2, vm2.address)
+        talk(vm2, vm1, vm1.address)
+        assert_none_lost(one, two)
+
+
+# Addresses of its own, and prefixes behind a peer
+
+
+def test_an_overlay_of_its_own(pair):
+    vm1, vm2 = pair
+    with (
+        Daemon(vm1, "--address", "10.9.0.1/24", "--address", "fd09::1/64") as one,
+        Daemon(vm2, "--address", "10.9.0.2/24", "--address", "fd09::2/64") as two,
+    ):
+        one.cli(
+            *("peers", "add", "vm2", vm2.address),
+            *("--allow", "10.9.0.2/32", "--allow", "fd09::2/128"),
+        )
+        two.cli(
+            *("peers", "add", "vm1", vm1.address),
+            *("--allow", "10.9.0.1/32", "--allow", "fd09::1/128"),
+        )
+        with Tap(vm1) as tap:
+            talk(vm1, vm2, "10.9.0.2")
+            talk(vm1, vm2, "fd09::2")
+            assert_only_tunnel(tap.packets())
+            ping(vm1, vm2.address)  # not of the overlay: past the tunnel
+            assert not all(p.is_tunnel or p.is_of_the_link for p in tap.packets())
+        assert_none_lost(one, two)
+
+
+def test_an_inner_source_that_is_not_the_peers_is_dropped(pair):
+    vm1, vm2 = pair
+    with (
+        Daemon(vm1, "--address", "10.9.0.1/24") as one,
+        Daemon(vm2, "--address", "10.9.0.2/24", "--address", "10.9.0.99/24") as two,
+    ):
+        add(one, "vm2", vm2.address, allow=["10.9.0.2/32"])
+        add(two, "vm1", vm1.address, allow=["10.9.0.1/32"])
+        ping(vm2, "10.9.0.1", "-I", "10.9.0.2")
+        received = peer(one, "vm2")["rx_packets"]
+        quick = ("-I", "10.9.0.99", "-W", "0.2")
+        assert ping(vm2, "10.9.0.1", *quick, check=False) is None
+        wait_drop(one, "wrong-source", "vm2")
+        assert peer(one, "vm2")["rx_packets"] == received
+
+
+def test_a_destination_of_no_peer_is_answered_unreachable(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1, "--address", "10.9.0.1/24") as one:
+        add(one, "vm2", vm2.address, allow=["10.9.0.2/32"])
+        done = vm1.run("ping", "-n", "-c", "1", "-W", "2", "10.9.0.7", check=False)
+        assert "Destination Host Unreachable" in done.stdout
+        assert drops(one)["no-peer"] == 1
+
+
+def test_everything_through_a_peer_but_what_has_a_better_route(lab):
+    """vm1 === r1 --- vm2: vm1 reaches 203.0.113.5, at vm2, by the tunnel to r1."""
+    vm1, r1, vm2 = lab.chain()
+    vm1.run("ip", "route", "add", "default", "via", "192.168.10.2")
+    vm2.run("ip", "addr", "add", "203.0.113.5/32", "dev", "lo")
+    r1.run("ip", "route", "add", "203.0.113.5", "via", vm2.address)
+    before = vm1.snapshot()
+    with Daemon(vm1) as one, Daemon(r1) as two:
+        add(one, "r1", "192.168.10.2", allow=["0.0.0.0/0"])
+        add(two, "vm1", vm1.address)
+        with Tap(vm1) as tap:
+            assert "ttl=63" in ping(vm1, "203.0.113.5")
+            send_tcp(vm1, vm2, "203.0.113.5")
+            assert_only_tunnel(tap.packets())
+            carried = peer(one, "r1")["tx_packets"]
+            with vm1.socket() as outbound:  # 192.168.11.0/24 is in the main table
+                outbound.sendto(b"", (vm2.address, 9))
+            assert vm2.address in [packet.destination for packet in tap.packets()]
+        assert peer(one, "r1")["tx_packets"] == carried
+    assert vm1.snapshot() == before
