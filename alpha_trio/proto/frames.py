@@ -76,11 +76,7 @@ def cut(frame: memoryview, room: int) -> Cut | None:
     if gso_type == GSO_NONE:
         return _whole(packet, flags, csum_start, csum_offset, room)
     kind = gso_type & ~GSO_ECN
-    # The kernel's header length is a hint that may reach into the payload.
-    if kind == GSO_UDP_L4:
-        length = csum_start + 8
-    else:
-        length = csum_start + (packet[csum_start + 12] >> 4) * 4
+    length = _headers_length(packet, kind, csum_start)
     size = gso_size
     if length + size > room:
         size = room - length
@@ -97,6 +93,24 @@ def cut(frame: memoryview, room: int) -> Cut | None:
     return Cut(word, packet[:length], segments, size, inner)
 
 
+def packets(frame: memoryview) -> int:
+    """How many IP packets the TUN frame stands for, as the kernel would cut it."""
+    _, gso_type, _, gso_size, csum_start, _ = VIRTIO.unpack_from(frame)
+    if gso_type == GSO_NONE:
+        return 1
+    packet = frame[VIRTIO_SIZE:]
+    headers = _headers_length(packet, gso_type & ~GSO_ECN, csum_start)
+    segments: int = -(-(len(packet) - headers) // gso_size)
+    return max(1, segments)
+
+
+def _headers_length(packet: memoryview, kind: int, csum_start: int) -> int:
+    # The kernel's header length is a hint that may reach into the payload.
+    if kind == GSO_UDP_L4:
+        return csum_start + 8
+    return csum_start + (packet[csum_start + 12] >> 4) * 4
+
+
 def _whole(
     packet: memoryview, flags: int, csum_start: int, csum_offset: int, room: int
 ) -> Cut | None:
@@ -105,7 +119,7 @@ def _whole(
     word = 0
     body: Buffer = packet
     if flags & NEEDS_CSUM:
-        if csum_start > _MAX_BYTE:
+        if csum_start > _MAX_BYTE or csum_offset >= _CSUM_FLAG:
             body = _complete_checksum(packet, csum_start, csum_offset)
         else:
             word = _word(GSO_NONE, 0, csum_start, csum_offset | _CSUM_FLAG, 0)
@@ -180,7 +194,7 @@ def _check_headers_untrusted(
     if len(headers) != length or not size or start < 20:
         raise BadPacket
     version = headers[0] >> 4
-    if kind == GSO_UDP_L4:
+    if gso_type == GSO_UDP_L4:
         good = length == start + 8 and offset == 6 | _CSUM_FLAG
     elif kind in (GSO_TCPV4, GSO_TCPV6):
         good = offset == 16 | _CSUM_FLAG and length >= start + 20
