@@ -22,6 +22,9 @@ _V6_QUOTE = 1232  # RFC 4443 2.4 (c): the whole answer stays within 1,280 bytes
 # RFC 1122 3.2.2 and RFC 4443 2.4 (e): no error about an error, or storms follow.
 _V4_QUERIES = frozenset({0, 8, 13, 14, 17, 18})
 _V6_FIRST_QUERY = 128
+# A sender that is nobody or everybody cannot be answered.
+_V4_MULTICAST, _V6_MULTICAST = 0xE0, 0xFF
+_V4_NOBODY, _V6_NOBODY = bytes(4), bytes(16)
 
 
 class Problem(Enum):
@@ -36,7 +39,8 @@ def error(packet: memoryview, problem: Problem, mtu: int = 0) -> bytes | None:
 
     ``mtu`` is the largest inner packet that would have fitted (TOO_BIG only).
     None where the RFCs want silence: about ICMP errors, fragments that are not
-    the first, and, for TOO_BIG, IPv4 packets that allow fragmentation.
+    the first, senders that are no single host, and, for TOO_BIG, IPv4 packets that
+    allow fragmentation.  ``packet`` holds at least a fixed IP header.
     """
     if packet[0] >> 4 == 4:
         return _error_v4(packet, problem, mtu)
@@ -50,13 +54,15 @@ def _error_v4(packet: memoryview, problem: Problem, mtu: int) -> bytes | None:
         return None
     if problem is Problem.TOO_BIG and not fragment & 0x4000:
         return None
-    if packet[9] == _PROTOCOL_ICMP and packet[header] not in _V4_QUERIES:
+    if packet[9] == _PROTOCOL_ICMP and _type(packet, header) not in _V4_QUERIES:
+        return None
+    source, destination = bytes(packet[12:16]), bytes(packet[16:20])
+    if source[0] >= _V4_MULTICAST or source == _V4_NOBODY:
         return None
     kind, code = problem.value[0]
     quote = bytes(packet[:_V4_QUOTE])
     body = _ICMP.pack(kind, code, checksum(_ICMP.pack(kind, code, 0, mtu) + quote), mtu)
     length = _IPV4.size + len(body) + len(quote)
-    source, destination = bytes(packet[12:16]), bytes(packet[16:20])
 
     def ip(check: int) -> bytes:
         fields = (0x45, 0xC0, length, 0, 0, _TTL, _PROTOCOL_ICMP, check)
@@ -65,12 +71,19 @@ def _error_v4(packet: memoryview, problem: Problem, mtu: int) -> bytes | None:
     return ip(checksum(ip(0))) + body + quote
 
 
+def _type(packet: memoryview, header: int) -> int:
+    """The ICMP type behind the IP ``header``; -1 for a packet that ends before."""
+    return packet[header] if len(packet) > header else -1
+
+
 def _error_v6(packet: memoryview, problem: Problem, mtu: int) -> bytes | None:
-    if packet[6] == _PROTOCOL_ICMPV6 and packet[40] < _V6_FIRST_QUERY:
+    if packet[6] == _PROTOCOL_ICMPV6 and _type(packet, 40) < _V6_FIRST_QUERY:
+        return None
+    source, destination = bytes(packet[8:24]), bytes(packet[24:40])
+    if source[0] == _V6_MULTICAST or source == _V6_NOBODY:
         return None
     kind, code = problem.value[1]
     quote = bytes(packet[:_V6_QUOTE])
-    source, destination = bytes(packet[8:24]), bytes(packet[24:40])
     length = _ICMP.size + len(quote)
     pseudo = destination + source + length.to_bytes(4) + _PROTOCOL_ICMPV6.to_bytes(4)
     check = checksum(pseudo + _ICMP.pack(kind, code, 0, mtu) + quote)
