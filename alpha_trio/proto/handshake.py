@@ -19,6 +19,8 @@ Rules, and the tests that hold them are named after them:
 * A half-open answer never disturbs a live session.
 * Both ends may begin at once: the SYN with the larger nonce goes on, its sender
   does not answer the other one.
+* Should both be answered all the same, both sessions can carry packets, so that
+  it does not matter which end holds which for the current one.
 
 THE PROOFS OF THIS STAGE PROVE NOTHING: they are plain hashes of the messages
 which anyone can compute.  They hold the place of the signatures, and tell a
@@ -29,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import sha256
+from math import inf
 
 from attrs import define
 
@@ -66,14 +69,22 @@ class Initiation:
 
     def expired(self, now: float) -> bool:
         """No answer for so long that nobody is there."""
-        return now - self.started >= GIVE_UP_AFTER
+        return self.attempts > 0 and now >= self.started + GIVE_UP_AFTER
 
     def sent(self, now: float, random: RandomBytes) -> None:
-        """The SYN went out; choose when it goes again."""
+        """The SYN went out; choose when it goes again, or is given up."""
+        if self.attempts == 0:
+            self.started = now
         delay = min(RETRY_FIRST * RETRY_GROWTH**self.attempts, RETRY_MAX)
         share = int.from_bytes(random(2)) / 0x10000
         self.attempts += 1
-        self.resend_at = now + delay * (1 + RETRY_JITTER * share)
+        again = now + delay * (1 + RETRY_JITTER * share)
+        self.resend_at = min(again, self.started + GIVE_UP_AFTER)
+
+    def restart(self) -> None:
+        """There is somewhere else to ask: send at once, as if for the first time."""
+        self.attempts = 0
+        self.resend_at = -inf
 
     def hurry(self, now: float) -> None:
         """The peer is there and asks itself: repeat the SYN that it has to answer."""
@@ -81,8 +92,11 @@ class Initiation:
             self.resend_at = now + RETRY_FIRST
 
     def wins_against(self, other: Syn) -> bool:
-        """The tie-break when both ends began; the other end computes the opposite."""
-        return self.syn.nonce > other.nonce
+        """The tie-break when both ends began; the other end computes the opposite.
+
+        Our own SYN, sent back to us by somebody, loses too.
+        """
+        return self.syn.nonce >= other.nonce
 
     def finish_untrusted(self, ack: Ack) -> AckAck:
         """The ACKACK for ``ack``.  Raises BadPacket if it does not answer our SYN."""

@@ -8,6 +8,7 @@ gives each datagram one chance, whatever the network repeats.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
 from struct import Struct
 
 from attrs import define, field
@@ -38,6 +39,14 @@ _GSO_SHIFT = 56
 
 OwnsSource = Callable[[Buffer], bool]
 """May this peer send the inner packet that begins so?"""
+
+
+class Arrival(IntEnum):
+    """What datagrams of the peer told us."""
+
+    NOTHING = 0  # repeated or malformed: not even that the peer lives
+    KEEPALIVE = 1
+    DATA = 2
 
 
 @define(eq=False)
@@ -72,7 +81,8 @@ class PlainTransport:
         parts[1::2] = segments
         fixed = _HEAD.size + len(headers)
         stride = fixed + cut.segment_size
-        step = min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride)
+        # At least one: a datagram no send takes is for the kernel to refuse.
+        step = max(1, min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride))
         for at in range(0, count, step):
             until = min(at + step, count)
             last = len(segments[until - 1])
@@ -105,12 +115,12 @@ class PlainTransport:
         owns_source: OwnsSource,
         out: Outbox,
         counters: Counters,
-    ) -> tuple[int, bool]:
+    ) -> tuple[int, Arrival]:
         """Take the datagrams at the head of ``view`` that continue one another.
 
         ``view`` begins with a DATA of this session; datagrams are ``stride``
         bytes apart.  Returns how many bytes were consumed, at least one datagram,
-        and whether any of it was a fresh packet, not just a keepalive.
+        and the most that any of them told.
         """
         size = min(stride, len(view))
         if size <= OVERHEAD:
@@ -130,24 +140,26 @@ class PlainTransport:
             bodies.append(view[at + OVERHEAD : at + stride])
             at += stride
         fresh = self.window.accept(first, len(frames))
-        if fresh + 1 != 1 << len(frames):
-            frames, bodies = self._only_fresh(fresh, frames, bodies, counters)
-        _deliver_untrusted(frames, bodies, owns_source, out, counters)
-        return min(at, end), bool(fresh)
+        if fresh + 1 == 1 << len(frames):
+            _deliver_untrusted(frames, bodies, owns_source, out, counters)
+        else:
+            counters.drop(Drop.REPLAYED, len(frames) - fresh.bit_count())
+            # One by one: what stands on both sides of a repeated segment may look
+            # consecutive and yet belong to different packets.
+            for i in range(len(frames)):
+                if fresh >> i & 1:
+                    alone = frames[i : i + 1], bodies[i : i + 1]
+                    _deliver_untrusted(*alone, owns_source, out, counters)
+        return min(at, end), Arrival.DATA if fresh else Arrival.NOTHING
 
-    def _keepalive_untrusted(self, datagram: memoryview, counters: Counters) -> bool:
+    def _keepalive_untrusted(self, datagram: memoryview, counters: Counters) -> Arrival:
         if len(datagram) != DATA_SIZE:
             counters.drop(Drop.MALFORMED)
         elif not self.window.accept(DATA.unpack(datagram)[1], 1):
             counters.drop(Drop.REPLAYED)
-        return False
-
-    def _only_fresh(
-        self, fresh: int, frames: list[int], bodies: list[Buffer], counters: Counters
-    ) -> tuple[list[int], list[Buffer]]:
-        counters.drop(Drop.REPLAYED, len(frames) - fresh.bit_count())
-        chosen = [i for i in range(len(frames)) if fresh >> i & 1]
-        return [frames[i] for i in chosen], [bodies[i] for i in chosen]
+        else:
+            return Arrival.KEEPALIVE
+        return Arrival.NOTHING
 
 
 def _deliver_untrusted(

@@ -31,7 +31,7 @@ from alpha_trio.proto.handshake import (
     Initiation,
     RandomBytes,
 )
-from alpha_trio.proto.plain import PlainTransport
+from alpha_trio.proto.plain import Arrival, PlainTransport
 from alpha_trio.proto.wire import Ack, AckAck, BadPacket, Syn
 
 QUEUE_PACKETS = 128
@@ -71,6 +71,39 @@ class Statistics:
 
 
 @define(eq=False)
+class WaitingFrames:
+    """TUN frames that wait for a session, at most QUEUE_PACKETS packets of them.
+
+    Packets, not frames: a super-packet is 64 KiB, and a thousand silent peers must
+    not keep gigabytes.  Only a single larger frame may exceed the limit.
+    """
+
+    packets: int = 0
+    frames: deque[tuple[bytes, int]] = field(factory=deque)
+
+    def put(self, frame: memoryview) -> int:
+        """Keep a copy of ``frame``; returns how many packets it pushed out."""
+        packets, before = frames.packets(frame), self.packets
+        self.frames.append((bytes(frame), packets))
+        self.packets += packets
+        while self.packets > QUEUE_PACKETS and len(self.frames) > 1:
+            self.packets -= self.frames.popleft()[1]
+        return before + packets - self.packets
+
+    def take(self) -> list[bytes]:
+        """All frames, oldest first; none wait afterwards."""
+        taken = [frame for frame, _ in self.frames]
+        self.clear()
+        return taken
+
+    def clear(self) -> int:
+        """Forget all; returns how many packets that were."""
+        packets, self.packets = self.packets, 0
+        self.frames.clear()
+        return packets
+
+
+@define(eq=False)
 class ConnectionIds:
     """Where a session gets the ids by which datagrams find it."""
 
@@ -98,7 +131,7 @@ class Session:
     half_open: tuple[HalfOpen, PlainTransport] | None = None
     current: PlainTransport | None = None
     previous: PlainTransport | None = None
-    queue: deque[bytes] = field(factory=deque)  # TUN frames
+    waiting: WaitingFrames = field(factory=WaitingFrames)
 
     unanswered_since: float = inf  # first data sent after the last was heard
     owed_since: float = inf  # first data heard after the last was sent
@@ -129,7 +162,7 @@ class Session:
             self._wake_by(now + SILENCE_AFTER)
 
     def _refuse_too_big(self, frame: memoryview, out: Outbox) -> None:
-        self.counters.drop(Drop.TOO_BIG)
+        self.counters.drop(Drop.TOO_BIG, frames.packets(frame))
         packet = frame[frames.VIRTIO_SIZE :]
         answer = icmp.error(packet, icmp.Problem.TOO_BIG, self.mtu)
         if answer is not None:
@@ -140,10 +173,8 @@ class Session:
         self.owed_since = inf
 
     def _wait(self, frame: memoryview) -> None:
-        self.queue.append(bytes(frame))  # the view is borrowed
-        if len(self.queue) > QUEUE_PACKETS:
-            self.queue.popleft()
-            self.counters.drop(Drop.QUEUE_FULL)
+        if pushed_out := self.waiting.put(frame):
+            self.counters.drop(Drop.QUEUE_FULL, pushed_out)
 
     def _want_session(self, now: float) -> None:
         if self.initiation is None:
@@ -182,15 +213,18 @@ class Session:
     def _answer(
         self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> HalfOpen:
+        first = self.half_open is None
         self._forget_half_open()
         local_id = self.ids.take(self)
         half_open = HalfOpen.answer(syn, local_id, self.random, remote, local, now)
         transport = PlainTransport(local_id, syn.sender_id, remote, local, now, now)
         self.half_open = half_open, transport
         self.ids.bind(self, transport)
-        if self.initiation is not None:
-            # Ours lost the tie.  It stays valid, should the peer's break off.
+        if self.initiation is not None and first:
+            # Ours lost the tie.  It stays valid, should the peer's break off.  Only
+            # the first SYN puts it off, lest a stream of forged ones does for ever.
             self.initiation.resend_at = now + OWN_SYN_AFTER
+            self._wake_by(self.initiation.resend_at)
         self._wake_by(now + HALF_OPEN_LIFETIME)
         out.tell(EventKind.SYN_RECEIVED, self.name, remote)
         return half_open
@@ -215,8 +249,12 @@ class Session:
             ack.receiver_id, ack.sender_id, remote, local, now, now
         )
         self.initiation = None
-        self._forget_half_open()
         self.ids.bind(self, transport)
+        if not self.waiting.packets:
+            # Nothing follows that would prove the same, should the ACKACK be lost.
+            transport.keepalive(out, self.counters)
+            self.last_sent = now
+        # A half-open answer stays: the peer may hold it for the session.
         self._establish(transport, now, out)
 
     def on_ackack_untrusted(self, ackack: AckAck, now: float, out: Outbox) -> None:
@@ -245,8 +283,10 @@ class Session:
         self._wake_by(now + WIPE_AFTER)
         if self.keepalive:
             self._wake_by(now + self.keepalive)
-        waiting, self.queue = self.queue, deque()
-        for frame in waiting:
+        self._send_waiting(now, out)
+
+    def _send_waiting(self, now: float, out: Outbox) -> None:
+        for frame in self.waiting.take():
             self.outgoing(memoryview(frame), now, out)
 
     def _forget_initiation(self) -> None:
@@ -275,16 +315,17 @@ class Session:
             # Nothing is authenticated yet, so an endpoint must not follow.
             self.note_wrong_address(remote, out)
             return min(stride, len(view))
-        if self.half_open is not None and transport is self.half_open[1]:
-            # The ACKACK was lost, but only who has our ACK can send this.
-            out.tell(EventKind.CONFIRMED, self.name, remote)
-            self._confirm(transport, now, out)
-        consumed, data = transport.incoming(
+        consumed, arrival = transport.incoming(
             view, stride, self.owns_source, out, self.counters
         )
-        transport.heard = now
-        self.unanswered_since = inf
-        if data and self.owed_since == inf:
+        if arrival:
+            if self.half_open is not None and transport is self.half_open[1]:
+                # The ACKACK was lost, but only who has our ACK can send this.
+                out.tell(EventKind.CONFIRMED, self.name, remote)
+                self._confirm(transport, now, out)
+            transport.heard = now
+            self.unanswered_since = inf
+        if arrival is Arrival.DATA and self.owed_since == inf:
             self.owed_since = now
             self._wake_by(now + KEEPALIVE_AFTER)
         return consumed
@@ -313,11 +354,15 @@ class Session:
     # -- time ----------------------------------------------------------------
 
     def on_deadline(self, now: float, out: Outbox) -> None:
-        """Do what is due, and set ``wake`` to when the next thing is."""
+        """Do what is due, and set ``wake`` to when the next thing is.
+
+        What is due is found by the very sums that ``next_wake`` makes.  Differences
+        are rounded otherwise: a deadline could have come and nothing yet be due.
+        """
         self._retry(now, out)
-        if self.half_open and now - self.half_open[0].created >= HALF_OPEN_LIFETIME:
+        if self.half_open and now >= self.half_open[0].created + HALF_OPEN_LIFETIME:
             self._forget_half_open()
-        if now - self.unanswered_since >= SILENCE_AFTER:
+        if now >= self.unanswered_since + SILENCE_AFTER:
             out.tell(EventKind.SILENT, self.name, self.remote)
             self.unanswered_since = inf
             self._want_session(now)
@@ -331,27 +376,30 @@ class Session:
         if initiation is None or now < initiation.resend_at:
             return
         if initiation.expired(now):
-            self._give_up(out)
+            self._give_up(initiation, now, out)
             return
         if not self.remotes:  # its name is still being resolved
             initiation.sent(now, self.random)
             return
         remote = self.remotes[initiation.attempts % len(self.remotes)]
-        if initiation.attempts == 0:
-            initiation.started = now
         initiation.sent(now, self.random)
         _send_control(out, remote, b"", self.counters, initiation.syn.pack())
         out.tell(EventKind.SYN_SENT, self.name, remote, initiation.attempts)
 
-    def _give_up(self, out: Outbox) -> None:
-        self.reset()
+    def _give_up(self, initiation: Initiation, now: float, out: Outbox) -> None:
+        if self.current is not None and self.current.heard > initiation.started:
+            self._forget_initiation()  # the session came back to life meanwhile
+            self._send_waiting(now, out)
+            return
+        remote = self.remote
+        self._abandon()
         self.gave_up = True
-        out.tell(EventKind.GAVE_UP, self.name, self.remote)
+        out.tell(EventKind.GAVE_UP, self.name, remote)
 
     def _keep_alive(self, now: float, out: Outbox) -> None:
         transport = self._usable(now)
-        owed = now - self.owed_since >= KEEPALIVE_AFTER
-        due = bool(self.keepalive) and now - self.last_sent >= self.keepalive
+        owed = now >= self.owed_since + KEEPALIVE_AFTER
+        due = bool(self.keepalive) and now >= self.last_sent + self.keepalive
         if transport is None:
             self.owed_since = inf
             if due:
@@ -361,9 +409,10 @@ class Session:
             self._sent(now)
 
     def _wipe(self, now: float, out: Outbox) -> None:
-        if self.current is not None and now - self.current.heard >= WIPE_AFTER:
+        if self.current is not None and now >= self.current.heard + WIPE_AFTER:
+            remote = self.remote
             self._forget_transports()
-            out.tell(EventKind.EXPIRED, self.name, self.remote)
+            out.tell(EventKind.EXPIRED, self.name, remote)
 
     def next_wake(self) -> float:
         """When the next thing will be due, if nothing happens until then."""
@@ -395,12 +444,20 @@ class Session:
 
     def reset(self) -> None:
         """Forget every session and handshake; what waits is dropped and counted."""
-        self._forget_initiation()
         self._forget_half_open()
+        self._abandon()
+
+    def move(self, remotes: Sequence[Remote]) -> None:
+        """From now on the peer is to be asked at ``remotes``; its session lives on."""
+        if remotes != self.remotes and self.initiation is not None:
+            self.initiation.restart()
+        self.remotes = remotes
+
+    def _abandon(self) -> None:
+        self._forget_initiation()
         self._forget_transports()
-        if self.queue:
-            self.counters.drop(Drop.NO_SESSION, len(self.queue))
-            self.queue.clear()
+        if packets := self.waiting.clear():
+            self.counters.drop(Drop.NO_SESSION, packets)
 
     def _forget_transports(self) -> None:
         for transport in (self.current, self.previous):
@@ -441,7 +498,7 @@ class Session:
             handshake_age=None if current is None else now - current.established,
             receive_age=None if current is None else now - current.heard,
             rtt=self.rtt,
-            queued=len(self.queue),
+            queued=self.waiting.packets,
             counters=self.counters,
         )
 
