@@ -106,6 +106,7 @@ class PeerTable:
     _by_remote: dict[tuple[str, int], Session] = field(factory=dict)
     _by_host: dict[str, list[Session]] = field(factory=dict)
     _endpoints: set[bytes] = field(factory=set)  # packed address and port
+    _indexed: bool = False  # whether the look-ups above reflect the peers
     _heap: list[tuple[float, int, Session]] = field(factory=list)
     _planned: dict[Session, float] = field(factory=dict)
     _order: count[int] = field(factory=count)
@@ -134,13 +135,11 @@ class PeerTable:
         keepalive: float = 0.0,
     ) -> None:
         """Change a peer's endpoints, prefixes and keepalive; its session lives on."""
-        session.remotes = tuple(remotes)
+        session.move(tuple(remotes))
         session.keepalive = keepalive
-        if session.initiation is not None:
-            session.initiation.resend_at = 0.0  # there may be somewhere to ask now
         session.wake = min(session.wake, session.next_wake())
         self._prefixes_of[session.name] = tuple(prefixes)
-        self._index()
+        self._indexed = False
         self._plan(session)
 
     def remove(self, name: str) -> None:
@@ -149,9 +148,14 @@ class PeerTable:
         session.reset()
         del self._prefixes_of[name]
         self._planned.pop(session, None)
-        self._index()
+        self._indexed = False
 
     def _index(self) -> None:
+        """Rebuild the look-ups: by the first packet after a change, not by each one.
+
+        Or else starting with a thousand peers would rebuild them a thousand times.
+        """
+        self._indexed = True
         owned = self._prefixes_of
         self._prefixes.rebuild((s, owned[name]) for name, s in self.sessions.items())
         self._by_remote.clear()
@@ -160,7 +164,9 @@ class PeerTable:
         for session in self.sessions.values():
             for host, port, *_ in session.remotes:
                 self._by_remote[host, port] = session
-                self._by_host.setdefault(host, []).append(session)
+                there = self._by_host.setdefault(host, [])
+                if session not in there:
+                    there.append(session)
                 packed = ip_address(host).packed
                 self._endpoints.add(packed + port.to_bytes(2))
 
@@ -182,6 +188,8 @@ class PeerTable:
 
     def outgoing(self, frame: memoryview, now: float, out: Outbox) -> None:
         """Take one TUN frame (virtio header and packet, borrowed) on its way out."""
+        if not self._indexed:
+            self._index()
         packet = frame[frames.VIRTIO_SIZE :]
         size = len(packet)
         version = packet[0] >> 4 if size else 0
@@ -196,19 +204,19 @@ class PeerTable:
             return
         session = self._prefixes.owner(destination)
         if session is None:
-            self._refuse(packet, multicast, out)
+            self._refuse(frame, multicast, out)
         elif udp and self._loops(packet, version, destination):
-            session.counters.drop(Drop.LOOP)
+            session.counters.drop(Drop.LOOP, frames.packets(frame))
         else:
             session.outgoing(frame, now, out)
             self._plan(session)
 
-    def _refuse(self, packet: memoryview, multicast: bool, out: Outbox) -> None:
+    def _refuse(self, frame: memoryview, multicast: bool, out: Outbox) -> None:
+        reason = Drop.MULTICAST if multicast else Drop.NO_PEER
+        self.counters.drop(reason, frames.packets(frame))
         if multicast:
-            self.counters.drop(Drop.MULTICAST)
             return
-        self.counters.drop(Drop.NO_PEER)
-        answer = icmp.error(packet, icmp.Problem.UNREACHABLE)
+        answer = icmp.error(frame[frames.VIRTIO_SIZE :], icmp.Problem.UNREACHABLE)
         if answer is not None:
             out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
 
@@ -220,6 +228,8 @@ class PeerTable:
         return (
             source_port == self.port
             and destination + port.to_bytes(2) in self._endpoints
+            # A later fragment has payload there, and ours are never fragmented.
+            and not (version == 4 and int.from_bytes(packet[6:8]) & 0x1FFF)
         )
 
     # -- from the network to the TUN -----------------------------------------
@@ -237,11 +247,14 @@ class PeerTable:
 
         ``local`` is the address of ours they were sent to, as the socket gave it.
         """
+        if not self._indexed:
+            self._index()
         at, end = 0, len(view)
         while at < end:
-            if end - at < HEADER_SIZE:
+            if min(stride, end - at) < HEADER_SIZE:
                 self.counters.drop(Drop.MALFORMED)
-                return
+                at += stride
+                continue
             found = self._by_word.get(_WORD.unpack_from(view, at)[0])
             if found is not None:
                 session, transport = found
@@ -255,9 +268,7 @@ class PeerTable:
     def _control_untrusted(
         self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
-        if len(datagram) < HEADER_SIZE:
-            self.counters.drop(Drop.MALFORMED)
-        elif datagram[1] != VERSION:
+        if datagram[1] != VERSION:
             self.counters.drop(Drop.VERSION)
         elif datagram[0] == Kind.SYN:
             self._on_syn_untrusted(datagram, remote, local, now, out)
