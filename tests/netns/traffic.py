@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import ip_address
 
+from alpha_trio.proto import frames
 from tools.lab import Host, wait_until
 
 PORT = 1234
 IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
-ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
-ALL_FRAMES = 0x0300  # ETH_P_ALL in network order
+UDP, ICMPV6 = 17, 58
+ALL_FRAMES = 3  # ETH_P_ALL
 RCVBUFFORCE = 33
 LINK_ONLY_ICMPV6 = frozenset({133, 134, 135, 136, 143})  # neighbours and groups
 PATIENCE = 10  # seconds until a test gives a packet up
@@ -187,7 +189,7 @@ class Tap:
         self._socket = host.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, RCVBUFFORCE, 64 << 20)
-        host.call(lambda: self._socket.bind((link, 3)))  # 3: ETH_P_ALL
+        host.call(lambda: self._socket.bind((link, ALL_FRAMES)))
 
     def __enter__(self):
         return self
@@ -257,8 +259,30 @@ def datagrams(packets, source):
     return [p.payload[8:] for p in packets if p.is_tunnel and p.source == source]
 
 
-@contextmanager
-def raw_sender(host):
-    """Sends whole IPv4 packets of a host, with whatever source address."""
-    with host.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-        yield lambda packet, to: sock.sendto(packet, (to, 0))
+class Forger:
+    """Puts UDP datagrams on the link, with whatever source address."""
+
+    def __init__(self, host, target):
+        self._target = target.address
+        self._macs = bytes.fromhex((mac_of(target) + mac_of(host)).replace(":", ""))
+        self._socket = host.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        host.call(lambda: self._socket.bind(("eth0", 0)))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._socket.close()
+
+    def send(self, payload, source, port=PORT):
+        """Send a datagram to the target's port 1234 as if ``source`` did."""
+        udp = struct.pack("!HHHH", port, PORT, 8 + len(payload), 0) + payload
+        fields = (0x45, 0, 20 + len(udp), 0, 0x4000, 64, UDP)
+        ends = ip_address(source).packed, ip_address(self._target).packed
+        check = frames.checksum(struct.pack("!BBHHHBBH4s4s", *fields, 0, *ends))
+        header = struct.pack("!BBHHHBBH4s4s", *fields, check, *ends)
+        self._socket.send(self._macs + IPV4.to_bytes(2) + header + udp)
+
+
+def mac_of(host):
+    return json.loads(host.run("ip", "-j", "link", "show", "eth0").stdout)[0]["address"]
