@@ -19,7 +19,8 @@ from alpha_trio.clock import boottime
 from alpha_trio.commands import commands
 from alpha_trio.control import ControlServer, Event
 from alpha_trio.datapath import DataPath
-from alpha_trio.errors import AlphaTrioError
+from alpha_trio.doctor import has_net_admin
+from alpha_trio.errors import AlphaTrioError, StartError
 from alpha_trio.journal import Journal
 from alpha_trio.net.routes import Router
 from alpha_trio.net.tun import Tun
@@ -81,6 +82,11 @@ class Node:
     async def _open(self, stack: AsyncExitStack) -> None:
         """Open what can be refused, the most telling refusal first."""
         settings = self.settings
+        if not has_net_admin():
+            raise StartError(
+                "no permission to create interfaces and routes (CAP_NET_ADMIN is "
+                "missing): run as root"
+            )
         self._file_settings = config.load(settings.config_file, {})
         store = stack.enter_context(PeerStore(settings.state_dir))
         self._tun = Tun.open(settings.interface, settings.disabled_offloads)

@@ -137,7 +137,7 @@ def _control_socket(path: Path) -> Check:
 
 
 def _privilege() -> Check:
-    if _has_net_admin():
+    if has_net_admin():
         return Check(True, "CAP_NET_ADMIN is held")
     return Check(
         False,
@@ -147,7 +147,8 @@ def _privilege() -> Check:
     )
 
 
-def _has_net_admin() -> bool:
+def has_net_admin() -> bool:
+    """Whether this process may create interfaces, rules and routes."""
     for line in _STATUS.read_text().splitlines():
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1)
