@@ -1,0 +1,342 @@
+"""Start, stop, kill and start again: the host is left as it was, peers find back.
+
+vm1 192.168.10.60 --- eth0 === vm2 192.168.10.61
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.netns.traffic import (
+    Tap,
+    add,
+    assert_none_lost,
+    assert_only_tunnel,
+    drops,
+    introduce,
+    peer,
+    ping,
+    prepared,
+    send_tcp,
+)
+from tools.lab import PROGRAM, Daemon, wait_until
+
+pytestmark = pytest.mark.netns
+
+IDLE_SECONDS = 2
+
+
+def start_and_fail(host, *arguments, config=""):
+    """Why ``run`` gives up: the one line it ends with."""
+    daemon = Daemon(host, config=config)
+    command = (str(PROGRAM), "run", "--config", str(daemon.config_file), *arguments)
+    done = host.run(*command, check=False, env=daemon.environment)
+    assert done.returncode == 1, done.stderr
+    errors = [x for x in done.stderr.splitlines() if x.startswith("alpha-trio: ")]
+    assert errors == done.stderr.splitlines()[-1:]
+    assert "Traceback" not in done.stderr
+    return errors[0]
+
+
+def files_of(host):
+    """The files of a host's daemon, but log and config."""
+    found = (path for path in host.directory.rglob("*") if not path.is_dir())
+    names = {str(path.relative_to(host.directory)) for path in found}
+    return names - {"log", "alpha-trio.toml"}
+
+
+# The end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, None])
+def test_stop_leaves_the_host_as_it_was(pair, number):
+    vm1, vm2 = pair
+    before = vm1.snapshot()
+    options = ("--address", "10.9.0.1/24", "--address", "fd09::1/64")
+    one = Daemon(vm1, *options)
+    one.start()
+    add(one, "vm2", vm2.address, only=["tcp/80", "udp"])
+    add(one, "vm3", "192.168.10.62", allow=["10.7.0.0/16", "fd07::/64"])
+    add(one, "all", "192.168.10.63", allow=["0.0.0.0/0", "::/0"])
+    assert vm1.snapshot() != before
+    if number is None:
+        one.cli("stop")
+    else:
+        one.host.run("kill", f"-{number}", str(one.pid))
+    assert one.wait(timeout=5) == 0
+    assert vm1.snapshot() == before
+    assert files_of(vm1) == {"state/peers.json"}
+    assert "Traceback" not in one.log
+
+
+def test_stop_while_traffic_flows_and_clients_watch(pair):
+    vm1, vm2 = pair
+    one = Daemon(vm1)
+    one.start()
+    add(one, "vm2", vm2.address)
+    watching = vm1.popen(str(PROGRAM), "monitor", env=one.environment)
+    flood = vm1.popen("ping", "-q", "-f", vm2.address)
+    wait_until(lambda: drops(one, "vm2").get("queue-full"), "packets to wait in vain")
+    assert one.stop(timeout=5) == 0
+    assert watching.wait(timeout=5) != 0
+    assert flood.poll() is None
+    assert "Traceback" not in one.log
+
+
+def test_after_kill_9_the_next_start_and_stop_tidy_up(pair):
+    vm1, vm2 = pair
+    before = vm1.snapshot()
+    one = Daemon(vm1)
+    one.start()
+    add(one, "vm2", vm2.address, allow=[vm2.address, "10.7.0.0/16", vm2.address6])
+    one.kill9()
+    assert vm1.snapshot() != before
+    with one:
+        assert [p["name"] for p in one.status()["peers"]] == ["vm2"]
+    assert vm1.snapshot() == before
+    assert files_of(vm1) == {"state/peers.json"}
+
+
+def test_cleanup_after_kill_9(pair):
+    vm1, vm2 = pair
+    before = vm1.snapshot()
+    one = Daemon(vm1)
+    one.start()
+    add(one, "vm2", vm2.address, allow=[vm2.address, "10.7.0.0/16"])
+    refusal = one.cli("cleanup", check=False)
+    assert refusal.returncode == 1
+    assert "stop" in refusal.stderr
+    one.kill9()
+    assert "removed" in one.cli("cleanup").stdout
+    assert vm1.snapshot() == before
+    assert files_of(vm1) == {"state/peers.json"}
+    ping(vm1, vm2.address)
+    assert one.cli("status", check=False).returncode == 3
+
+
+# The beginning, when it fails
+
+
+def test_start_without_privileges(pair):
+    vm1, _ = pair
+    before = vm1.snapshot()
+    rootless = "setpriv --bounding-set=-all --inh-caps=-all"
+    nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups"
+    for become in (rootless, nobody):
+        command = (*become.split(), str(PROGRAM), "run")
+        done = vm1.run(*command, check=False)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("alpha-trio: no permission")
+        assert "run as root" in line
+    assert vm1.snapshot() == before
+
+
+def test_start_without_the_tun_device(pair):
+    line = start_and_fail(prepared(pair[0], "mount -t tmpfs none /dev/net"))
+    assert "/dev/net/tun" in line
+    assert "modprobe tun" in line
+
+
+def test_start_with_the_port_taken(pair):
+    vm1, _ = pair
+    before = vm1.snapshot()
+    with vm1.socket() as other:
+        other.bind(("", 1234))
+        line = start_and_fail(vm1)
+    assert "UDP port 1234 is taken" in line
+    assert "--port" in line
+    with vm1.socket(socket.AF_INET6) as other:
+        other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        other.bind(("::", 1234))
+        assert "UDP port 1234 is taken" in start_and_fail(vm1)
+    assert vm1.snapshot() == before
+
+
+def test_start_with_the_interface_name_taken(pair):
+    line = start_and_fail(pair[0], "--interface", "eth0")
+    assert "eth0 exists already" in line
+    assert "--interface" in line
+
+
+def test_start_with_an_address_that_cannot_be_set(pair):
+    vm1, _ = pair
+    before = vm1.snapshot()
+    assert "alpha-trio: " in start_and_fail(vm1, "--address", "224.0.0.1/24")
+    assert vm1.snapshot() == before
+    assert files_of(vm1) == set()
+
+
+def test_start_beside_another_daemon(pair):
+    vm1, vm2 = pair
+    elsewhere = ("--interface", "alpha1", "--port", "1300")
+    tables = "[routing]\ntable = 6000\npriority = 6000\n"
+    with Daemon(vm1) as one:
+        add(one, "vm2", vm2.address)
+        before = vm1.snapshot()
+        config = one.config_file.read_text()
+        assert "in use by another daemon" in start_and_fail(vm1)
+        state = ("--state-dir", str(vm1.directory / "other"))
+        assert "another daemon" in start_and_fail(vm1, *elsewhere, *state)
+        line = start_and_fail(vm1, *elsewhere, *state, config=tables)
+        assert "another daemon answers at" in line
+        assert "--socket" in line
+        assert vm1.snapshot() == before
+        one.config_file.write_text(config)
+
+
+def test_start_with_a_damaged_state_file(pair):
+    vm1, _ = pair
+    before = vm1.snapshot()
+    state = vm1.directory / "state"
+    state.mkdir(mode=0o700)
+    (state / "peers.json").write_text("{")
+    assert "peers.json: damaged" in start_and_fail(vm1)
+    assert vm1.snapshot() == before
+    assert (state / "peers.json").read_text() == "{"
+
+
+def test_start_with_a_bad_config_file(pair):
+    config = '[peers.vm2]\nendpoint = "192.168.10.61"\nalow = []\n'
+    line = start_and_fail(pair[0], config=config)
+    assert "alpha-trio.toml:3: peers.vm2.alow: unknown key" in line
+
+
+def test_start_with_peers_that_clash_between_file_and_state(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one:
+        add(one, "vm2", vm2.address)
+    before = vm1.snapshot()
+    line = start_and_fail(vm1, config=f'[peers.other]\nendpoint = "{vm2.address}"\n')
+    assert "other" in line
+    assert "vm2" in line
+    assert vm1.snapshot() == before
+
+
+def test_two_daemons_on_one_host(pair):
+    vm1, vm2 = pair
+    directory = vm1.directory / "second"
+    directory.mkdir()
+    tables = "[routing]\ntable = 6000\npriority = 6000\n"
+    before = vm1.snapshot()
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        introduce(one, two)
+        third = prepared(vm1, "true")
+        third.directory = directory
+        options = ("--interface", "alpha1", "--port", "1300")
+        with Daemon(third, *options, config=tables) as other:
+            add(other, "far", "192.168.10.99", allow=["10.99.0.0/16"])
+            ping(vm1, vm2.address)
+            assert_none_lost(one, two)
+    assert vm1.snapshot() == before
+
+
+def test_a_host_without_ipv6(pair):
+    vm1, vm2 = pair
+    for host in pair:
+        for scope in ("all", "default"):
+            host.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", 1)
+    before = vm1.snapshot()
+    with Daemon(vm1) as one, Daemon(vm2) as two, Tap(vm1) as tap:
+        introduce(one, two)
+        ping(vm1, vm2.address)
+        send_tcp(vm1, vm2, vm2.address)
+        assert_only_tunnel(tap.packets())
+        one.cli("peers", "add", "six", "fd00:10::66")
+        ping(vm1, vm2.address)
+    assert vm1.snapshot() == before
+
+
+# Handshakes and restarts
+
+
+def test_both_ends_start_at_once(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two, Tap(vm1) as tap:
+        introduce(one, two)
+        pings = [
+            host.popen("ping", "-q", "-c", "20", "-i", "0.01", "-W", "5", to.address)
+            for host, to in ((vm1, vm2), (vm2, vm1))
+        ]
+        assert [process.wait(timeout=20) for process in pings] == [0, 0]
+        assert_none_lost(one, two)
+        assert peer(one, "vm2")["state"] == peer(two, "vm1")["state"] == "established"
+        # 80 packets of the two pings, and the few of one or two handshakes
+        assert sum(packet.is_tunnel for packet in tap.packets()) <= 80 + 2 * 3
+
+
+@pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill9])
+def test_a_restarted_peer_is_reached_again(pair, end):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        introduce(one, two)
+        ping(vm1, vm2.address)
+        end(two)
+        two.start()
+        # vm1 still has the session of before, whose packets vm2 does not know.
+        wait_until(lambda: ping(vm1, vm2.address, "-W", "1", check=False), "an answer")
+        ping(vm2, vm1.address)
+        end(two)
+        two.start()
+        ping(vm2, vm1.address)  # now the restarted one begins
+        ping(vm1, vm2.address)
+
+
+def test_a_peer_that_comes_later_gets_what_waited(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one:
+        add(one, "vm2", vm2.address)
+        with vm1.socket() as early:
+            early.sendto(b"early", (vm2.address, 2323))
+            one.wait_log("sending SYN")
+            with Daemon(vm2) as two, vm2.socket() as late:
+                late.bind((vm2.address, 2323))
+                late.settimeout(10)
+                add(two, "vm1", vm1.address)
+                assert late.recv(100) == b"early"
+
+
+def test_wait_ends_with_the_session_or_the_time(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        add(one, "vm2", vm2.address)
+        assert one.cli("wait", "vm2", "--timeout", "0.1", check=False).returncode == 5
+        assert one.cli("wait", "vm9", check=False).returncode == 4
+        waiting = vm1.popen(str(PROGRAM), "wait", "vm2", env=one.environment)
+        add(two, "vm1", vm1.address)
+        ping(vm1, vm2.address)
+        assert waiting.wait(timeout=10) == 0
+        one.cli("wait", "vm2")
+
+
+# Idle
+
+
+def test_an_idle_daemon_sleeps_and_is_small(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        introduce(one, two)
+        send_tcp(vm1, vm2, vm2.address)
+        before = wake_ups(one)
+        time.sleep(IDLE_SECONDS)
+        assert wake_ups(one) - before <= 3
+        assert resident_kib(one) * 1024 < 60e6
+
+
+def of_process(daemon, key):
+    status = Path(f"/proc/{daemon.pid}/status").read_text()
+    return int(re.search(rf"^{key}:\s+(\d+)", status, re.MULTILINE)[1])
+
+
+def wake_ups(daemon):
+    return of_process(daemon, "voluntary_ctxt_switches")
+
+
+def resident_kib(daemon):
+    return of_process(daemon, "VmRSS")
