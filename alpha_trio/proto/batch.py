@@ -38,6 +38,7 @@ class Drop(StrEnum):
     LOOP = "loop"  # our own outer datagram came back to us
     TOO_BIG = "too-big"  # larger than the path to the peer takes
     QUEUE_FULL = "queue-full"  # waited for the handshake, pushed out by newer ones
+    NO_AGREEMENT = "no-agreement"  # the peer did not answer the packet's S1
     NO_SESSION = "no-session"  # waited for a handshake that was given up
     SEND_FAILED = "send-failed"  # the kernel refused the datagram
     # From the network, on the way in
@@ -47,6 +48,12 @@ class Drop(StrEnum):
     UNKNOWN_ID = "unknown-id"  # for a connection we do not have
     WRONG_ADDRESS = "wrong-address"  # right connection, another sender address
     BAD_PROOF = "bad-proof"  # a handshake message that does not fit its handshake
+    WRONG_KEY = "wrong-key"  # a handshake with another key than the peer's
+    WRONG_MODE = "wrong-mode"  # a handshake for a mode we do not want with this peer
+    RATE = "rate"  # more handshakes than we answer
+    BAD_ROUND = "bad-round"  # S1, A1 or A2 that fits no open round
+    UNSOLICITED = "unsolicited"  # S2 without a pre-signature we agreed to
+    FORGED = "forged"  # S2 that does not match its pre-signature
     REPLAYED = "replayed"  # seen before, or too old to tell
     WRONG_SOURCE = "wrong-source"  # inner source outside the peer's prefixes
     TUN_REFUSED = "tun-refused"  # the kernel did not take the packet
@@ -63,6 +70,9 @@ class EventKind(StrEnum):
     GAVE_UP = "gave-up"
     SILENT = "silent"  # nothing heard for 15 s although we sent
     EXPIRED = "expired"
+    PINNED = "pinned"  # the key of a peer that had none yet
+    WRONG_KEY = "wrong-key"
+    WRONG_MODE = "wrong-mode"
     KNOCK = "knock"
     WRONG_ADDRESS = "wrong-address"
 

@@ -1,30 +1,32 @@
-"""SYN / ACK / ACKACK: how two hosts agree on a pair of connection ids.
+"""SYN / ACK / ACKACK: how two hosts agree on a session.
 
 The host with something to send begins::
 
     initiator                              responder
-        | SYN    id of I, nonce of I            |   no state unless I is a peer
+        | SYN    id, nonce, key, share,         |   no state unless I is a peer;
+        |        anchors of I                   |   under load: COOKIE, no state
         |-------------------------------------->|
-        |    id of R, nonce of R, proof    ACK  |   one half-open answer per peer
+        |        id, nonce, key, share,    ACK  |   one half-open answer per peer
+        |        anchors of R, signature        |
         |<--------------------------------------|
-        | ACKACK proof                          |
-        |-------------------------------------->|   session established here, or
-        | DATA ...                              |   with the first packet
+        | ACKACK signature                      |
+        |-------------------------------------->|   session established here
+        | S1 ...                                |
+
+Each side signs everything said so far, both sides' connection ids, nonces, keys,
+X25519 shares and chain anchors among it.  So nothing can be exchanged on the way,
+no clock is needed for freshness, and relays that see the three messages know whose
+anchors they hold.
 
 Rules, and the tests that hold them are named after them:
 
 * Only the initiator retransmits, with growing, jittered delay.  A responder that
   repeated its ACK unasked could be used against whoever's address was forged.
 * The same SYN again gets the same ACK, the same ACK the same ACKACK.
-* A half-open answer never disturbs a live session.
+* A half-open answer never disturbs a live session: it replaces one only when the
+  ACKACK has proven who asks.
 * Both ends may begin at once: the SYN with the larger nonce goes on, its sender
   does not answer the other one.
-* Should both be answered all the same, both sessions can carry packets, so that
-  it does not matter which end holds which for the current one.
-
-THE PROOFS OF THIS STAGE PROVE NOTHING: they are plain hashes of the messages
-which anyone can compute.  They hold the place of the signatures, and tell a
-handshake that got mixed up from one that fits together.
 """
 
 from __future__ import annotations
@@ -33,10 +35,31 @@ from collections.abc import Callable
 from hashlib import sha256
 from math import inf
 
-from attrs import define
+from attrs import define, evolve, field, frozen
+from cryptography.hazmat.primitives.asymmetric.x25519 import (
+    X25519PrivateKey,
+    X25519PublicKey,
+)
 
 from alpha_trio.proto.batch import Remote
-from alpha_trio.proto.wire import NONCE_SIZE, PROOF_SIZE, Ack, AckAck, BadPacket, Syn
+from alpha_trio.proto.chain import (
+    ACKNOWLEDGMENT_CHAIN,
+    ELEMENT_SIZE,
+    SIGNATURE_CHAIN,
+    HashChain,
+    chain_id,
+)
+from alpha_trio.proto.cipher import SessionKeys
+from alpha_trio.proto.identity import Identity, verify_untrusted
+from alpha_trio.proto.wire import (
+    KEY_SIZE,
+    NONCE_SIZE,
+    Ack,
+    AckAck,
+    BadPacket,
+    Cookie,
+    Syn,
+)
 
 RETRY_FIRST = 0.5  # s until the first SYN is repeated
 RETRY_GROWTH = 2.0
@@ -45,12 +68,64 @@ RETRY_JITTER = 0.25  # up to this share is added, so that two ends fall out of s
 GIVE_UP_AFTER = 90.0  # s of silence
 HALF_OPEN_LIFETIME = 20.0  # s a responder waits for the ACKACK
 
+FIRST_SPACING = 32
+"""Of the chains of association 0: 1,024 elements, 511 rounds, made in 0.6 ms."""
+
 RandomBytes = Callable[[int], bytes]
 
 
-def unauthenticated_proof(label: bytes, *messages: bytes) -> bytes:
-    """PROOF_SIZE bytes anyone can compute; stands where a signature will stand."""
-    return sha256(b"alpha-trio unauthenticated " + label + b"".join(messages)).digest()
+def _first_chain(nonce: bytes, kind: bytes, random: RandomBytes) -> HashChain:
+    return HashChain.make(chain_id(nonce, kind, 0), random(ELEMENT_SIZE), FIRST_SPACING)
+
+
+@define(eq=False)
+class Offer:
+    """What one side brings into a handshake, with the secrets behind it."""
+
+    nonce: bytes
+    signatures: HashChain
+    acknowledgments: HashChain
+    _share: X25519PrivateKey = field(repr=False)
+
+    @classmethod
+    def make(cls, random: RandomBytes) -> Offer:
+        """Fresh in everything.  Takes about a millisecond, for the two chains."""
+        nonce = random(NONCE_SIZE)
+        return cls(
+            nonce,
+            _first_chain(nonce, SIGNATURE_CHAIN, random),
+            _first_chain(nonce, ACKNOWLEDGMENT_CHAIN, random),
+            X25519PrivateKey.from_private_bytes(random(KEY_SIZE)),
+        )
+
+    @property
+    def public(self) -> tuple[bytes, bytes, bytes]:
+        """X25519 share and the two anchors, in the order of the messages."""
+        share = self._share.public_key().public_bytes_raw()
+        return share, self.signatures.anchor, self.acknowledgments.anchor
+
+    def agree_untrusted(self, share: bytes, syn: Syn, ack: Ack) -> SessionKeys:
+        """The session's keys.  Raises BadPacket if ``share`` gives no secret."""
+        try:
+            shared = self._share.exchange(X25519PublicKey.from_public_bytes(share))
+        except ValueError:  # a point of small order: the result would be known to all
+            raise BadPacket from None
+        transcript = sha256(syn.pack() + ack.pack()).digest()
+        initiator = self.nonce == syn.nonce
+        return SessionKeys.derive(shared, transcript, initiator=initiator)
+
+
+@frozen
+class Agreement:
+    """What a completed handshake leaves behind: everything a session needs."""
+
+    local_id: int
+    remote_id: int
+    remote: Remote
+    local: bytes
+    keys: SessionKeys
+    offer: Offer  # ours
+    theirs: Syn | Ack  # nonce and anchors of the peer
 
 
 @define(eq=False)
@@ -58,14 +133,24 @@ class Initiation:
     """Our SYN, on its way until an ACK comes or we give up."""
 
     syn: Syn
+    offer: Offer
     started: float  # seconds, like every time here
     resend_at: float
     attempts: int = 0
 
     @classmethod
-    def begin(cls, local_id: int, random: RandomBytes, now: float) -> Initiation:
+    def begin(
+        cls,
+        identity: Identity,
+        suite: int,
+        local_id: int,
+        random: RandomBytes,
+        now: float,
+    ) -> Initiation:
         """A SYN that is due at once."""
-        return cls(Syn(local_id, random(NONCE_SIZE)), now, now)
+        offer = Offer.make(random)
+        syn = Syn(local_id, offer.nonce, identity.public, *offer.public, suite=suite)
+        return cls(syn, offer, now, now)
 
     def expired(self, now: float) -> bool:
         """No answer for so long that nobody is there."""
@@ -98,21 +183,39 @@ class Initiation:
         """
         return self.syn.nonce >= other.nonce
 
-    def finish_untrusted(self, ack: Ack) -> AckAck:
-        """The ACKACK for ``ack``.  Raises BadPacket if it does not answer our SYN."""
-        if ack.receiver_id != self.syn.sender_id or ack.proof != _ack_proof(
-            self.syn, ack.receiver_id, ack.sender_id, ack.nonce
-        ):
+    def take_cookie_untrusted(self, message: Cookie, now: float) -> None:
+        """The peer is busy: ask again with its cookie, once for each cookie."""
+        if message.nonce != self.syn.nonce or message.cookie == self.syn.cookie:
             raise BadPacket
-        return AckAck(ack.sender_id, _ackack_proof(self.syn, ack))
+        self.syn = evolve(self.syn, cookie=message.cookie)
+        self.resend_at = now
+
+    def finish_untrusted(self, ack: Ack, identity: Identity) -> AckAck:
+        """The ACKACK for ``ack``.  Raises BadPacket if it does not answer our SYN.
+
+        Whether its identity is the one we want is for the caller to say, before.
+        """
+        if ack.receiver_id != self.syn.sender_id or ack.suite != self.syn.suite:
+            raise BadPacket
+        packed = self.syn.pack()
+        verify_untrusted(ack.identity, ack.signature, b"ACK", packed, ack.unsigned())
+        signature = identity.sign(b"ACKACK", packed, ack.pack())
+        return AckAck(ack.sender_id, signature, ack.suite)
+
+    def agree_untrusted(self, ack: Ack, remote: Remote, local: bytes) -> Agreement:
+        """The session, once ``ack`` is verified.  Raises BadPacket for a bad share."""
+        keys = self.offer.agree_untrusted(ack.share, self.syn, ack)
+        ids = ack.receiver_id, ack.sender_id
+        return Agreement(*ids, remote, local, keys, self.offer, ack)
 
 
 @define(eq=False)
 class HalfOpen:
-    """Our ACK to somebody's SYN, until the ACKACK or a packet proves it arrived."""
+    """Our ACK to somebody's SYN, until the ACKACK proves who that is."""
 
     syn: Syn
     ack: Ack
+    offer: Offer
     remote: Remote
     local: bytes
     created: float
@@ -121,6 +224,7 @@ class HalfOpen:
     def answer(
         cls,
         syn: Syn,
+        identity: Identity,
         local_id: int,
         random: RandomBytes,
         remote: Remote,
@@ -128,21 +232,26 @@ class HalfOpen:
         now: float,
     ) -> HalfOpen:
         """Accept ``syn`` which came from ``remote`` to our address ``local``."""
-        nonce = random(NONCE_SIZE)
-        proof = _ack_proof(syn, syn.sender_id, local_id, nonce)
-        ack = Ack(syn.sender_id, local_id, nonce, proof)
-        return cls(syn, ack, remote, local, now)
+        offer = Offer.make(random)
+        ack = Ack(
+            syn.sender_id,
+            local_id,
+            offer.nonce,
+            identity.public,
+            *offer.public,
+            suite=syn.suite,
+        )
+        signature = identity.sign(b"ACK", syn.pack(), ack.unsigned())
+        ack = evolve(ack, signature=signature)
+        return cls(syn, ack, offer, remote, local, now)
 
     def verify_untrusted(self, ackack: AckAck) -> None:
         """Raises BadPacket if ``ackack`` does not end this handshake."""
-        if ackack.proof != _ackack_proof(self.syn, self.ack):
-            raise BadPacket
+        said = self.syn.pack(), self.ack.pack()
+        verify_untrusted(self.syn.identity, ackack.signature, b"ACKACK", *said)
 
-
-def _ack_proof(syn: Syn, receiver_id: int, sender_id: int, nonce: bytes) -> bytes:
-    unproven = Ack(receiver_id, sender_id, nonce, bytes(PROOF_SIZE))
-    return unauthenticated_proof(b"ACK", syn.pack(), unproven.pack())
-
-
-def _ackack_proof(syn: Syn, ack: Ack) -> bytes:
-    return unauthenticated_proof(b"ACKACK", syn.pack(), ack.pack())
+    def agree_untrusted(self) -> Agreement:
+        """The session, once the ACKACK is verified.  Raises BadPacket likewise."""
+        keys = self.offer.agree_untrusted(self.syn.share, self.syn, self.ack)
+        ids = self.ack.sender_id, self.syn.sender_id
+        return Agreement(*ids, self.remote, self.local, keys, self.offer, self.syn)

@@ -15,22 +15,26 @@ from itertools import count
 from math import inf
 from struct import Struct
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from alpha_trio.proto import frames, icmp
 from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Remote
+from alpha_trio.proto.cookies import Doorkeeper
 from alpha_trio.proto.handshake import RandomBytes
-from alpha_trio.proto.plain import PlainTransport
-from alpha_trio.proto.session import ConnectionIds, Session
+from alpha_trio.proto.identity import Identity
+from alpha_trio.proto.plain import Transport
+from alpha_trio.proto.session import ConnectionIds, Session, send_control
 from alpha_trio.proto.wire import (
     HEADER_SIZE,
     ID_SIZE,
     VERSION,
     BadPacket,
+    Cookie,
     Kind,
-    data_word,
+    Syn,
     parse_ack_untrusted,
     parse_ackack_untrusted,
+    parse_cookie_untrusted,
     parse_syn_untrusted,
 )
 
@@ -42,7 +46,17 @@ _CACHED_LOOKUPS = 4096
 _WORD = Struct("!Q")
 _PORTS = Struct("!HH")
 
+_SESSION_KINDS = frozenset({Kind.DATA, Kind.S1, Kind.A1, Kind.S2, Kind.A2})
+
 IPNetwork = IPv4Network | IPv6Network
+
+
+@frozen
+class Knock:
+    """A stranger's attempts.  Its key is what it says, not proven."""
+
+    key: bytes
+    count: int
 
 
 @define(eq=False)
@@ -94,15 +108,19 @@ class PeerTable:
     """All peers, and the two ways through them: ``outgoing`` and ``incoming``."""
 
     port: int  # our own UDP port, to tell our datagrams when they loop
+    identity: Identity
     random: RandomBytes
     sessions: dict[str, Session] = field(factory=dict)
     counters: Counters = field(factory=Counters)  # what belongs to no peer
-    knocking: OrderedDict[str, int] = field(factory=OrderedDict)  # host -> SYNs
+    knocking: OrderedDict[str, Knock] = field(factory=OrderedDict)  # by host
 
     _prefixes_of: dict[str, tuple[IPNetwork, ...]] = field(factory=dict)
     _prefixes: Prefixes = field(factory=Prefixes)
     _by_id: dict[int, Session] = field(factory=dict)
-    _by_word: dict[int, tuple[Session, PlainTransport]] = field(factory=dict)
+    _by_word: dict[int, tuple[Session, Transport]] = field(factory=dict)
+    _words_of: dict[int, list[int]] = field(factory=dict)  # by connection id
+    _by_key: dict[bytes, Session] = field(factory=dict)
+    _door: Doorkeeper = field(init=False)
     _by_remote: dict[tuple[str, int], Session] = field(factory=dict)
     _by_host: dict[str, list[Session]] = field(factory=dict)
     _endpoints: set[bytes] = field(factory=set)  # packed address and port
@@ -110,6 +128,9 @@ class PeerTable:
     _heap: list[tuple[float, int, Session]] = field(factory=list)
     _planned: dict[Session, float] = field(factory=dict)
     _order: count[int] = field(factory=count)
+
+    def __attrs_post_init__(self) -> None:
+        self._door = Doorkeeper(self.random)
 
     # -- configuration -------------------------------------------------------
 
@@ -122,7 +143,7 @@ class PeerTable:
     ) -> Session:
         """Enter a new peer; whether names or prefixes clash is for the caller."""
         ids = ConnectionIds(self._take_id, self._free_id, self._bind)
-        session = Session(name, ids, self.random, self._prefixes.owner)
+        session = Session(name, ids, self.identity, self.random, self._prefixes.owner)
         self.sessions[name] = session
         self.configure(session, remotes, prefixes, keepalive)
         return session
@@ -161,7 +182,10 @@ class PeerTable:
         self._by_remote.clear()
         self._by_host.clear()
         self._endpoints.clear()
+        self._by_key.clear()
         for session in self.sessions.values():
+            if session.key is not None:
+                self._by_key.setdefault(session.key, session)
             for host, port, *_ in session.remotes:
                 self._by_remote[host, port] = session
                 there = self._by_host.setdefault(host, [])
@@ -179,10 +203,13 @@ class PeerTable:
 
     def _free_id(self, connection_id: int) -> None:
         self._by_id.pop(connection_id, None)
-        self._by_word.pop(data_word(connection_id), None)
+        for word in self._words_of.pop(connection_id, ()):
+            del self._by_word[word]
 
-    def _bind(self, session: Session, transport: PlainTransport) -> None:
-        self._by_word[data_word(transport.local_id)] = session, transport
+    def _bind(self, session: Session, transport: Transport) -> None:
+        self._words_of[transport.local_id] = transport.words
+        for word in transport.words:
+            self._by_word[word] = session, transport
 
     # -- from the TUN to the network -----------------------------------------
 
@@ -258,7 +285,9 @@ class PeerTable:
             found = self._by_word.get(_WORD.unpack_from(view, at)[0])
             if found is not None:
                 session, transport = found
-                at += session.incoming(transport, view[at:], stride, remote, now, out)
+                at += session.incoming(
+                    transport, view[at:], stride, remote, local, now, out
+                )
                 self._plan(session)
             else:
                 datagram = bytes(view[at : at + stride])
@@ -272,9 +301,9 @@ class PeerTable:
             self.counters.drop(Drop.VERSION)
         elif datagram[0] == Kind.SYN:
             self._on_syn_untrusted(datagram, remote, local, now, out)
-        elif datagram[0] in (Kind.ACK, Kind.ACKACK):
+        elif datagram[0] in (Kind.ACK, Kind.ACKACK, Kind.COOKIE):
             self._on_answer_untrusted(datagram, remote, local, now, out)
-        elif datagram[0] == Kind.DATA:
+        elif datagram[0] in _SESSION_KINDS:
             self._on_lost_data(remote, now)
         else:
             self.counters.drop(Drop.MALFORMED)
@@ -287,12 +316,27 @@ class PeerTable:
         except BadPacket:
             self.counters.drop(Drop.MALFORMED)
             return
-        session = self._peer_at(remote)
+        session = self._peer_of(syn, remote)
         if session is None:
-            self._knock(remote, out)
+            self._knock(remote, syn.identity, out)
             return
-        session.on_syn(syn, remote, local, now, out)
-        self._plan(session)
+        admitted = self._door.admit(remote, syn.cookie, now)
+        if admitted is None:
+            cookie = self._door.cookie(remote, now)
+            answer = Cookie(syn.sender_id, syn.nonce, cookie).pack()
+            send_control(out, remote, local, session.counters, answer)
+        elif not admitted:
+            session.counters.drop(Drop.RATE)
+        else:
+            session.on_syn(syn, remote, local, now, out)
+            self._plan(session)
+
+    def _peer_of(self, syn: Syn, remote: Remote) -> Session | None:
+        """Who asks: by its key, wherever it is now, or by its address."""
+        there = self._peer_at(remote)
+        if there is not None and there.key in (None, syn.identity):
+            return there
+        return self._by_key.get(syn.identity, there)
 
     def _on_answer_untrusted(
         self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
@@ -300,18 +344,24 @@ class PeerTable:
         session = self._by_id.get(int.from_bytes(datagram[4:8]))
         if session is None:
             self.counters.drop(Drop.UNKNOWN_ID)
-        elif self._peer_at(remote) is not session:
+        elif session.key is None and self._peer_at(remote) is not session:
+            # A key that is about to be pinned comes from where it was asked for.
             session.note_wrong_address(remote, out)
         else:
+            known = session.key
             try:
                 if datagram[0] == Kind.ACK:
                     ack = parse_ack_untrusted(datagram)
                     session.on_ack_untrusted(ack, remote, local, now, out)
-                else:
+                elif datagram[0] == Kind.ACKACK:
                     ackack = parse_ackack_untrusted(datagram)
                     session.on_ackack_untrusted(ackack, now, out)
+                else:
+                    cookie = parse_cookie_untrusted(datagram)
+                    session.on_cookie_untrusted(cookie, now)
             except BadPacket:
                 session.counters.drop(Drop.BAD_PROOF)
+            self._indexed = self._indexed and session.key == known
             self._plan(session)
 
     def _on_lost_data(self, remote: Remote, now: float) -> None:
@@ -330,15 +380,15 @@ class PeerTable:
             session = there[0] if len(there) == 1 else None
         return session
 
-    def _knock(self, remote: Remote, out: Outbox) -> None:
+    def _knock(self, remote: Remote, key: bytes, out: Outbox) -> None:
         self.counters.drop(Drop.STRANGER)
         host = remote[0]
-        seen = self.knocking.pop(host, 0)
-        if not seen:
+        seen = self.knocking.pop(host, None)
+        if seen is None:
             out.tell(EventKind.KNOCK, None, remote)
             if len(self.knocking) >= KNOCKING_HOSTS:
                 self.knocking.popitem(last=False)
-        self.knocking[host] = seen + 1
+        self.knocking[host] = Knock(key, 1 if seen is None else seen.count + 1)
 
     # -- time ----------------------------------------------------------------
 

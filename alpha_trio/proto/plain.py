@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from math import inf
 from struct import Struct
+from typing import Protocol
 
 from attrs import define, field
 
@@ -28,6 +30,7 @@ from alpha_trio.proto.frames import (
     Cut,
     join_untrusted,
 )
+from alpha_trio.proto.handshake import Agreement
 from alpha_trio.proto.replay import ReplayWindow
 from alpha_trio.proto.wire import DATA, DATA_SIZE, BadPacket, data_word
 
@@ -44,31 +47,103 @@ OwnsSource = Callable[[Buffer], bool]
 class Arrival(IntEnum):
     """What datagrams of the peer told us."""
 
-    NOTHING = 0  # repeated or malformed: not even that the peer lives
-    KEEPALIVE = 1
-    DATA = 2
+    WRONG_ADDRESS = -1  # dropped: it came from elsewhere
+    NOTHING = 0  # repeated, malformed or forged: not even that the peer lives
+    KEEPALIVE = 1  # the peer lives
+    DATA = 2  # a packet, to which the peer expects some answer
+
+
+class Transport(Protocol):
+    """An established session's way to carry packets, as a Session uses it."""
+
+    heard: float  # when the last authentic datagram of this session came, seconds
+    established: float
+
+    @property
+    def deadline(self) -> float:
+        """When on_deadline wants to be called."""
+
+    @property
+    def local_id(self) -> int:
+        """The connection id the peer sends to."""
+
+    @property
+    def words(self) -> list[int]:
+        """What the datagrams that belong to it begin with."""
+
+    @property
+    def remote(self) -> Remote:
+        """Where the peer is."""
+
+    @property
+    def local(self) -> bytes:
+        """Which address of ours it knows, as the socket reported it."""
+
+    def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
+        """Send the segments of ``cut``, or queue them."""
+
+    def incoming(
+        self,
+        view: memoryview,
+        stride: int,
+        remote: Remote,
+        local: bytes,
+        owns_source: OwnsSource,
+        now: float,
+        out: Outbox,
+    ) -> tuple[int, Arrival]:
+        """Take datagrams at the head of ``view``, which begins with one of ours.
+
+        Returns how many bytes were consumed, at least one datagram, and the most
+        that any of them told.
+        """
+
+    def keepalive(self, now: float, out: Outbox) -> None:
+        """Say that we are here."""
+
+    def on_deadline(self, now: float, out: Outbox) -> None:
+        """Do what is due."""
 
 
 @define(eq=False)
 class PlainTransport:
     """One established session's way to carry packets, both directions."""
 
-    local_id: int
-    remote_id: int
-    remote: Remote
-    local: bytes
+    agreement: Agreement
+    counters: Counters
     heard: float  # when the last datagram of this session came, seconds
     established: float
+    deadline: float = inf
     counter: int = 0
     window: ReplayWindow = field(factory=ReplayWindow)
     word_in: int = field(init=False)
     word_out: int = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.word_in = data_word(self.local_id)
-        self.word_out = data_word(self.remote_id)
+        self.word_in = data_word(self.agreement.local_id)
+        self.word_out = data_word(self.agreement.remote_id)
 
-    def outgoing(self, cut: Cut, out: Outbox, counters: Counters) -> None:
+    @property
+    def local_id(self) -> int:
+        """The connection id the peer sends to."""
+        return self.agreement.local_id
+
+    @property
+    def remote(self) -> Remote:
+        """Where the peer is: where its handshake came from."""
+        return self.agreement.remote
+
+    @property
+    def local(self) -> bytes:
+        """Our address its handshake was sent to."""
+        return self.agreement.local
+
+    @property
+    def words(self) -> list[int]:
+        """What the datagrams that belong to it begin with."""
+        return [self.word_in]
+
+    def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
         """Put the segments of ``cut`` into as few sends as the kernel allows."""
         word, counter, frame = self.word_out, self.counter, cut.word
         segments, headers = cut.segments, bytes(cut.headers)
@@ -90,7 +165,7 @@ class PlainTransport:
             out.send(
                 self.remote,
                 self.local,
-                counters,
+                self.counters,
                 parts[2 * at : 2 * until],
                 width=2,
                 stride=stride if until - at > 1 else fixed + last,
@@ -99,22 +174,30 @@ class PlainTransport:
                 packet_bytes=packet_bytes + (until - at) * len(headers),
             )
 
-    def keepalive(self, out: Outbox, counters: Counters) -> None:
+    def keepalive(self, now: float, out: Outbox) -> None:
         """An empty DATA: we are here, and our address is still this."""
         parts: list[Buffer] = [DATA.pack(self.word_out, self.counter)]
         self.counter += 1
         size = DATA_SIZE
         out.send(
-            self.remote, self.local, counters, parts, width=1, stride=size, last=size
+            self.remote,
+            self.local,
+            self.counters,
+            parts,
+            width=1,
+            stride=size,
+            last=size,
         )
 
     def incoming(
         self,
         view: memoryview,
         stride: int,
+        remote: Remote,
+        local: bytes,
         owns_source: OwnsSource,
+        now: float,
         out: Outbox,
-        counters: Counters,
     ) -> tuple[int, Arrival]:
         """Take the datagrams at the head of ``view`` that continue one another.
 
@@ -122,9 +205,13 @@ class PlainTransport:
         bytes apart.  Returns how many bytes were consumed, at least one datagram,
         and the most that any of them told.
         """
-        size = min(stride, len(view))
+        size, counters = min(stride, len(view)), self.counters
+        if remote != self.remote:
+            # Nothing in here is authentic, so the endpoint must not follow it.
+            counters.drop(Drop.WRONG_ADDRESS)
+            return size, Arrival.WRONG_ADDRESS
         if size <= OVERHEAD:
-            return size, self._keepalive_untrusted(view[:size], counters)
+            return size, self._keepalive_untrusted(view[:size])
         # hot path: heads and bodies of all datagrams with consecutive counters
         word, unpack = self.word_in, _HEAD.unpack_from
         at, end = 0, len(view)
@@ -141,7 +228,7 @@ class PlainTransport:
             at += stride
         fresh = self.window.accept(first, len(frames))
         if fresh + 1 == 1 << len(frames):
-            _deliver_untrusted(frames, bodies, owns_source, out, counters)
+            deliver_untrusted(frames, bodies, owns_source, out, counters)
         else:
             counters.drop(Drop.REPLAYED, len(frames) - fresh.bit_count())
             # One by one: what stands on both sides of a repeated segment may look
@@ -149,20 +236,23 @@ class PlainTransport:
             for i in range(len(frames)):
                 if fresh >> i & 1:
                     alone = frames[i : i + 1], bodies[i : i + 1]
-                    _deliver_untrusted(*alone, owns_source, out, counters)
+                    deliver_untrusted(*alone, owns_source, out, counters)
         return min(at, end), Arrival.DATA if fresh else Arrival.NOTHING
 
-    def _keepalive_untrusted(self, datagram: memoryview, counters: Counters) -> Arrival:
+    def _keepalive_untrusted(self, datagram: memoryview) -> Arrival:
         if len(datagram) != DATA_SIZE:
-            counters.drop(Drop.MALFORMED)
+            self.counters.drop(Drop.MALFORMED)
         elif not self.window.accept(DATA.unpack(datagram)[1], 1):
-            counters.drop(Drop.REPLAYED)
+            self.counters.drop(Drop.REPLAYED)
         else:
             return Arrival.KEEPALIVE
         return Arrival.NOTHING
 
+    def on_deadline(self, now: float, out: Outbox) -> None:
+        """Nothing is ever due."""
 
-def _deliver_untrusted(
+
+def deliver_untrusted(
     frames: list[int],
     bodies: list[Buffer],
     owns_source: OwnsSource,

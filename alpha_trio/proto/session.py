@@ -15,7 +15,8 @@ from math import inf
 
 from attrs import define, field, frozen
 
-from alpha_trio.proto import frames, icmp
+from alpha_trio.proto import alpha, frames, icmp, plain, sender
+from alpha_trio.proto.alpha import AlphaTransport
 from alpha_trio.proto.batch import (
     Buffer,
     Counters,
@@ -24,15 +25,28 @@ from alpha_trio.proto.batch import (
     Outbox,
     Remote,
 )
+from alpha_trio.proto.cookies import TokenBucket
 from alpha_trio.proto.handshake import (
     GIVE_UP_AFTER,
     HALF_OPEN_LIFETIME,
+    Agreement,
     HalfOpen,
     Initiation,
     RandomBytes,
 )
-from alpha_trio.proto.plain import Arrival, PlainTransport
-from alpha_trio.proto.wire import Ack, AckAck, BadPacket, Syn
+from alpha_trio.proto.identity import Identity, key_text
+from alpha_trio.proto.line import Line
+from alpha_trio.proto.plain import Arrival, PlainTransport, Transport
+from alpha_trio.proto.sender import MODES
+from alpha_trio.proto.wire import (
+    SUITE_ALPHA,
+    SUITE_PLAIN,
+    Ack,
+    AckAck,
+    BadPacket,
+    Cookie,
+    Syn,
+)
 
 QUEUE_PACKETS = 128
 """Packets of one peer that wait for a handshake; the oldest is dropped first."""
@@ -40,10 +54,18 @@ QUEUE_PACKETS = 128
 # All in seconds.
 KEEPALIVE_AFTER = 10.0  # data came and nothing went back: say that it arrived
 SILENCE_AFTER = 15.0  # data went and nothing came back: the peer may have restarted
-REFUSE_AFTER = 180.0  # nothing heard for so long: new traffic asks again first
-WIPE_AFTER = 540.0  # nothing heard for so long: forget the session
+REKEY_AFTER = 120.0  # age at which the initiator asks for a new session, if in use
+REKEY_GRACE = 10.0  # later the responder asks itself
+REFUSE_AFTER = 180.0  # age at which a session carries nothing any more
+WIPE_AFTER = 540.0  # age at which its keys are forgotten
+ACKACK_REPEATS = 6  # times; nothing was heard in the new session yet
+ACKACK_AFTER = 0.3  # doubled each time
+PREVIOUS_LIFETIME = 15.0  # a replaced session may still receive
 OWN_SYN_AFTER = 1.0  # the peer's SYN was answered, its ACKACK is missing: ask ourselves
 HINT_INTERVAL = 5.0  # between SYNs because of data for a session we do not have
+
+ANSWER_RATE, ANSWER_BURST = 50.0, 20.0
+"""SYNs of one peer that are answered, a second: each costs two milliseconds."""
 
 
 class State(StrEnum):
@@ -54,6 +76,7 @@ class State(StrEnum):
     HANDSHAKING = "handshaking"
     ESTABLISHED = "established"
     UNREACHABLE = "unreachable"
+    KEY_MISMATCH = "key-mismatch"
 
 
 @frozen
@@ -68,6 +91,11 @@ class Statistics:
     rtt: float | None
     queued: int
     counters: Counters
+    key: bytes | None
+    offered_key: bytes | None
+    rounds: dict[str, int]
+    associations: int
+    elements_left: int
 
 
 @define(eq=False)
@@ -109,8 +137,8 @@ class ConnectionIds:
 
     take: Callable[[Session], int]
     free: Callable[[int], None]
-    bind: Callable[[Session, PlainTransport], None]
-    """From now on DATA with the transport's local id goes to it."""
+    bind: Callable[[Session, Transport], None]
+    """From now on what begins with the transport's words goes to it."""
 
 
 @define(eq=False)
@@ -119,35 +147,52 @@ class Session:
 
     name: str
     ids: ConnectionIds
+    identity: Identity  # ours
     random: RandomBytes
     owner: Callable[[bytes], Session | None]  # who owns an inner address
     remotes: Sequence[Remote] = ()  # where the peer may be, first choice first
     keepalive: float = 0.0  # seconds between keepalives; 0: none
+    key: bytes | None = None  # the peer's; None: whatever it shows first is pinned
+    mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
     mtu: int = 1280  # largest inner packet, bytes
     counters: Counters = field(factory=Counters)
     wake: float = inf  # when on_deadline wants to be called
 
     initiation: Initiation | None = None
-    half_open: tuple[HalfOpen, PlainTransport] | None = None
-    current: PlainTransport | None = None
-    previous: PlainTransport | None = None
+    half_open: HalfOpen | None = None
+    current: Transport | None = None
+    previous: Transport | None = None
     waiting: WaitingFrames = field(factory=WaitingFrames)
 
+    initiated: bool = False  # whether the current session was asked for by us
     unanswered_since: float = inf  # first data sent after the last was heard
     owed_since: float = inf  # first data heard after the last was sent
     last_sent: float = -inf
     last_hint: float = -inf
     gave_up: bool = False
     wrong_address: Remote | None = None
+    offered_key: bytes | None = None  # shown by somebody at the peer's address
+    wrong_mode: bool = False
     rtt: float | None = None
     answered: tuple[bytes, bytes] | None = None  # last ACK and our ACKACK to it
+    ackack_repeats: int = 0
+    ackack_at: float = inf  # when the ACKACK is to be repeated
+    modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
+    _answers: TokenBucket = field(
+        factory=lambda: TokenBucket(ANSWER_RATE, ANSWER_BURST)
+    )
+
+    @property
+    def suite(self) -> int:
+        """What we ask for, and insist on."""
+        return SUITE_PLAIN if self.mode == "plain" else SUITE_ALPHA
 
     # -- the way out ---------------------------------------------------------
 
     def outgoing(self, frame: memoryview, now: float, out: Outbox) -> None:
         """Send the TUN frame, or let it wait for the handshake it starts."""
         transport = self.current
-        if transport is None or now - transport.heard > REFUSE_AFTER:
+        if transport is None or now - transport.established > REFUSE_AFTER:
             self._wait(frame)
             self._want_session(now)
             return
@@ -155,11 +200,21 @@ class Session:
         if cut is None:
             self._refuse_too_big(frame, out)
             return
-        transport.outgoing(cut, out, self.counters)
+        transport.outgoing(cut, now, out)
         self._sent(now)
+        if transport.deadline < self.wake:
+            self.wake = transport.deadline
         if self.unanswered_since == inf and self.initiation is None:
             self.unanswered_since = now
             self._wake_by(now + SILENCE_AFTER)
+            self._rekey(transport, now)
+
+    def _rekey(self, transport: Transport, now: float) -> None:
+        """Ask for a new session in time; the old one serves until that is proven."""
+        due = REKEY_AFTER if self.initiated else REKEY_AFTER + REKEY_GRACE
+        exhausted = isinstance(transport, AlphaTransport) and transport.exhausted
+        if now - transport.established > due or exhausted:
+            self._want_session(now)
 
     def _refuse_too_big(self, frame: memoryview, out: Outbox) -> None:
         self.counters.drop(Drop.TOO_BIG, frames.packets(frame))
@@ -178,7 +233,9 @@ class Session:
 
     def _want_session(self, now: float) -> None:
         if self.initiation is None:
-            self.initiation = Initiation.begin(self.ids.take(self), self.random, now)
+            self.initiation = Initiation.begin(
+                self.identity, self.suite, self.ids.take(self), self.random, now
+            )
             if self.half_open is not None:
                 # The peer was faster; its ACKACK should be on its way.
                 self.initiation.resend_at = now + OWN_SYN_AFTER
@@ -199,27 +256,46 @@ class Session:
     def on_syn(
         self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
-        """Answer the peer's SYN, unless ours goes on."""
-        if self.half_open is not None and self.half_open[0].syn == syn:
-            half_open = self.half_open[0]  # its ACK was lost
+        """Answer the peer's SYN, unless it is not for us to answer, or ours goes on."""
+        if not self._acceptable(syn, remote, out):
+            return
+        if self.half_open is not None and self.half_open.syn == syn:
+            half_open = self.half_open  # its ACK was lost
         elif self.initiation is not None and self.initiation.wins_against(syn):
             self.initiation.hurry(now)
             self._wake_by(self.initiation.resend_at)
             return
+        elif not self._answers.take(now):
+            self.counters.drop(Drop.RATE)
+            return
         else:
             half_open = self._answer(syn, remote, local, now, out)
-        _send_control(out, remote, local, self.counters, half_open.ack.pack())
+        send_control(out, remote, local, self.counters, half_open.ack.pack())
+
+    def _acceptable(self, said: Syn | Ack, remote: Remote, out: Outbox) -> bool:
+        """Whether key and mode are those we want with this peer."""
+        if self.key is not None and said.identity != self.key:
+            self.counters.drop(Drop.WRONG_KEY)
+            if self.offered_key != said.identity:
+                self.offered_key = said.identity
+                out.tell(EventKind.WRONG_KEY, self.name, remote)
+            return False
+        if said.suite != self.suite:
+            self.counters.drop(Drop.WRONG_MODE)
+            if not self.wrong_mode:
+                self.wrong_mode = True
+                out.tell(EventKind.WRONG_MODE, self.name, remote)
+            return False
+        return True
 
     def _answer(
         self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> HalfOpen:
         first = self.half_open is None
         self._forget_half_open()
-        local_id = self.ids.take(self)
-        half_open = HalfOpen.answer(syn, local_id, self.random, remote, local, now)
-        transport = PlainTransport(local_id, syn.sender_id, remote, local, now, now)
-        self.half_open = half_open, transport
-        self.ids.bind(self, transport)
+        self.half_open = half_open = HalfOpen.answer(
+            syn, self.identity, self.ids.take(self), self.random, remote, local, now
+        )
         if self.initiation is not None and first:
             # Ours lost the tie.  It stays valid, should the peer's break off.  Only
             # the first SYN puts it off, lest a stream of forged ones does for ever.
@@ -229,58 +305,94 @@ class Session:
         out.tell(EventKind.SYN_RECEIVED, self.name, remote)
         return half_open
 
+    def on_cookie_untrusted(self, cookie: Cookie, now: float) -> None:
+        """The peer is busy.  Raises BadPacket if we asked it nothing."""
+        if self.initiation is None:
+            raise BadPacket
+        self.initiation.take_cookie_untrusted(cookie, now)
+        self._wake_by(now)
+
     def on_ack_untrusted(
         self, ack: Ack, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
         """Finish our handshake.  Raises BadPacket if ``ack`` does not belong to it."""
         packed = ack.pack()
         if self.answered is not None and self.answered[0] == packed:
-            _send_control(out, remote, local, self.counters, self.answered[1])
+            send_control(out, remote, local, self.counters, self.answered[1])
             return
-        if self.initiation is None:
+        initiation = self.initiation
+        if initiation is None:
             raise BadPacket
-        ackack = self.initiation.finish_untrusted(ack).pack()
+        if not self._acceptable(ack, remote, out):
+            return
+        ackack = initiation.finish_untrusted(ack, self.identity).pack()
+        agreement = initiation.agree_untrusted(ack, remote, local)
+        self._pin(ack.identity, remote, out)
         self.answered = packed, ackack
-        if self.initiation.attempts == 1:
-            self.rtt = now - self.initiation.started
+        if initiation.attempts == 1:
+            self.rtt = now - initiation.started
         out.tell(EventKind.ACK_RECEIVED, self.name, remote)
-        _send_control(out, remote, local, self.counters, ackack)
-        transport = PlainTransport(
-            ack.receiver_id, ack.sender_id, remote, local, now, now
-        )
+        send_control(out, remote, local, self.counters, ackack)
+        transport = self._transport(agreement, now)
         self.initiation = None
-        self.ids.bind(self, transport)
-        if not self.waiting.packets:
-            # Nothing follows that would prove the same, should the ACKACK be lost.
-            transport.keepalive(out, self.counters)
-            self.last_sent = now
+        self.initiated = True
+        self.ackack_repeats, self.ackack_at = 0, now + ACKACK_AFTER
+        self._wake_by(self.ackack_at)
         # A half-open answer stays: the peer may hold it for the session.
         self._establish(transport, now, out)
+        if self.last_sent < now:
+            # Without an answer we would not know that the ACKACK arrived.
+            transport.keepalive(now, out)
+            self._sent(now)
 
     def on_ackack_untrusted(self, ackack: AckAck, now: float, out: Outbox) -> None:
-        """The peer holds our ACK.  Raises BadPacket if that is not what it says."""
-        if self.half_open is None:
+        """The peer has proven itself.  Raises BadPacket if it has not."""
+        half_open = self.half_open
+        if half_open is None:
             raise BadPacket
-        half_open, transport = self.half_open
         half_open.verify_untrusted(ackack)
+        agreement = half_open.agree_untrusted()
+        self._pin(half_open.syn.identity, half_open.remote, out)
         out.tell(EventKind.ESTABLISHED, self.name, half_open.remote)
-        self._confirm(transport, now, out)
-
-    def _confirm(self, transport: PlainTransport, now: float, out: Outbox) -> None:
+        transport = self._transport(agreement, now)
         self.half_open = None
         self._forget_initiation()
-        transport.heard = now
+        self.initiated = False
+        self.ackack_at = inf
         self._establish(transport, now, out)
 
-    def _establish(self, transport: PlainTransport, now: float, out: Outbox) -> None:
+    def _pin(self, key: bytes, remote: Remote, out: Outbox) -> None:
+        """Trust on first use: from now on it must be this key."""
+        if self.key is None:
+            self.key = key
+            out.tell(EventKind.PINNED, self.name, remote)
+        self.offered_key = None
+        self.wrong_mode = False
+
+    def _transport(self, agreement: Agreement, now: float) -> Transport:
+        if self.suite == SUITE_PLAIN:
+            return PlainTransport(agreement, self.counters, now, now)
+        size = self.mtu + overhead(self.mode)
+        line = Line(agreement, self.counters, self.random, size)
+        transport = AlphaTransport(line, now, now)
+        transport.sender.restrict(self.mode, self.modes)
+        transport.add_first(agreement)
+        return transport
+
+    def _establish(self, transport: Transport, now: float, out: Outbox) -> None:
         if self.previous is not None:
             self.ids.free(self.previous.local_id)
-        # The peer may still be sending on the old one: it is kept for receiving.
+        self.ids.bind(self, transport)
+        # What is under way on the old one still arrives; nothing new is sent on it.
         self.previous, self.current = self.current, transport
         self.gave_up = False
         self.wrong_address = None
         self.unanswered_since = self.owed_since = inf
-        self._wake_by(now + WIPE_AFTER)
+        if isinstance(self.previous, AlphaTransport) and isinstance(
+            transport, AlphaTransport
+        ):
+            transport.sender.succeed(self.previous.sender, now, out)
+        self._wake_by(now + REFUSE_AFTER)
         if self.keepalive:
             self._wake_by(now + self.keepalive)
         self._send_waiting(now, out)
@@ -296,43 +408,44 @@ class Session:
 
     def _forget_half_open(self) -> None:
         if self.half_open is not None:
-            self.ids.free(self.half_open[1].local_id)
+            self.ids.free(self.half_open.ack.sender_id)
             self.half_open = None
 
     # -- the way in ----------------------------------------------------------
 
     def incoming(
         self,
-        transport: PlainTransport,
+        transport: Transport,
         view: memoryview,
         stride: int,
         remote: Remote,
+        local: bytes,
         now: float,
         out: Outbox,
     ) -> int:
-        """Take DATA for ``transport``; returns the bytes consumed from ``view``."""
-        if remote != transport.remote:
-            # Nothing is authenticated yet, so an endpoint must not follow.
-            self.note_wrong_address(remote, out)
-            return min(stride, len(view))
+        """Take datagrams of ``transport``; returns the bytes consumed of ``view``."""
         consumed, arrival = transport.incoming(
-            view, stride, self.owns_source, out, self.counters
+            view, stride, remote, local, self.owns_source, now, out
         )
-        if arrival:
-            if self.half_open is not None and transport is self.half_open[1]:
-                # The ACKACK was lost, but only who has our ACK can send this.
-                out.tell(EventKind.CONFIRMED, self.name, remote)
-                self._confirm(transport, now, out)
+        if arrival > Arrival.NOTHING:
             transport.heard = now
-            self.unanswered_since = inf
-        if arrival is Arrival.DATA and self.owed_since == inf:
-            self.owed_since = now
-            self._wake_by(now + KEEPALIVE_AFTER)
+            if transport is self.current:
+                self.unanswered_since = self.ackack_at = inf
+            if arrival is Arrival.DATA and self.owed_since == inf:
+                self.owed_since = now
+                self._wake_by(now + KEEPALIVE_AFTER)
+        elif arrival is Arrival.WRONG_ADDRESS:
+            self._tell_wrong_address(remote, out)
+        if transport.deadline < self.wake:
+            self.wake = transport.deadline
         return consumed
 
     def note_wrong_address(self, remote: Remote, out: Outbox) -> None:
-        """A message of ours, but not from where the peer is: dropped, told once."""
+        """A handshake message, but not from where the peer is: dropped, told once."""
         self.counters.drop(Drop.WRONG_ADDRESS)
+        self._tell_wrong_address(remote, out)
+
+    def _tell_wrong_address(self, remote: Remote, out: Outbox) -> None:
         if self.wrong_address != remote:
             self.wrong_address = remote
             out.tell(EventKind.WRONG_ADDRESS, self.name, remote)
@@ -360,15 +473,18 @@ class Session:
         are rounded otherwise: a deadline could have come and nothing yet be due.
         """
         self._retry(now, out)
-        if self.half_open and now >= self.half_open[0].created + HALF_OPEN_LIFETIME:
+        if self.half_open and now >= self.half_open.created + HALF_OPEN_LIFETIME:
             self._forget_half_open()
+        if now >= self.ackack_at:
+            self._repeat_ackack(now, out)
+        self._run_transports(now, out)
         if now >= self.unanswered_since + SILENCE_AFTER:
             out.tell(EventKind.SILENT, self.name, self.remote)
             self.unanswered_since = inf
             self._want_session(now)
             self._retry(now, out)
         self._keep_alive(now, out)
-        self._wipe(now, out)
+        self._age(now, out)
         self.wake = self.next_wake()
 
     def _retry(self, now: float, out: Outbox) -> None:
@@ -383,7 +499,7 @@ class Session:
             return
         remote = self.remotes[initiation.attempts % len(self.remotes)]
         initiation.sent(now, self.random)
-        _send_control(out, remote, b"", self.counters, initiation.syn.pack())
+        send_control(out, remote, b"", self.counters, initiation.syn.pack())
         out.tell(EventKind.SYN_SENT, self.name, remote, initiation.attempts)
 
     def _give_up(self, initiation: Initiation, now: float, out: Outbox) -> None:
@@ -405,11 +521,35 @@ class Session:
             if due:
                 self._want_session(now)
         elif owed or due:
-            transport.keepalive(out, self.counters)
+            transport.keepalive(now, out)
             self._sent(now)
 
-    def _wipe(self, now: float, out: Outbox) -> None:
-        if self.current is not None and now >= self.current.heard + WIPE_AFTER:
+    def _repeat_ackack(self, now: float, out: Outbox) -> None:
+        """Nothing was heard in the new session: perhaps the peer does not have it."""
+        if self.answered is None or self.current is None:
+            return
+        remote, local = self.current.remote, self.current.local
+        send_control(out, remote, local, self.counters, self.answered[1])
+        self.ackack_repeats += 1
+        jitter = 1 + int.from_bytes(self.random(1)) / 512
+        self.ackack_at = now + ACKACK_AFTER * jitter * 2.0**self.ackack_repeats
+        if self.ackack_repeats >= ACKACK_REPEATS:
+            self.ackack_at = inf
+
+    def _run_transports(self, now: float, out: Outbox) -> None:
+        previous = self.previous
+        if previous is not None:
+            if now >= previous.deadline:
+                previous.on_deadline(now, out)
+            if now >= previous.heard + PREVIOUS_LIFETIME:
+                self.ids.free(previous.local_id)
+                self.previous = None
+        if self.current is not None and now >= self.current.deadline:
+            self.current.on_deadline(now, out)
+
+    def _age(self, now: float, out: Outbox) -> None:
+        current = self.current
+        if current is not None and now >= current.established + WIPE_AFTER:
             remote = self.remote
             self._forget_transports()
             out.tell(EventKind.EXPIRED, self.name, remote)
@@ -419,15 +559,19 @@ class Session:
         times = [
             self.unanswered_since + SILENCE_AFTER,
             self.owed_since + KEEPALIVE_AFTER,
+            self.ackack_at,
         ]
         if self.initiation is not None:
             times.append(self.initiation.resend_at)
         elif self.keepalive:
             times.append(self.last_sent + self.keepalive)
         if self.half_open is not None:
-            times.append(self.half_open[0].created + HALF_OPEN_LIFETIME)
+            times.append(self.half_open.created + HALF_OPEN_LIFETIME)
         if self.current is not None:
-            times.append(self.current.heard + WIPE_AFTER)
+            times += [self.current.established + WIPE_AFTER, self.current.deadline]
+        if self.previous is not None:
+            lifetime = self.previous.heard + PREVIOUS_LIFETIME
+            times += [lifetime, self.previous.deadline]
         return min(times)
 
     def _wake_by(self, when: float) -> None:
@@ -464,10 +608,10 @@ class Session:
             if transport is not None:
                 self.ids.free(transport.local_id)
         self.current = self.previous = None
-        self.unanswered_since = self.owed_since = inf
+        self.unanswered_since = self.owed_since = self.ackack_at = inf
 
-    def _usable(self, now: float) -> PlainTransport | None:
-        if self.current is None or now - self.current.heard > REFUSE_AFTER:
+    def _usable(self, now: float) -> Transport | None:
+        if self.current is None or now - self.current.established > REFUSE_AFTER:
             return None
         return self.current
 
@@ -475,6 +619,8 @@ class Session:
         """How the peer stands."""
         if self._usable(now) is not None:
             return State.ESTABLISHED
+        if self.offered_key is not None:
+            return State.KEY_MISMATCH
         if not self.remotes:
             return State.RESOLVING
         if self.initiation is not None or self.half_open is not None:
@@ -482,6 +628,17 @@ class Session:
         return State.UNREACHABLE if self.gave_up else State.IDLE
 
     def _reason(self, now: float) -> str | None:
+        if self.offered_key is not None:
+            return (
+                f"somebody at its address shows the key {key_text(self.offered_key)}; "
+                f"if that is right: alpha-trio peers set {self.name} --key "
+                f"{key_text(self.offered_key)}"
+            )
+        if self.wrong_mode:
+            ours = "plain" if self.mode == "plain" else "alpha"
+            return (
+                f"the peer wants another mode than {ours}: set the same on both sides"
+            )
         if self.wrong_address is not None:
             return f"answers come from {self.wrong_address[0]}, not from its endpoint"
         if self.state(now) is State.UNREACHABLE:
@@ -491,19 +648,32 @@ class Session:
     def statistics(self, now: float) -> Statistics:
         """A snapshot for the control plane."""
         current = self.current
+        rounds = current.sender if isinstance(current, AlphaTransport) else None
         return Statistics(
             state=self.state(now),
             reason=self._reason(now),
             remote=self.remote,
             handshake_age=None if current is None else now - current.established,
             receive_age=None if current is None else now - current.heard,
-            rtt=self.rtt,
-            queued=self.waiting.packets,
+            rtt=rounds.rtt.smoothed if rounds and rounds.rtt.smoothed else self.rtt,
+            queued=self.waiting.packets + (rounds.queued_packets if rounds else 0),
             counters=self.counters,
+            key=self.key,
+            offered_key=self.offered_key,
+            rounds=dict(self.modes),
+            associations=len(rounds.associations) if rounds else 0,
+            elements_left=rounds.elements_left if rounds else 0,
         )
 
 
-def _send_control(
+def overhead(mode: str) -> int:
+    """Bytes between the UDP header and the inner packet, at most."""
+    if mode == "plain":
+        return plain.OVERHEAD
+    return alpha.overhead(sender.depth_of(mode))
+
+
+def send_control(
     out: Outbox, remote: Remote, local: bytes, counters: Counters, message: bytes
 ) -> None:
     size = len(message)

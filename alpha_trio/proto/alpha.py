@@ -1,0 +1,299 @@
+"""The data path of an established session: rounds both ways, and their associations.
+
+The handshake brings one association for each direction.  More are opened when
+packets had to wait because all were busy, and new ones before old ones run out of
+elements.  Who sends opens:
+
+    sender                                     receiver
+      | OPEN k, signature anchor   (S1 A1 S2 A2)  |
+      |------------------------------------------>|
+      |     acknowledgment anchor, ACCEPT k       |
+      |<------------------------------------------|
+      | S1 of association k ...                   |
+
+Both are control messages in reliable rounds of associations that exist, so ALPHA
+itself protects them, A2 acknowledges them, and relays can read along.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from math import inf
+from struct import Struct
+
+from attrs import define, field
+
+from alpha_trio.proto.acks import ACK, NACK
+from alpha_trio.proto.batch import Drop, Outbox, Remote
+from alpha_trio.proto.chain import (
+    ACKNOWLEDGMENT_CHAIN,
+    ELEMENT_SIZE,
+    SIGNATURE_CHAIN,
+    ChainVerifier,
+    HashChain,
+    chain_id,
+)
+from alpha_trio.proto.frames import FRAME_WORD_SIZE, Cut
+from alpha_trio.proto.handshake import Agreement
+from alpha_trio.proto.line import ROUND_KINDS, Line
+from alpha_trio.proto.plain import Arrival, OwnsSource
+from alpha_trio.proto.presign import NODE_SIZE
+from alpha_trio.proto.receiver import (
+    MAX_ASSOCIATIONS,
+    ControlMessage,
+    InAssociation,
+    Receiver,
+)
+from alpha_trio.proto.sender import OutAssociation, Sender
+from alpha_trio.proto.wire import (
+    ROUND_HEAD_SIZE,
+    S2_SIZE,
+    BadPacket,
+    Kind,
+    first_word,
+)
+
+LATER_SPACING = 64  # 4,096 elements, 2,047 rounds: made in slices
+START_ASSOCIATIONS = 4  # as soon as one was too few
+MOST_ASSOCIATIONS = 16  # of ours; the peer may have more
+RENEW_BELOW = 0.3  # share of a chain's rounds that is left when its successor opens
+
+_CONTROL = Struct("!BxH 16s")
+
+
+def overhead(depth: int) -> int:
+    """Bytes between the UDP header and the inner packet, with trees of ``depth``."""
+    return S2_SIZE + depth * NODE_SIZE + FRAME_WORD_SIZE
+
+
+class Control(IntEnum):
+    """First byte of a control message."""
+
+    OPEN = 1
+    ACCEPT = 2
+    CLOSE = 3
+
+
+@define(eq=False)
+class AlphaTransport:
+    """One established session's way to carry packets, both directions."""
+
+    line: Line
+    heard: float
+    established: float
+    sender: Sender = field(init=False)
+    receiver: Receiver = field(init=False)
+    _wanted: int = 1  # associations, besides those that are running out
+    _next_association: int = 1
+    _making: list[tuple[Control, int, HashChain, bytes]] = field(factory=list)
+    """Chains being made: what to say when done, association, chain, peer's anchor."""
+    _opening: dict[int, HashChain] = field(factory=dict)  # OPEN sent, no ACCEPT yet
+    _accepted: dict[int, bytes] = field(factory=dict)  # our answers, by association
+    _unsent: list[bytes] = field(factory=list)  # control messages
+
+    def __attrs_post_init__(self) -> None:
+        self.sender, self.receiver = Sender(self.line), Receiver(self.line)
+
+    def add_first(self, agreement: Agreement) -> None:
+        """Association 0 of both directions, from the anchors of the handshake."""
+        offer, theirs = agreement.offer, agreement.theirs
+        self._add_out(0, offer.signatures, theirs.acknowledgments)
+        self._add_in(0, offer.acknowledgments, theirs.signatures)
+
+    def _add_out(self, number: int, chain: HashChain, peer_anchor: bytes) -> None:
+        name = chain_id(self.line.agreement.theirs.nonce, ACKNOWLEDGMENT_CHAIN, number)
+        self.sender.associations[number] = OutAssociation(
+            number, chain, ChainVerifier(name, peer_anchor)
+        )
+
+    def _add_in(self, number: int, chain: HashChain, peer_anchor: bytes) -> None:
+        name = chain_id(self.line.agreement.theirs.nonce, SIGNATURE_CHAIN, number)
+        self.receiver.associations[number] = InAssociation(
+            number, ChainVerifier(name, peer_anchor), chain
+        )
+
+    @property
+    def local_id(self) -> int:
+        """The connection id the peer sends to."""
+        return self.line.agreement.local_id
+
+    @property
+    def remote(self) -> Remote:
+        """Where the peer was last heard from."""
+        return self.line.remote
+
+    @property
+    def local(self) -> bytes:
+        """Our address it was heard at."""
+        return self.line.local
+
+    @property
+    def words(self) -> list[int]:
+        """What the datagrams that belong to it begin with."""
+        return [first_word(kind, self.local_id) for kind in ROUND_KINDS]
+
+    # -- packets -----------------------------------------------------------------
+
+    def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
+        """Queue the bodies of ``cut``, and start rounds for what waits."""
+        self.sender.outgoing(cut, now, out)
+        if self.sender.starved:
+            self._want_more()
+
+    def incoming(
+        self,
+        view: memoryview,
+        stride: int,
+        remote: Remote,
+        local: bytes,
+        owns_source: OwnsSource,
+        now: float,
+        out: Outbox,
+    ) -> tuple[int, Arrival]:
+        """Take the datagrams at the head of ``view`` that are of one kind and round."""
+        if view[0] == Kind.S2:
+            consumed, fresh = self.receiver.on_s2(view, stride, owns_source, out)
+            while self.receiver.controls:
+                self._on_control(self.receiver.controls.pop(), now, out)
+            return consumed, Arrival.DATA if fresh else Arrival.NOTHING
+        datagram = bytes(view[:stride])
+        try:
+            self._on_message_untrusted(datagram, remote, local, now, out)
+        except BadPacket:
+            self.line.counters.drop(Drop.BAD_ROUND)
+            return len(datagram), Arrival.NOTHING
+        return len(datagram), Arrival.KEEPALIVE
+
+    def _on_message_untrusted(
+        self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
+        if len(datagram) < ROUND_HEAD_SIZE:
+            raise BadPacket
+        if datagram[0] == Kind.S1:
+            self.receiver.on_s1_untrusted(datagram, remote, local, out)
+        elif datagram[0] == Kind.A1:
+            self.sender.on_a1_untrusted(datagram, remote, local, now, out)
+            self._send_controls(now, out)
+            self._renew()
+        else:
+            self.sender.on_a2_untrusted(datagram, now, out)
+            self._send_controls(now, out)
+
+    def keepalive(self, now: float, out: Outbox) -> None:
+        """A round that carries one empty packet: the A1 tells that the peer lives."""
+        empty = Cut(0, b"", [b""], 0, 0)
+        self.sender.outgoing(empty, now, out)
+
+    # -- associations --------------------------------------------------------------
+
+    def _want_more(self) -> None:
+        """Packets had to wait because every association was busy."""
+        if not self._coming():
+            wanted = max(START_ASSOCIATIONS, self._wanted + 1)
+            self._wanted = min(wanted, MOST_ASSOCIATIONS)
+            self._open_wanted()
+
+    def _open_wanted(self) -> None:
+        """Open what lacks, not counting those that will soon have run out."""
+        fresh = sum(
+            association.rounds_left >= RENEW_BELOW * association.chain.length / 2
+            for association in self.sender.associations.values()
+        )
+        for _ in range(self._wanted - fresh - self._coming()):
+            self._open_one()
+
+    def _coming(self) -> int:
+        making = sum(what is Control.OPEN for what, *_ in self._making)
+        return making + len(self._opening)
+
+    def _open_one(self) -> None:
+        number = self._next_association
+        self._next_association += 1
+        name = chain_id(self.line.agreement.offer.nonce, SIGNATURE_CHAIN, number)
+        chain = HashChain(name, self.line.random(ELEMENT_SIZE), LATER_SPACING)
+        self._making.append((Control.OPEN, number, chain, b""))
+
+    def _renew(self) -> None:
+        """Open successors of associations that run out, forget those that did."""
+        for association in list(self.sender.associations.values()):
+            if association.rounds_left > 0 or association.round is not None:
+                continue
+            if len(self.sender.associations) > 1:
+                del self.sender.associations[association.number]
+                close = _CONTROL.pack(Control.CLOSE, association.number, b"")
+                self._unsent.append(close)
+        self._open_wanted()
+
+    def _make_some(self, now: float, out: Outbox) -> None:
+        what, number, chain, anchor = self._making[0]
+        if not chain.make_some():
+            return
+        del self._making[0]
+        if what is Control.OPEN:
+            self._opening[number] = chain
+        else:
+            self._add_in(number, chain, anchor)
+            self._accepted[number] = chain.anchor
+        self._unsent.append(_CONTROL.pack(what, number, chain.anchor))
+        self._send_controls(now, out)
+
+    def _send_controls(self, now: float, out: Outbox) -> None:
+        while self._unsent and self.sender.send_control(
+            b"".join(self._unsent), now, out
+        ):
+            self._unsent.clear()
+
+    def _on_control(self, message: ControlMessage, now: float, out: Outbox) -> None:
+        try:
+            for at in range(0, len(message.body), _CONTROL.size):
+                part = message.body[at : at + _CONTROL.size]
+                self._carry_out_untrusted(part)
+        except BadPacket:
+            self.receiver.acknowledge(message, NACK, out)
+        else:
+            self.receiver.acknowledge(message, ACK, out)
+
+    def _carry_out_untrusted(self, part: bytes) -> None:
+        if len(part) != _CONTROL.size:
+            raise BadPacket
+        kind, number, anchor = _CONTROL.unpack(part)
+        if kind == Control.OPEN:
+            self._on_open_untrusted(number, anchor)
+        elif kind == Control.ACCEPT:
+            chain = self._opening.pop(number, None)
+            if chain is not None:
+                self._add_out(number, chain, anchor)
+                self.sender.starved = False
+        elif kind == Control.CLOSE:
+            self.receiver.associations.pop(number, None)
+        else:
+            raise BadPacket
+
+    def _on_open_untrusted(self, number: int, anchor: bytes) -> None:
+        known = number in self.receiver.associations
+        if known or len(self.receiver.associations) + len(self._making) >= (
+            MAX_ASSOCIATIONS
+        ):
+            raise BadPacket
+        name = chain_id(self.line.agreement.offer.nonce, ACKNOWLEDGMENT_CHAIN, number)
+        chain = HashChain(name, self.line.random(ELEMENT_SIZE), LATER_SPACING)
+        self._making.append((Control.ACCEPT, number, chain, anchor))
+
+    # -- time ----------------------------------------------------------------------
+
+    @property
+    def exhausted(self) -> bool:
+        """No association can start another round: only a new session helps."""
+        return all(a.rounds_left <= 0 for a in self.sender.associations.values())
+
+    @property
+    def deadline(self) -> float:
+        """When on_deadline wants to be called, seconds."""
+        return -inf if self._making else self.sender.deadline
+
+    def on_deadline(self, now: float, out: Outbox) -> None:
+        """Make a slice of a chain; repeat what was not answered."""
+        if self._making:
+            self._make_some(now, out)
+        self.sender.on_deadline(now, out)
+        self._send_controls(now, out)

@@ -1,0 +1,106 @@
+"""Cookies: proof that somebody receives what we send to its address, without state.
+
+Under load a SYN without a valid cookie is answered by a COOKIE message, which is
+smaller than the SYN and costs one hash, and only a SYN that brings the cookie back
+leads to public-key work.
+"""
+
+from __future__ import annotations
+
+import hmac
+from hashlib import sha256
+from ipaddress import IPv6Address
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.handshake import RandomBytes
+from alpha_trio.proto.wire import COOKIE_SIZE
+
+SECRET_LIFETIME = 120.0  # s; a cookie is good for one to two of them
+LOAD_RATE = 50.0  # SYNs a second above which cookies are asked for
+LOAD_BURST = 100.0
+ADDRESS_RATE, ADDRESS_BURST = 20.0, 5.0  # proven addresses: SYNs a second
+ADDRESSES_KEPT = 4096
+
+
+@define(eq=False)
+class TokenBucket:
+    """``rate`` events a second on average, ``burst`` at once."""
+
+    rate: float
+    burst: float
+    _tokens: float = field(init=False)
+    _filled: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        self._tokens = self.burst
+
+    def take(self, now: float) -> bool:
+        """Whether one more event is within the rate."""
+        grown = self._tokens + max(0.0, now - self._filled) * self.rate
+        self._tokens, self._filled = min(self.burst, grown), now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+@define(eq=False)
+class Doorkeeper:
+    """Decides which SYNs are worth public-key work."""
+
+    random: RandomBytes
+    _load: TokenBucket = field(factory=lambda: TokenBucket(LOAD_RATE, LOAD_BURST))
+    _addresses: dict[str, TokenBucket] = field(factory=dict)
+    _secrets: tuple[bytes, bytes] = (b"", b"")  # in force, and the one before
+    _since: float = 0.0
+
+    def admit(self, remote: Remote, cookie: bytes, now: float) -> bool | None:
+        """True: answer.  None: ask for a cookie.  False: too much from there."""
+        busy = not self._load.take(now)
+        if not any(cookie):
+            return None if busy else True
+        if not self._fits(remote, cookie, now):
+            return None
+        return self._bucket(remote).take(now)
+
+    def cookie(self, remote: Remote, now: float) -> bytes:
+        """COOKIE_SIZE bytes for this address and port."""
+        self._rotate(now)
+        return _cookie(self._secrets[0], remote)
+
+    def _fits(self, remote: Remote, cookie: bytes, now: float) -> bool:
+        self._rotate(now)
+        good = [
+            hmac.compare_digest(cookie, _cookie(secret, remote))
+            for secret in self._secrets
+            if secret
+        ]
+        return any(good)
+
+    def _rotate(self, now: float) -> None:
+        if not self._secrets[0] or now - self._since >= SECRET_LIFETIME:
+            self._secrets = self.random(32), self._secrets[0]
+            self._since = now
+
+    def _bucket(self, remote: Remote) -> TokenBucket:
+        network = _network(remote[0])
+        bucket = self._addresses.get(network)
+        if bucket is None:
+            if len(self._addresses) >= ADDRESSES_KEPT:
+                self._addresses.clear()
+            bucket = self._addresses[network] = TokenBucket(ADDRESS_RATE, ADDRESS_BURST)
+        return bucket
+
+
+def _cookie(secret: bytes, remote: Remote) -> bytes:
+    place = f"{remote[0]} {remote[1]}".encode()
+    return hmac.digest(secret, place, sha256)[:COOKIE_SIZE]
+
+
+def _network(host: str) -> str:
+    """IPv4: the address.  IPv6: its /64, which is what one customer has."""
+    if ":" not in host:
+        return host
+    return IPv6Address(host).packed[:8].hex()

@@ -1,0 +1,86 @@
+"""What both halves of an ALPHA session share: addresses, keys, message heads."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import Counters, Outbox, Remote
+from alpha_trio.proto.cipher import TAG_SIZE, Keystream, Tagger
+from alpha_trio.proto.handshake import Agreement, RandomBytes
+from alpha_trio.proto.wire import ROUND, BadPacket, Kind, first_word
+
+ROUND_KINDS = (Kind.S1, Kind.A1, Kind.S2, Kind.A2)
+
+_WORD = Struct("!Q")
+
+
+@define(eq=False)
+class Line:
+    """One session's way to the peer, used by its Sender and its Receiver."""
+
+    agreement: Agreement
+    counters: Counters
+    random: RandomBytes
+    datagram_size: int  # largest UDP payload the path takes, bytes
+    remote: Remote = field(init=False)  # where the peer was last heard from
+    local: bytes = field(init=False)
+    encrypt: Keystream = field(init=False)
+    decrypt: Keystream = field(init=False)
+    _tag_out: Tagger = field(init=False)
+    _tag_in: Tagger = field(init=False)
+    _words: dict[Kind, bytes] = field(init=False)
+    incoming_words: dict[Kind, bytes] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        agreement, keys = self.agreement, self.agreement.keys
+        self.remote, self.local = agreement.remote, agreement.local
+        self.encrypt = Keystream(keys.send_cipher)
+        self.decrypt = Keystream(keys.receive_cipher)
+        self._tag_out = Tagger(keys.send_tag)
+        self._tag_in = Tagger(keys.receive_tag)
+        self._words = _first_words(agreement.remote_id)
+        self.incoming_words = _first_words(agreement.local_id)
+
+    def move(self, remote: Remote, local: bytes) -> None:
+        """The peer is heard from ``remote`` now.
+
+        Only for messages that are authentic and new: one that is merely authentic
+        may be an old one, sent again from anywhere.
+        """
+        self.remote, self.local = remote, local
+
+    def head(
+        self, kind: Kind, association: int, shape: int, number: int, element: bytes
+    ) -> bytes:
+        """The first ROUND_HEAD_SIZE bytes of a round's message to the peer."""
+        return self._words[kind] + ROUND.pack(association, shape, 0, number, element)
+
+    def tagged(self, message: bytes) -> bytes:
+        """``message`` with the tag only the two ends can make and check."""
+        return message + self._tag_out.tag(message)
+
+    def untagged_untrusted(self, datagram: bytes) -> bytes:
+        """``datagram`` without its tag.  Raises BadPacket if the tag is wrong."""
+        message, tag = datagram[:-TAG_SIZE], datagram[-TAG_SIZE:]
+        if not self._tag_in.fits(message, tag):
+            raise BadPacket
+        return message
+
+    def send(self, message: bytes, out: Outbox) -> None:
+        """Send one message that carries no inner packet."""
+        size = len(message)
+        out.send(
+            self.remote,
+            self.local,
+            self.counters,
+            [message],
+            width=1,
+            stride=size,
+            last=size,
+        )
+
+
+def _first_words(receiver_id: int) -> dict[Kind, bytes]:
+    return {kind: _WORD.pack(first_word(kind, receiver_id)) for kind in ROUND_KINDS}

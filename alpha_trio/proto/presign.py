@@ -1,0 +1,193 @@
+"""Pre-signatures: what an S1 says about packets that only come in its S2s.
+
+A round of n packets is split into blocks of 2**depth packets, and S1 carries one
+root for each block:
+
+    mode  blocks       depth   S1 carries        each S2 carries
+    N     1 packet     0       1 MAC             -
+    C     n of 1       0       n MACs            -
+    M     1 of n       log n   1 root            depth nodes
+    C+M   several      any     a root a block    depth nodes
+
+With depth 0 a root is the MAC of the one packet.  Otherwise it is the top of a
+Merkle tree whose leaves are hashes of the packets.  Either way the ROOT is keyed
+with the element nobody knows yet: an unkeyed root could be exchanged on the way,
+and packets forged to it once the key is out.
+
+    key block   "s" | chain id | round | key element | zeros      (64 bytes)
+    leaf block  "l" | chain id | round | zeros                    (64 bytes)
+    MAC         SHA-256(key block | packet)[:16]
+    leaf        SHA-256(leaf block | packet)[:16]
+    node        SHA-256("n" | left | right)[:16]
+    root        SHA-256(key block | left | right)[:16]
+
+H(key | message) is safe here though SHA-256 is a Merkle-Damgard hash: the key fills
+the first block, half of the output is cut off, so nothing can be appended to it,
+and the key becomes public by design, after which only second preimages would help
+(2**128 work at 16 bytes).  For the same reason no MAC that rests on a secret key
+alone, such as GMAC or Poly1305, would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from struct import Struct
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import Buffer
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+NODE_SIZE = 16
+MAX_DEPTH = 6
+
+_NOTHING = bytes(NODE_SIZE)  # in the place of packets a last block does not have
+_BLOCK = Struct("!1s 16s I 16s 27x")  # tag, chain id, round, key
+
+
+def key_block(chain_id: bytes, number: int, key: bytes) -> bytes:
+    """64 bytes, one compression: what keyed hashes of round ``number`` begin with."""
+    return _BLOCK.pack(b"s", chain_id, number, key)
+
+
+def leaf_block(chain_id: bytes, number: int) -> bytes:
+    """64 bytes: what leaf hashes of round ``number`` begin with."""
+    return _BLOCK.pack(b"l", chain_id, number, _NOTHING)
+
+
+def depth_for(packets: int, roots: int) -> int:
+    """The least depth with which ``roots`` blocks hold ``packets`` packets."""
+    depth = 0
+    while -(-packets >> depth) > roots:
+        depth += 1
+    return depth
+
+
+@define(eq=False)
+class Presigner:
+    """The sender's side: roots for S1, branches for the S2s."""
+
+    depth: int
+    roots: list[bytes]
+    _levels: list[list[bytes]]  # below the roots, leaves first; empty at depth 0
+
+    @classmethod
+    def sign(
+        cls,
+        chain_id: bytes,
+        number: int,
+        key: bytes,
+        heads: Sequence[bytes],
+        bodies: Sequence[Buffer],
+        depth: int,
+    ) -> Presigner:
+        """Pre-sign packets; each is the concatenation of its head and its body."""
+        keyed = sha256(key_block(chain_id, number, key))
+        start = keyed if not depth else sha256(leaf_block(chain_id, number))
+        hashes = []
+        for head, body in zip(heads, bodies, strict=True):  # hot path
+            state = start.copy()
+            state.update(head)
+            state.update(body)
+            hashes.append(state.digest()[:NODE_SIZE])
+        if not depth:
+            return cls(0, hashes, [])
+        hashes += [_NOTHING] * (-len(hashes) % (1 << depth))
+        levels = [hashes]
+        for _ in range(depth - 1):
+            levels.append([_node(*pair) for pair in _pairs(levels[-1])])
+        roots = [_root(keyed, *pair) for pair in _pairs(levels[-1])]
+        return cls(depth, roots, levels)
+
+    def branch(self, index: int) -> bytes:
+        """The ``depth`` nodes that tie packet ``index`` to its root, leaf first."""
+        return b"".join(
+            level[(index >> height) ^ 1] for height, level in enumerate(self._levels)
+        )
+
+
+@define(eq=False)
+class Checker:
+    """The other side, ends and relays: checks packets against the roots of an S1.
+
+    Nodes once tied to a root are remembered, so that of a block that arrives
+    complete each is hashed once and not ``depth`` times.  ``forget`` gives that
+    memory back; then 16 bytes a root remain.
+    """
+
+    depth: int
+    roots: Sequence[bytes]
+    _keyed: Hash
+    _start: Hash
+    _known: dict[tuple[int, int], bytes] = field(init=False, factory=dict)
+
+    @classmethod
+    def with_key(
+        cls,
+        chain_id: bytes,
+        number: int,
+        key: bytes,
+        depth: int,
+        roots: Sequence[bytes],
+    ) -> Checker:
+        """For round ``number``, whose key element has been disclosed and checked."""
+        keyed = sha256(key_block(chain_id, number, key))
+        start = keyed if not depth else sha256(leaf_block(chain_id, number))
+        return cls(depth, roots, keyed, start)
+
+    def check(self, index: int, packet: Buffer, branch: Buffer) -> bool:
+        """Whether ``packet`` is number ``index`` of the round.
+
+        ``packet`` is head and body in one piece, ``branch`` the nodes of its S2,
+        NODE_SIZE * depth bytes.
+        """
+        state = self._start.copy()  # hot path
+        state.update(packet)
+        node = state.digest()[:NODE_SIZE]
+        if not self.depth:
+            return index < len(self.roots) and node == self.roots[index]
+        return self._climb(index, node, bytes(branch))
+
+    def _climb(self, index: int, node: bytes, branch: bytes) -> bool:
+        if index >> self.depth >= len(self.roots):
+            return False
+        learned = []
+        for height in range(self.depth):
+            known = self._known.get((height, index))
+            if known is not None:
+                if known != node:
+                    return False
+                break
+            sibling = branch[height * NODE_SIZE : (height + 1) * NODE_SIZE]
+            learned += [((height, index), node), ((height, index ^ 1), sibling)]
+            left, right = (sibling, node) if index & 1 else (node, sibling)
+            index >>= 1
+            if height == self.depth - 1:
+                if _root(self._keyed, left, right) != self.roots[index]:
+                    return False
+            else:
+                node = _node(left, right)
+        self._known.update(learned)
+        return True
+
+    def forget(self) -> None:
+        """Drop the remembered nodes."""
+        self._known.clear()
+
+
+def _pairs(level: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    return zip(level[::2], level[1::2], strict=True)
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return sha256(b"n" + left + right).digest()[:NODE_SIZE]
+
+
+def _root(keyed: Hash, left: bytes, right: bytes) -> bytes:
+    state = keyed.copy()
+    state.update(left + right)
+    return state.digest()[:NODE_SIZE]

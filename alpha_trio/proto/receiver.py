@@ -1,0 +1,334 @@
+"""The peer's rounds: S1 frozen and answered, S2 checked in batches, A2.
+
+What may not happen, and where it is prevented:
+
+* A second, different S1 for the same element: pre-signatures freeze with the first
+  one accepted; a byte-identical repeat gets the same A1, anything else is dropped.
+* An S1 for an element whose key may be public: only elements after the last accepted
+  one count, and keys are public only up to there.
+* A packet delivered twice: a bitmap for every round.
+* Memory that an attacker fills: an association keeps the current round and the one
+  before it, for packets that were overtaken by the next S1; nothing else.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from struct import Struct
+
+from attrs import define, field
+
+from alpha_trio.proto.acks import AckTree
+from alpha_trio.proto.batch import Buffer, Drop, Outbox, Remote
+from alpha_trio.proto.chain import ChainVerifier, HashChain
+from alpha_trio.proto.frames import FRAME_WORD_SIZE
+from alpha_trio.proto.line import Line
+from alpha_trio.proto.plain import OwnsSource, deliver_untrusted
+from alpha_trio.proto.presign import MAX_DEPTH, NODE_SIZE, Checker
+from alpha_trio.proto.wire import (
+    A1,
+    A2_OPENING,
+    CONTROL,
+    DEPTH_MASK,
+    HEADER_SIZE,
+    RELIABLE,
+    ROUND,
+    ROUND_HEAD_SIZE,
+    S1_COUNTS,
+    S1_FIXED_SIZE,
+    S2_TAIL,
+    BadPacket,
+    Kind,
+)
+
+MAX_ASSOCIATIONS = 64
+"""Of one session and direction; more are refused."""
+
+MAX_RELIABLE = 64
+"""Packets of a reliable round: its A1 costs the receiver two leaves for each."""
+
+_FRAME = Struct("!Q")
+
+
+@define(eq=False)
+class InRound:
+    """A round of the peer's: what its S1 promised, and what of it has come."""
+
+    number: int
+    shape: int
+    packets: int
+    roots: list[bytes]
+    digest: bytes  # of the S1, which froze all of the above
+    a1: bytes
+    acks: AckTree | None  # reliable rounds only
+    prefix: bytes = b""  # what its S2s begin with, once the key is known
+    checker: Checker | None = None
+    seen: int = 0  # bit i: packet i was delivered
+    a2: dict[int, bytes] = field(factory=dict)  # by packet
+
+
+@define(eq=False)
+class InAssociation:
+    """A signature chain of the peer's and the acknowledgment chain of ours."""
+
+    number: int
+    signatures: ChainVerifier
+    chain: HashChain
+    current: InRound | None = None
+    previous: InRound | None = None
+
+    def round(self, number: int) -> InRound | None:
+        """The round with that number, if its S1 was accepted not long ago."""
+        for candidate in (self.current, self.previous):
+            if candidate is not None and candidate.number == number:
+                return candidate
+        return None
+
+
+@define(frozen=True)
+class ControlMessage:
+    """A control message of the peer's that waits for our verdict."""
+
+    association: int
+    round: InRound
+    packet: int
+    body: bytes
+
+
+@define(eq=False)
+class Receiver:
+    """All rounds of the peer's in one session."""
+
+    line: Line
+    associations: dict[int, InAssociation] = field(factory=dict)
+    controls: list[ControlMessage] = field(factory=list)  # for the caller to take
+
+    # -- S1 and A1 ---------------------------------------------------------------
+
+    def on_s1_untrusted(
+        self, datagram: bytes, remote: Remote, local: bytes, out: Outbox
+    ) -> None:
+        """Accept an S1 and answer it.  Raises BadPacket if it is not acceptable."""
+        message = self.line.untagged_untrusted(datagram)
+        if len(message) < S1_FIXED_SIZE:
+            raise BadPacket
+        number, shape, _, index, element = ROUND.unpack_from(message, HEADER_SIZE)
+        association = self.associations.get(number)
+        if association is None:
+            raise BadPacket
+        digest = sha256(message).digest()[:16]
+        known = association.round(index)
+        if known is not None:
+            if known.digest != digest:
+                raise BadPacket  # the pre-signatures are frozen
+            self.line.send(known.a1, out)
+            return
+        if 2 * index + 2 > association.chain.length:
+            raise BadPacket  # no element left to answer with
+        packets, roots = _roots_untrusted(message, shape)
+        position = 2 * index + 1
+        association.signatures.check_untrusted(position, element)
+        self._close_current(association, position, element)
+        association.signatures.accept(position, element)
+        accepted = self._answer(association, index, shape, packets, roots, digest)
+        association.previous, association.current = association.current, accepted
+        self.line.move(remote, local)
+        self.line.send(accepted.a1, out)
+
+    def _close_current(
+        self, association: InAssociation, position: int, element: bytes
+    ) -> None:
+        """A round begins, so the key of the one before follows from its element."""
+        current = association.current
+        if current is not None and current.checker is None:
+            at = 2 * current.number + 2
+            key = association.signatures.derive(position, element, at)
+            self._open_key(association, current, key)
+
+    def _answer(
+        self,
+        association: InAssociation,
+        number: int,
+        shape: int,
+        packets: int,
+        roots: list[bytes],
+        digest: bytes,
+    ) -> InRound:
+        chain = association.chain
+        acks, root = None, bytes(NODE_SIZE)
+        if shape & RELIABLE:
+            key = chain.element(2 * number + 2)
+            seed = self.line.random(16)
+            acks = AckTree(chain.chain_id, number, key, seed, packets)
+            root = acks.root
+        element = chain.element(2 * number + 1)
+        head = self.line.head(Kind.A1, association.number, shape, number, element)
+        a1 = self.line.tagged(head + A1.pack(digest, root))
+        return InRound(number, shape, packets, roots, digest, a1, acks)
+
+    # -- S2 ------------------------------------------------------------------------
+
+    def on_s2(
+        self,
+        view: memoryview,
+        stride: int,
+        owns_source: OwnsSource,
+        out: Outbox,
+    ) -> tuple[int, bool]:
+        """Take the S2s at the head of ``view`` that belong to one round.
+
+        Returns how many bytes were consumed, at least one datagram, and whether
+        anything authentic and new was among it.
+        """
+        size = min(stride, len(view))
+        try:
+            association, found = self._round_untrusted(view[:size])
+        except BadPacket:
+            self.line.counters.drop(Drop.UNSOLICITED)
+            return size, False
+        offsets: list[int] = []
+        bodies: list[memoryview] = []
+        consumed = self._check(view, stride, found, offsets, bodies)
+        if not bodies:
+            for a2 in found.a2.values():  # the one we sent was lost
+                self.line.send(a2, out)
+            return consumed, False
+        if found.shape & CONTROL:
+            self._take_controls(association, found, bodies)
+        else:
+            self._deliver(association, found, offsets, bodies, owns_source, out)
+        return consumed, True
+
+    def _round_untrusted(self, datagram: memoryview) -> tuple[InAssociation, InRound]:
+        if len(datagram) < ROUND_HEAD_SIZE + S2_TAIL.size:
+            raise BadPacket
+        number, shape, _, index, key = ROUND.unpack_from(datagram, HEADER_SIZE)
+        association = self.associations.get(number)
+        found = None if association is None else association.round(index)
+        if association is None or found is None or found.shape != shape:
+            raise BadPacket
+        if found.checker is None:
+            association.signatures.check_untrusted(2 * index + 2, key)
+            association.signatures.accept(2 * index + 2, key)
+            self._open_key(association, found, key)
+        return association, found
+
+    def _open_key(self, association: InAssociation, found: InRound, key: bytes) -> None:
+        found.checker = Checker.with_key(
+            association.signatures.chain_id,
+            found.number,
+            key,
+            found.shape & DEPTH_MASK,
+            found.roots,
+        )
+        word = self.line.incoming_words[Kind.S2]
+        found.prefix = word + ROUND.pack(
+            association.number, found.shape, 0, found.number, key
+        )
+
+    def _check(
+        self,
+        view: memoryview,
+        stride: int,
+        found: InRound,
+        offsets: list[int],
+        bodies: list[memoryview],
+    ) -> int:
+        """Collect what is authentic and new; returns the bytes of this round."""
+        # hot path
+        assert found.checker is not None
+        prefix, check, counters = found.prefix, found.checker.check, self.line.counters
+        branch_end = ROUND_HEAD_SIZE + (found.shape & DEPTH_MASK) * NODE_SIZE
+        least = branch_end + S2_TAIL.size
+        unpack, body = S2_TAIL.unpack_from, least
+        at, end, seen = 0, len(view), found.seen
+        while end - at >= least and view[at : at + ROUND_HEAD_SIZE] == prefix:
+            datagram = view[at : at + stride]
+            index, _, offset = unpack(datagram, branch_end)
+            if not check(
+                index, datagram[branch_end:], datagram[ROUND_HEAD_SIZE:branch_end]
+            ):
+                counters.drop(Drop.FORGED)
+            elif seen >> index & 1:
+                counters.drop(Drop.REPLAYED)
+            else:
+                seen |= 1 << index
+                offsets.append(offset)
+                bodies.append(datagram[body:])
+            at += stride
+        found.seen = seen
+        if not at:  # the first one fits its round but not the key
+            counters.drop(Drop.FORGED)
+            at = stride
+        return min(at, end)
+
+    def _deliver(
+        self,
+        association: InAssociation,
+        found: InRound,
+        offsets: list[int],
+        bodies: list[memoryview],
+        owns_source: OwnsSource,
+        out: Outbox,
+    ) -> None:
+        """Decrypt what is contiguous in one call, and hand it on."""
+        at = 0
+        while at < len(bodies):
+            first, expected = at, offsets[at]
+            while at < len(bodies) and offsets[at] == expected:
+                expected += len(bodies[at])
+                at += 1
+            joined = b"".join(bodies[first:at])
+            text = self.line.decrypt.apply(
+                association.number, found.number, offsets[first], joined
+            )
+            frames: list[int] = []
+            plain: list[Buffer] = []
+            position = 0
+            for body in bodies[first:at]:
+                until = position + len(body)
+                if len(body) > FRAME_WORD_SIZE:
+                    frames.append(_FRAME.unpack_from(text, position)[0])
+                    plain.append(text[position + FRAME_WORD_SIZE : until])
+                position = until
+            deliver_untrusted(frames, plain, owns_source, out, self.line.counters)
+
+    # -- control messages and A2 -----------------------------------------------------
+
+    def _take_controls(
+        self, association: InAssociation, found: InRound, bodies: list[memoryview]
+    ) -> None:
+        # Control rounds have one packet, so that its number is 0.
+        for body in bodies:
+            message = ControlMessage(association.number, found, 0, bytes(body))
+            self.controls.append(message)
+
+    def acknowledge(self, message: ControlMessage, verdict: int, out: Outbox) -> None:
+        """Answer a control message with A2: ACK if it was carried out."""
+        found = message.round
+        association = self.associations.get(message.association)
+        if found.acks is None or association is None:
+            return
+        secret, branch = found.acks.opening(message.packet, verdict)
+        key = association.chain.element(2 * found.number + 2)
+        head = self.line.head(
+            Kind.A2, association.number, found.shape, found.number, key
+        )
+        opening = A2_OPENING.pack(message.packet, verdict, 0, secret)
+        found.a2[message.packet] = self.line.tagged(head + opening + branch)
+        self.line.send(found.a2[message.packet], out)
+
+
+def _roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
+    """Packets and roots of an S1.  Raises BadPacket if they do not fit together."""
+    packets, count, _ = S1_COUNTS.unpack_from(message, ROUND_HEAD_SIZE)
+    roots, depth = message[S1_FIXED_SIZE:], shape & DEPTH_MASK
+    if depth > MAX_DEPTH or not packets or len(roots) != count * NODE_SIZE:
+        raise BadPacket
+    if (shape & CONTROL and packets != 1) or (
+        shape & RELIABLE and packets > MAX_RELIABLE
+    ):
+        raise BadPacket
+    if -(-packets >> depth) != count:
+        raise BadPacket
+    return packets, [roots[i : i + NODE_SIZE] for i in range(0, len(roots), NODE_SIZE)]

@@ -1,0 +1,528 @@
+"""Our rounds: what waits, S1, the wait for A1, S2, and in reliable rounds for A2.
+
+An association is one signature chain of ours with one acknowledgment chain of the
+peer's.  It has at most one open round: a second S1 on the same chain would disclose
+an element from which the first round's key follows.  Several associations run side
+by side, so throughput is (rounds in flight) x (bytes a round) / RTT.
+
+A round starts at once when an association is idle, and takes all that waits.  Under
+load packets queue up while associations wait for their A1, so rounds grow by
+themselves: one packet (mode N) on an idle line, dozens (C) under load, and trees
+(C+M) when even that does not fill bandwidth times delay.
+
+Keys are disclosed in the order in which rounds were started, whatever the order of
+their A1s: packets of a flow are never overtaken by later ones.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from hashlib import sha256
+from math import inf
+
+from attrs import define, field
+
+from alpha_trio.proto.acks import ACK, opens
+from alpha_trio.proto.batch import (
+    MAX_DATAGRAMS,
+    MAX_SEND_BYTES,
+    Buffer,
+    Drop,
+    Outbox,
+    Remote,
+)
+from alpha_trio.proto.chain import ChainVerifier, HashChain
+from alpha_trio.proto.cipher import TAG_SIZE
+from alpha_trio.proto.frames import FRAME_WORD_SIZE, Cut
+from alpha_trio.proto.line import Line
+from alpha_trio.proto.presign import NODE_SIZE, Presigner, depth_for
+from alpha_trio.proto.wire import (
+    A1,
+    A2_OPENING,
+    CONTROL,
+    HEADER_SIZE,
+    RELIABLE,
+    ROUND,
+    ROUND_HEAD_SIZE,
+    S1_COUNTS,
+    S1_FIXED_SIZE,
+    S2_SIZE,
+    S2_TAIL,
+    BadPacket,
+    Kind,
+)
+
+MODES = ("n", "c", "m", "cm")
+
+_DEPTHS = {"n": 0, "c": 0, "m": 6, "cm": 3, "adaptive": 3}
+"""Deepest trees by mode: their branches cost room in every S2."""
+
+QUEUE_BYTES = 4 << 20  # waiting for an association; oldest dropped first
+QUEUE_AGE = 2.0  # s, likewise
+FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
+ROUND_LIFETIME = 10.0  # s until an unanswered round is given up
+HEAD_OF_LINE_LIFETIME = 3.0  # s one lost round may hold up those behind it
+
+_WORD = FRAME_WORD_SIZE
+
+
+def depth_of(mode: str) -> int:
+    """Height of the deepest trees in this mode."""
+    return _DEPTHS[mode]
+
+
+@define(eq=False)
+class Waiting:
+    """Bodies of one frame in the queue, copied: the TUN's buffer was borrowed."""
+
+    plain: bytes  # all bodies, one after the other
+    count: int
+    size: int  # bytes of every body but the last
+    since: float
+
+    def split(self, count: int) -> tuple[Waiting, Waiting]:
+        """The first ``count`` bodies, and the rest."""
+        at = count * self.size
+        head = Waiting(self.plain[:at], count, self.size, self.since)
+        rest = Waiting(self.plain[at:], self.count - count, self.size, self.since)
+        return head, rest
+
+
+@define(eq=False)
+class Round:
+    """One round of ours, from its S1 to the disclosure of its key."""
+
+    association: OutAssociation
+    number: int
+    shape: int
+    packets: int
+    groups: list[tuple[int, int, int]]  # first body, one past the last, body size
+    heads: list[bytes]
+    bodies: list[Buffer]
+    presigner: Presigner
+    s1: bytes
+    digest: bytes
+    started: float
+    resend_at: float
+    attempts: int = 1
+    agreed: bool = False
+    ack_root: bytes = b""
+
+
+@define(eq=False)
+class OutAssociation:
+    """A signature chain of ours and the acknowledgment chain that answers it."""
+
+    number: int
+    chain: HashChain
+    acks: ChainVerifier
+    next_round: int = 0
+    round: Round | None = None
+
+    @property
+    def rounds_left(self) -> int:
+        """Rounds the chain still has elements for."""
+        return (self.chain.length - 2) // 2 - self.next_round
+
+
+@define(eq=False)
+class RoundTrip:
+    """Smoothed round-trip time and what follows from it (RFC 6298)."""
+
+    smoothed: float | None = None  # s
+    variation: float = 0.0  # s
+
+    def sample(self, rtt: float) -> None:
+        """Take one measurement, of an exchange that was not repeated."""
+        if self.smoothed is None:
+            self.smoothed, self.variation = rtt, rtt / 2
+            return
+        self.variation += (abs(self.smoothed - rtt) - self.variation) / 4
+        self.smoothed += (rtt - self.smoothed) / 8
+
+    def timeout(self, attempts: int) -> float:
+        """How long to wait for an answer after the ``attempts``-th try."""
+        base = FIRST_RTO
+        if self.smoothed is not None:
+            base = max(MIN_RTO, self.smoothed + 4 * self.variation)
+        return min(base * 2.0 ** (attempts - 1), MAX_RTO)
+
+
+@define(eq=False)
+class Sender:
+    """All our rounds with one peer in one session."""
+
+    line: Line
+    associations: dict[int, OutAssociation] = field(factory=dict)
+    rtt: RoundTrip = field(factory=RoundTrip)
+    mode: str = "adaptive"
+    modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
+    queue: deque[Waiting] = field(factory=deque)
+    queued_bytes: int = 0
+    order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
+    starved: bool = False  # something waited because every association was busy
+
+    def restrict(self, mode: str, rounds: dict[str, int]) -> None:
+        """Use one mode only, for measuring, or "adaptive"; count into ``rounds``."""
+        self.mode, self.modes = mode, rounds
+
+    def succeed(self, old: Sender, now: float, out: Outbox) -> None:
+        """Send what the session before this one has not: no packet is lost by that.
+
+        A round whose key was not disclosed was not delivered either, so its packets
+        go again, before those that wait.
+        """
+        for round_ in old.order:
+            round_.association.round = None
+            for waiting in old.reopen(round_, now):
+                self._queue(waiting)
+        old.order.clear()
+        while old.queue:
+            self._queue(old.queue.popleft())
+        old.queued_bytes = 0
+        self.start(now, out)
+
+    def reopen(self, round_: Round, now: float) -> Iterator[Waiting]:
+        """The packets of an undisclosed round, as they were in the queue."""
+        number = round_.association.number
+        cipher = b"".join(round_.bodies)
+        plain = self.line.encrypt.apply(number, round_.number, 0, cipher)
+        at = 0
+        for first, until, size in round_.groups:
+            end = at + sum(map(len, round_.bodies[first:until]))
+            yield Waiting(bytes(plain[at:end]), until - first, size, now)
+            at = end
+
+    @property
+    def queued_packets(self) -> int:
+        """Packets that wait for an association, or for their A1."""
+        waiting = sum(waiting.count for waiting in self.queue)
+        return waiting + sum(round_.packets for round_ in self.order)
+
+    @property
+    def elements_left(self) -> int:
+        """Elements of our signature chains that were not disclosed yet."""
+        return sum(2 * a.rounds_left for a in self.associations.values())
+
+    # -- the queue -------------------------------------------------------------
+
+    def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
+        """Queue the bodies of ``cut`` and start what rounds can start."""
+        count, word, headers = len(cut.segments), cut.word, cut.headers
+        parts: list[Buffer] = [b""] * (2 * count)
+        fixed = bytes(headers)
+        parts[::2] = [(word + i).to_bytes(_WORD) + fixed for i in range(count)]
+        parts[1::2] = cut.segments
+        size = (
+            _WORD
+            + len(fixed)
+            + (cut.segment_size if count > 1 else len(cut.segments[0]))
+        )
+        self._queue(Waiting(b"".join(parts), count, size, now))
+        self.start(now, out)
+
+    def _queue(self, waiting: Waiting) -> None:
+        self.queue.append(waiting)
+        self.queued_bytes += len(waiting.plain)
+        while self.queued_bytes > QUEUE_BYTES:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        oldest = self.queue.popleft()
+        self.queued_bytes -= len(oldest.plain)
+        self.line.counters.drop(Drop.QUEUE_FULL, oldest.count)
+
+    # -- S1 --------------------------------------------------------------------
+
+    def start(self, now: float, out: Outbox) -> None:
+        """Start a round on every idle association, as long as something waits."""
+        while self.queue and now - self.queue[0].since > QUEUE_AGE:
+            self._drop_oldest()
+        if not self.queue:
+            return
+        for association in self.associations.values():
+            if association.round is None and association.rounds_left > 0:
+                self._start_round(association, self._take(), 0, now, out)
+                if not self.queue:
+                    return
+        self.starved = True
+
+    def _capacity(self) -> tuple[int, int]:
+        """Most packets for the next round, and most roots its S1 may carry."""
+        roots = (self.line.datagram_size - S1_FIXED_SIZE - TAG_SIZE) // NODE_SIZE
+        depth = _DEPTHS[self.mode]
+        if self.mode == "n":
+            return 1, 1
+        if self.mode == "m":
+            return 1 << depth, 1
+        if self.mode == "cm":
+            return roots << depth, max(1, roots >> depth)
+        if self.mode == "c" or not self.starved:
+            return roots, roots
+        return roots << depth, roots
+
+    def _take(self) -> list[Waiting]:
+        room, _ = self._capacity()
+        taken = []
+        while self.queue and room:
+            waiting = self.queue.popleft()
+            if waiting.count > room:
+                waiting, rest = waiting.split(room)
+                self.queue.appendleft(rest)
+            self.queued_bytes -= len(waiting.plain)
+            room -= waiting.count
+            taken.append(waiting)
+        return taken
+
+    def _start_round(
+        self,
+        association: OutAssociation,
+        taken: list[Waiting],
+        flags: int,
+        now: float,
+        out: Outbox,
+    ) -> None:
+        number = association.next_round
+        association.next_round += 1
+        packets = sum(waiting.count for waiting in taken)
+        depth = depth_for(packets, self._capacity()[1])
+        plain = b"".join([waiting.plain for waiting in taken])
+        text = (
+            memoryview(plain)
+            if flags & CONTROL
+            else self.line.encrypt.apply(association.number, number, 0, plain)
+        )
+        groups, heads, bodies = _lay_out(taken, text)
+        presigner = Presigner.sign(
+            association.chain.chain_id,
+            number,
+            association.chain.element(2 * number + 2),
+            heads,
+            bodies,
+            depth,
+        )
+        shape = flags | depth
+        element = association.chain.element(2 * number + 1)
+        s1 = self.line.tagged(
+            self.line.head(Kind.S1, association.number, shape, number, element)
+            + S1_COUNTS.pack(packets, len(presigner.roots), 0)
+            + b"".join(presigner.roots)
+        )
+        round_ = Round(
+            association,
+            number,
+            shape,
+            packets,
+            groups,
+            heads,
+            bodies,
+            presigner,
+            s1,
+            sha256(s1[:-TAG_SIZE]).digest()[:16],
+            now,
+            now + self.rtt.timeout(1),
+        )
+        association.round = round_
+        if not flags & CONTROL:
+            self.order.append(round_)
+            self.modes[_mode(packets, depth, len(presigner.roots))] += 1
+        self.line.send(s1, out)
+
+    # -- A1 and S2 ---------------------------------------------------------------
+
+    def on_a1_untrusted(
+        self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
+        """The receiver holds the pre-signatures: the key may be disclosed.
+
+        Raises BadPacket unless the A1 answers exactly the S1 of an open round.
+        """
+        message = self.line.untagged_untrusted(datagram)
+        if len(message) != ROUND_HEAD_SIZE + A1.size:
+            raise BadPacket
+        number, _, _, index, element = ROUND.unpack_from(message, HEADER_SIZE)
+        digest, root = A1.unpack_from(message, ROUND_HEAD_SIZE)
+        round_ = self._open_round_untrusted(number, index)
+        if digest != round_.digest:
+            raise BadPacket
+        if round_.agreed:
+            return  # the answer to a repeated S1
+        acks = round_.association.acks
+        acks.check_untrusted(2 * index + 1, element)
+        acks.accept(2 * index + 1, element)
+        self.line.move(remote, local)
+        if round_.attempts == 1:
+            self.rtt.sample(now - round_.started)
+        round_.agreed, round_.ack_root = True, root
+        if round_.shape & CONTROL:
+            self._disclose(round_, now, out)
+        else:
+            self._release(now, out)
+
+    def _open_round_untrusted(self, association: int, index: int) -> Round:
+        found = self.associations.get(association)
+        if found is None or found.round is None or found.round.number != index:
+            raise BadPacket
+        return found.round
+
+    def _release(self, now: float, out: Outbox) -> None:
+        """Disclose what is agreed, in the order in which it was started."""
+        while self.order and self.order[0].agreed:
+            self._disclose(self.order.popleft(), now, out)
+        self.start(now, out)
+
+    def _disclose(self, round_: Round, now: float, out: Outbox) -> None:
+        association = round_.association
+        key = association.chain.element(2 * round_.number + 2)
+        prefix = self.line.head(
+            Kind.S2, association.number, round_.shape, round_.number, key
+        )
+        depth = round_.presigner.depth
+        branch = round_.presigner.branch
+        fixed = S2_SIZE + depth * NODE_SIZE
+        heads, bodies = round_.heads, round_.bodies
+        for first, until, size in round_.groups:
+            parts: list[Buffer] = [b""] * (2 * (until - first))
+            if depth:
+                parts[::2] = [
+                    prefix + branch(i) + heads[i] for i in range(first, until)
+                ]
+            else:
+                parts[::2] = [prefix + head for head in heads[first:until]]
+            parts[1::2] = bodies[first:until]
+            self._send_s2(parts, fixed, size, bool(round_.shape & CONTROL), out)
+        if round_.shape & RELIABLE:
+            round_.resend_at = now + self.rtt.timeout(round_.attempts)
+        else:
+            association.round = None
+
+    def _send_s2(
+        self, parts: list[Buffer], fixed: int, size: int, control: bool, out: Outbox
+    ) -> None:
+        stride = fixed + size
+        step = min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride)
+        for at in range(0, len(parts), 2 * step):
+            chunk = parts[at : at + 2 * step]
+            count, last = len(chunk) // 2, len(chunk[-1])
+            inner = (count - 1) * size + last - count * _WORD
+            out.send(
+                self.line.remote,
+                self.line.local,
+                self.line.counters,
+                chunk,
+                width=2,
+                stride=stride if count > 1 else fixed + last,
+                last=fixed + last,
+                packets=0 if control else count,
+                packet_bytes=0 if control else inner,
+            )
+
+    # -- control messages and A2 ---------------------------------------------------
+
+    def send_control(self, message: bytes, now: float, out: Outbox) -> bool:
+        """Send a control message in a reliable round; False if none can start now."""
+        for association in self.associations.values():
+            if association.round is None and association.rounds_left > 0:
+                waiting = Waiting(message, 1, len(message), now)
+                self._start_round(association, [waiting], RELIABLE | CONTROL, now, out)
+                return True
+        return False
+
+    def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> bool:
+        """The receiver's verdict on a reliable round: True for an ack.
+
+        Raises BadPacket unless it opens the acknowledgment tree of the round's A1.
+        """
+        message = self.line.untagged_untrusted(datagram)
+        if len(message) < ROUND_HEAD_SIZE + A2_OPENING.size:
+            raise BadPacket
+        number, _, _, index, key = ROUND.unpack_from(message, HEADER_SIZE)
+        packet, verdict, _, secret = A2_OPENING.unpack_from(message, ROUND_HEAD_SIZE)
+        branch = message[ROUND_HEAD_SIZE + A2_OPENING.size :]
+        round_ = self._open_round_untrusted(number, index)
+        if not round_.agreed or not round_.shape & RELIABLE:
+            raise BadPacket
+        association = round_.association
+        association.acks.check_untrusted(2 * index + 2, key)
+        if not opens(
+            association.acks.chain_id,
+            index,
+            key,
+            round_.ack_root,
+            round_.packets,
+            packet,
+            verdict,
+            secret,
+            branch,
+        ):
+            raise BadPacket
+        association.acks.accept(2 * index + 2, key)
+        association.round = None
+        self.start(now, out)
+        return bool(verdict == ACK)
+
+    # -- time --------------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        """When an answer is overdue; inf while none is expected."""
+        return min(
+            (a.round.resend_at for a in self.associations.values() if a.round),
+            default=inf,
+        )
+
+    def on_deadline(self, now: float, out: Outbox) -> None:
+        """Repeat what was not answered, give up what is too old."""
+        for association in self.associations.values():
+            round_ = association.round
+            if round_ is None or now < round_.resend_at:
+                continue
+            if now - round_.started >= ROUND_LIFETIME:
+                self._give_up(round_)
+            elif not round_.agreed:
+                round_.attempts += 1
+                round_.resend_at = now + self.rtt.timeout(round_.attempts)
+                self.line.send(round_.s1, out)
+            elif round_.shape & RELIABLE:
+                round_.attempts += 1
+                self._disclose(round_, now, out)
+            else:
+                round_.resend_at = inf  # waits for those before it
+        self._release(now, out)
+
+    def _give_up(self, round_: Round) -> None:
+        round_.association.round = None
+        if round_ in self.order:
+            self.order.remove(round_)
+            self.line.counters.drop(Drop.NO_AGREEMENT, round_.packets)
+
+
+def _lay_out(
+    taken: list[Waiting], text: memoryview
+) -> tuple[list[tuple[int, int, int]], list[bytes], list[Buffer]]:
+    """Where each body lies: groups of equal size, S2 tails, and the bodies."""
+    groups: list[tuple[int, int, int]] = []
+    heads: list[bytes] = []
+    bodies: list[Buffer] = []
+    pack, offset, index = S2_TAIL.pack, 0, 0
+    for waiting in taken:
+        end, size, first = offset + len(waiting.plain), waiting.size, index
+        for at in range(offset, end, size):  # hot path
+            heads.append(pack(index, 0, at))
+            bodies.append(text[at : min(at + size, end)])
+            index += 1
+        if groups and groups[-1][2] == size and len(bodies[first - 1]) == size:
+            groups[-1] = (groups[-1][0], index, size)
+        else:
+            groups.append((first, index, size))
+        offset = end
+    return groups, heads, bodies
+
+
+def _mode(packets: int, depth: int, roots: int) -> str:
+    if packets == 1:
+        return "n"
+    if not depth:
+        return "c"
+    return "m" if roots == 1 else "cm"
