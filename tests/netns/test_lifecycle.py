@@ -147,6 +147,20 @@ def test_cleanup_after_kill_9(pair):
     assert one.cli("status", check=False).returncode == 3
 
 
+def test_a_service_manager_is_told(pair):
+    vm1, _ = pair
+    place = vm1.directory / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(place))
+        manager.settimeout(10)
+        one = Daemon(vm1)
+        one.environment["NOTIFY_SOCKET"] = str(place)
+        with one:
+            one.cli("reload")
+        told = [manager.recv(100).decode() for _ in range(4)]
+    assert told == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
+
+
 # The beginning, when it fails
 
 
