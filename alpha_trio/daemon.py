@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from typing import Any
 
@@ -37,6 +37,7 @@ _log = logging.getLogger("alpha_trio")
 _UNDO_SECONDS = 4.0
 """How long taking back rules and routes may last; the whole stop has five seconds."""
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LOST = frozenset({EventKind.GAVE_UP, EventKind.SILENT})
 
 
@@ -66,18 +67,26 @@ class Node:
         Raises AlphaTrioError if it cannot start, or loses its TUN device.
         """
         stack = AsyncExitStack()
-        try:
-            with self._scope:
-                await self._open(stack)
-                await self._serve()
-        finally:
-            _notify("STOPPING=1")
-            # Rules and routes go even if we are being cancelled, but not for ever.
-            with trio.CancelScope(shield=True) as undoing:
-                undoing.deadline = trio.current_time() + _UNDO_SECONDS
+        # Open to the end: a second signal must not interrupt what the first began.
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
+            try:
+                with self._scope:
+                    await self._open(stack)
+                    await self._serve(signals)
+            finally:
+                _notify("STOPPING=1")
+                await self._undo(stack, signals)
+
+    async def _undo(self, stack: AsyncExitStack, signals: AsyncIterator[int]) -> None:
+        """Rules and routes go even if we are being cancelled, but not for ever."""
+        with trio.CancelScope(shield=True) as undoing:
+            undoing.deadline = trio.current_time() + _UNDO_SECONDS
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_ignore, signals)
                 await stack.aclose()
-            if undoing.cancelled_caught:
-                _log.error("Could not undo everything: run 'alpha-trio cleanup'.")
+                nursery.cancel_scope.cancel()
+        if undoing.cancelled_caught:
+            _log.error("Could not undo everything: run 'alpha-trio cleanup'.")
 
     async def _open(self, stack: AsyncExitStack) -> None:
         """Open what can be refused, the most telling refusal first."""
@@ -114,10 +123,10 @@ class Node:
             families,
         )
 
-    async def _serve(self) -> None:
+    async def _serve(self, signals: AsyncIterator[int]) -> None:
         control = ControlServer(self.settings, commands(self))
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._receive_signals)
+            nursery.start_soon(self._obey, signals)
             # A command that came before the saved peers are known would lose them.
             await nursery.start(self._registry.run)
             await nursery.start(control.run)
@@ -128,23 +137,17 @@ class Node:
             nursery.start_soon(self._datapath.run_timer)
             _notify("READY=1")
 
-    async def _receive_signals(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        with trio.open_signal_receiver(
-            signal.SIGTERM, signal.SIGINT, signal.SIGHUP
-        ) as signals:
-            task_status.started()
-            async for number in signals:
-                if number != signal.SIGHUP:
-                    _log.info("Received %s, stopping.", signal.Signals(number).name)
-                    self.stop()
-                    return
-                _log.info("Received SIGHUP!")
-                try:
-                    await self.reload()
-                except AlphaTrioError as error:
-                    _log.error("Nothing was changed: %s", error)
+    async def _obey(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                _log.info("Received %s, stopping.", signal.Signals(number).name)
+                self.stop()
+                return
+            _log.info("Received SIGHUP!")
+            try:
+                await self.reload()
+            except AlphaTrioError as error:
+                _log.error("Nothing was changed: %s", error)
 
     async def _watch_events(self) -> None:
         """Tell the registry of peers nothing is heard of."""
@@ -236,6 +239,11 @@ def _changed_fields(before: Settings, after: Settings) -> list[str]:
         if field.name != "peers"
         and getattr(before, field.name) != getattr(after, field.name)
     ]
+
+
+async def _ignore(signals: AsyncIterator[int]) -> None:
+    async for _ in signals:
+        pass
 
 
 def _notify(state: str) -> None:

@@ -52,20 +52,21 @@ class Peer:
     origin: str
     session: Session
     addresses: tuple[IPAddress, ...] = ()
+    remotes: tuple[Remote, ...] = ()  # the same, as the UDP sockets name them
+    prefixes: tuple[IPNetwork, ...] = ()  # inner addresses that are this peer's
     underlay: Underlay | None = None
     error: str | None = None  # why its name cannot be resolved
     resolving: trio.CancelScope | None = None
     lost: trio.Event = field(factory=trio.Event)  # set when it has to be found again
 
     @property
-    def prefixes(self) -> tuple[IPNetwork, ...]:
-        """Inner addresses that are this peer's."""
-        return self.settings.allow or tuple(ip_network(a) for a in self.addresses)
-
-    @property
-    def remotes(self) -> list[Remote]:
-        """Its addresses as the UDP sockets name them."""
-        return [_remote(address, self.settings.port) for address in self.addresses]
+    def endpoint(self) -> IPAddress | None:
+        """The address in use, else the first to try; None before it is resolved."""
+        remote = self.session.remote
+        for address, candidate in zip(self.addresses, self.remotes, strict=True):
+            if remote is not None and candidate[0] == remote[0]:
+                return address
+        return self.addresses[0] if self.addresses else None
 
 
 class Registry:
@@ -322,7 +323,7 @@ class Registry:
                 return
             peer.session.reset()
             self._stop_resolving(peer)
-            peer.addresses = ()
+            peer.addresses = peer.remotes = ()
         _log.info("Adding host %s (%s).", settings.name, _host(settings))
         self._locate(peer)
 
@@ -343,10 +344,14 @@ class Registry:
         self._move(peer, found)
 
     def _move(self, peer: Peer, addresses: Iterable[IPAddress]) -> None:
-        peer.addresses = tuple(a for a in addresses if a.version in self._families)
+        usable = tuple(a for a in addresses if a.version in self._families)
+        peer.addresses = usable
+        peer.remotes = tuple(_remote(a, peer.settings.port) for a in usable)
         self._configure(peer)
 
     def _configure(self, peer: Peer) -> None:
+        networks = tuple(ip_network(address) for address in peer.addresses)
+        peer.prefixes = peer.settings.allow or networks
         self._table.configure(
             peer.session, peer.remotes, peer.prefixes, peer.settings.keepalive
         )
@@ -418,10 +423,7 @@ class Registry:
 
 
 def _peer_route(peer: Peer) -> PeerRoute:
-    endpoint = peer.addresses[0] if peer.addresses else None
-    remote = peer.session.remote
-    if remote is not None:
-        endpoint = ip_address(remote[0])
+    endpoint = peer.endpoint
     return PeerRoute(
         name=peer.settings.name,
         endpoint=endpoint,

@@ -191,7 +191,7 @@ def _check_headers_untrusted(
     headers: bytearray, gso_type: int, length: int, start: int, offset: int, size: int
 ) -> None:
     kind = gso_type & ~GSO_ECN
-    if len(headers) != length or not size or start < 20:
+    if len(headers) != length or not size or not 20 <= start <= length - 8:
         raise BadPacket
     version = headers[0] >> 4
     if gso_type == GSO_UDP_L4:

@@ -5,6 +5,7 @@ vm1 192.168.10.60 --- eth0 === vm2 192.168.10.61
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -89,6 +90,32 @@ def test_stop_while_traffic_flows_and_clients_watch(pair):
     assert "Traceback" not in one.log
 
 
+def test_more_signals_do_not_cut_the_tidying_short(pair):
+    vm1, vm2 = pair
+    before = vm1.snapshot()
+    one = Daemon(vm1)
+    one.start()
+    add(one, "vm2", vm2.address)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(one.pid, number)
+    assert one.wait(timeout=5) == 0
+    assert vm1.snapshot() == before
+
+
+def test_a_signal_during_the_start_stops_it_in_order(pair):
+    vm1, _ = pair
+    before = vm1.snapshot()
+    one = Daemon(vm1, "-v")
+    command = (str(PROGRAM), "run", "--config", str(one.config_file))
+    with one.log_file.open("w") as log:
+        process = vm1.popen(*command, stderr=log, env=one.environment)
+    one.wait_log("Successfully opened tun device")
+    process.terminate()
+    assert process.wait(timeout=5) == 0
+    assert vm1.snapshot() == before
+    assert files_of(vm1) == set()
+
+
 def test_after_kill_9_the_next_start_and_stop_tidy_up(pair):
     vm1, vm2 = pair
     before = vm1.snapshot()
@@ -118,6 +145,20 @@ def test_cleanup_after_kill_9(pair):
     assert files_of(vm1) == {"state/peers.json"}
     ping(vm1, vm2.address)
     assert one.cli("status", check=False).returncode == 3
+
+
+def test_a_service_manager_is_told(pair):
+    vm1, _ = pair
+    place = vm1.directory / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(place))
+        manager.settimeout(10)
+        one = Daemon(vm1)
+        one.environment["NOTIFY_SOCKET"] = str(place)
+        with one:
+            one.cli("reload")
+        told = [manager.recv(100).decode() for _ in range(4)]
+    assert told == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
 
 
 # The beginning, when it fails

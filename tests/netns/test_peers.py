@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.netns.traffic import (
+    Tap,
     add,
     assert_none_lost,
+    assert_only_tunnel,
+    drops,
     flowing,
     introduce,
     peer,
@@ -121,6 +124,47 @@ def test_a_changed_setting_keeps_the_session(pair, daemons):
     assert one.log.count("Initiating handshake") == 1
 
 
+def test_three_hosts_are_peers_of_each_other(lab):
+    hosts = lab.lan(3)
+    daemons = [Daemon(host) for host in hosts]
+    with daemons[0], daemons[1], daemons[2]:
+        for daemon in daemons:
+            for other in hosts:
+                if other is not daemon.host:
+                    add(daemon, other.name, other.address)
+        for source in hosts:
+            for target in hosts:
+                if source is not target:
+                    ping(source, target.address, count=3)
+        for daemon in daemons:
+            counts = [(p["tx_packets"], p["rx_packets"]) for p in peers(daemon)]
+            assert counts == [(6, 6), (6, 6)]
+
+
+def peers(daemon):
+    return daemon.status()["peers"]
+
+
+@pytest.mark.parametrize("second", ["192.168.10.71", "fd00:10::71"])
+def test_answers_leave_from_the_address_that_was_asked(pair, daemons, second):
+    (vm1, vm2), (one, two) = pair, daemons
+    length, own = ("24", vm1.address) if "." in second else ("64", vm1.address6)
+    vm2.run("ip", "addr", "add", f"{second}/{length}", "dev", "eth0")
+    add(one, "vm2", second)
+    add(two, "vm1", own)
+    with Tap(vm1) as tap:
+        ping(vm1, second)
+        assert_only_tunnel(tap.packets())
+    assert drops(one, "vm2") == {}
+
+
+def test_a_peer_with_keepalive_needs_no_traffic(daemons):
+    one, two = daemons
+    introduce(one, two, keepalive=30)
+    one.cli("wait", "vm2", "--timeout", "10")
+    assert peer(one, "vm2")["tx_packets"] == 0
+
+
 # What cannot be
 
 
@@ -203,6 +247,20 @@ def test_a_name_is_resolved_in_the_background(pair):
         assert peer(one, "vm2")["state"] == "established"
         assert peer(one, "vm2")["reason"] is None
         assert peer(one, "vm2")["configured_endpoint"] == "vm2"
+
+
+def test_all_addresses_of_a_name_are_tried(pair):
+    vm1, vm2 = pair
+    hosts = vm1.directory / "hosts"
+    hosts.write_text("192.168.10.62 far\n192.168.10.99 far\n")  # in this order
+    vm2.run("ip", "addr", "add", "192.168.10.99/24", "dev", "eth0")
+    vm1 = prepared(vm1, f"mount --bind {hosts} /etc/hosts")
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        add(two, "vm1", vm1.address)
+        one.cli("peers", "add", "far")
+        one.wait_log("far is 192.168.10.62, 192.168.10.99.")
+        ping(vm1, "192.168.10.99", "-W", "5")
+        assert peer(one, "far")["endpoint"] == "192.168.10.99:1234"
 
 
 # The config file

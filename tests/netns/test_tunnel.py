@@ -7,6 +7,7 @@ vm1 192.168.10.60                     vm2 192.168.10.61
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -29,6 +30,16 @@ from tools.lab import Daemon
 pytestmark = pytest.mark.netns
 
 OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
+STATUS_KEYS = {
+    *("schema", "version", "uptime_seconds", "interface", "port", "key", "peers"),
+    *("knocking", "relay", "drops", "health"),
+}
+PEER_KEYS = {
+    *("name", "endpoint", "configured_endpoint", "state", "reason", "mode", "key"),
+    *("key_source", "latest_handshake_seconds", "latest_receive_seconds", "rtt_ms"),
+    *("mtu", "allowed", "tx_packets", "tx_bytes", "rx_packets", "rx_bytes", "rounds"),
+    *("associations", "elements_left", "drops"),
+}
 STAMP = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", re.MULTILINE)
 
 
@@ -178,6 +189,66 @@ def test_one_end_without_offloads(pair):
         talk(vm1, vm2, vm2.address)
         talk(vm2, vm1, vm1.address)
         assert_none_lost(one, two)
+
+
+def test_status_has_what_scripts_rely_on(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        introduce(one, two)
+        ping(vm1, vm2.address)
+        status = json.loads(one.cli("status", "--json").stdout)
+        assert status["schema"] == 1
+        assert status.keys() >= STATUS_KEYS
+        assert status["interface"]["name"] == "alpha0"
+        (entry,) = status["peers"]
+        assert entry.keys() >= PEER_KEYS
+        assert (entry["endpoint"], entry["state"]) == (
+            "192.168.10.61:1234",
+            "established",
+        )
+        assert entry["allowed"] == ["192.168.10.61/32"]
+        assert entry["tx_bytes"] == entry["rx_bytes"] == 84
+        assert 0 < entry["rtt_ms"] < 1000
+        assert any("neither authenticated" in line for line in status["health"])
+
+
+# Part of the traffic only
+
+
+@pytest.mark.parametrize("backend", ["rules", "marks"])
+def test_only_what_was_selected_takes_the_tunnel(pair, backend):
+    vm1, vm2 = pair
+    before = [host.snapshot() for host in pair]
+    config = f'[routing]\nbackend = "{backend}"\n'
+    with Daemon(vm1, config=config) as one, Daemon(vm2, config=config) as two:
+        one.cli("peers", "add", "vm2", vm2.address, "--only", "udp")
+        two.cli("peers", "add", "vm1", vm1.address, "--only", "udp")
+        with Tap(vm1) as tap:
+            send_udp(vm1, vm2, vm2.address, b"in")
+            assert_only_tunnel(tap.packets())
+            ping(vm1, vm2.address)
+            send_tcp(vm1, vm2, vm2.address)
+            assert not any(packet.is_tunnel for packet in tap.packets())
+        assert peer(one, "vm2")["tx_packets"] == 1
+    assert [host.snapshot() for host in pair] == before
+
+
+@pytest.mark.parametrize("backend", ["marks", "none"])
+def test_other_ways_to_lead_packets_into_the_tunnel(pair, backend):
+    vm1, vm2 = pair
+    before = [host.snapshot() for host in pair]
+    config = f'[routing]\nbackend = "{backend}"\n'
+    with (
+        Daemon(vm1, "--address", "10.9.0.1/24", config=config) as one,
+        Daemon(vm2, "--address", "10.9.0.2/24", config=config) as two,
+    ):
+        add(one, "vm2", vm2.address, allow=["10.9.0.2"])
+        add(two, "vm1", vm1.address, allow=["10.9.0.1"])
+        with Tap(vm1) as tap:
+            talk(vm1, vm2, "10.9.0.2")
+            assert_only_tunnel(tap.packets())
+        assert_none_lost(one, two)
+    assert [host.snapshot() for host in pair] == before
 
 
 # Addresses of its own, and prefixes behind a peer

@@ -1,0 +1,421 @@
+"""Hosts in memory: a peer table each, virtual time, and a link that may be hostile.
+
+Every test that runs here also proves, at every single step, that
+
+* packets are conserved: what the TUN hands in is sent, waits, or is counted as
+  dropped once; what arrives is delivered or counted as dropped once;
+* connection ids neither leak nor vanish;
+* a deadline that was served lies in the future afterwards.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from heapq import heappop, heappush
+from ipaddress import ip_address, ip_network
+from itertools import count
+from math import inf
+from random import Random
+
+from attrs import Factory, define, field, frozen
+
+from alpha_trio.proto import frames
+from alpha_trio.proto.batch import Deliver, Drop, Event, EventKind, Outbox
+from alpha_trio.proto.peers import PeerTable
+from alpha_trio.proto.plain import OVERHEAD
+from alpha_trio.proto.session import Session, State
+from alpha_trio.proto.wire import Kind
+from tests.proto.packets import ICMP, Packet, Parsed, parse
+
+PORT = 1234
+DELAY = 0.01  # seconds a datagram takes
+OUTGOING_DROPS = frozenset(
+    {
+        Drop.NO_PEER,
+        Drop.MULTICAST,
+        Drop.NOT_IP,
+        Drop.LOOP,
+        Drop.TOO_BIG,
+        Drop.QUEUE_FULL,
+        Drop.NO_SESSION,
+        Drop.SEND_FAILED,
+    }
+)
+ECHO_REQUEST, ECHO_REPLY = 8, 0
+
+
+class Link:
+    """A good link: everything arrives, once, in order."""
+
+    def carry(self, datagram: bytes) -> Iterable[tuple[float, bytes]]:
+        """What arrives of ``datagram``, each after how many seconds."""
+        yield DELAY, datagram
+
+
+@define
+class LosesOne(Link):
+    """Loses one datagram, the ``number``-th it sees, counted from 0."""
+
+    number: int
+    seen: int = 0
+
+    def carry(self, datagram: bytes) -> Iterable[tuple[float, bytes]]:
+        self.seen += 1
+        if self.seen - 1 != self.number:
+            yield DELAY, datagram
+
+
+@define
+class Hostile(Link):
+    """Does everything a network may do, each with the given probability."""
+
+    random: Random
+    loss: float = 0.0
+    duplicate: float = 0.0
+    late: float = 0.0  # by up to ``delay`` seconds, so that others overtake it
+    delay: float = 2.0
+    replay: float = 0.0  # something older comes once more
+    truncate: float = 0.0
+    flip: float = 0.0  # one bit
+    kept: list[bytes] = field(factory=list)
+
+    def carry(self, datagram: bytes) -> Iterable[tuple[float, bytes]]:
+        chance, random = self._chance, self.random
+        self.kept.append(datagram)
+        if chance(self.replay):
+            yield DELAY, random.choice(self.kept)
+        if chance(self.loss):
+            return
+        for _ in range(2 if chance(self.duplicate) else 1):
+            arriving = datagram
+            if chance(self.truncate):
+                arriving = arriving[: random.randrange(len(arriving))]
+            if chance(self.flip) and arriving:
+                arriving = _flipped(arriving, random)
+            late = random.uniform(0, self.delay) if chance(self.late) else 0.0
+            yield DELAY + late, arriving
+
+    def _chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+
+def _flipped(data: bytes, random: Random) -> bytes:
+    bit = random.randrange(8 * len(data))
+    mangled = bytearray(data)
+    mangled[bit // 8] ^= 1 << bit % 8
+    return bytes(mangled)
+
+
+@frozen
+class Sent:
+    """A datagram as it was put on the link."""
+
+    time: float
+    source: str  # host name
+    data: bytes
+
+    @property
+    def kind(self) -> int:
+        return self.data[0]
+
+
+@define(eq=False)
+class Host:
+    """One daemon's core, and the kernel around it."""
+
+    name: str
+    address: str
+    random: Random
+    table: PeerTable = field(init=False)
+    out: Outbox = Factory(Outbox)
+    received: list[Parsed] = Factory(list)  # from the TUN, checksums verified
+    garbage: int = 0  # packets from the TUN that the kernel would throw away
+    events: list[Event] = Factory(list)
+    wakeups: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything, peers too."""
+        self.table = PeerTable(PORT, self.random.randbytes)
+
+    def told(self, kind: EventKind) -> int:
+        """How often an event happened."""
+        return sum(event.kind is kind for event in self.events)
+
+    def payloads(self) -> list[bytes]:
+        """What the packets received brought, in order."""
+        return [packet.payload for packet in self.received]
+
+    def drops(self) -> Counter[Drop]:
+        """All drops, of the table and its peers, by reason."""
+        total = Counter(self.table.counters.drops)
+        for session in self.table.sessions.values():
+            total.update(session.counters.drops)
+        return total
+
+    # -- the invariants
+
+    def check(self, put_in: int, arrived: int, before: tuple[int, int]) -> None:
+        """Nothing was lost without a trace, and nothing counted twice."""
+        outward, inward = self.ledger()
+        assert outward - before[0] == put_in
+        assert inward - before[1] == arrived
+        ids = [i for s in self.table.sessions.values() for i in _ids(s)]
+        assert sorted(self.table._by_id) == sorted(ids)
+        bound = {i for s in self.table.sessions.values() for i in _bound(s)}
+        assert {word & 0xFFFFFFFF for word in self.table._by_word} == bound
+
+    def ledger(self) -> tuple[int, int]:
+        """Packets that came from the TUN, and from the link, by where they went."""
+        drops = self.drops()
+        outward = sum(n for reason, n in drops.items() if reason in OUTGOING_DROPS)
+        sessions = self.table.sessions.values()
+        outward += sum(s.waiting.packets + s.counters.tx_packets for s in sessions)
+        outward += sum(send.packets for send in self.out.sends)
+        inward = sum(n for reason, n in drops.items() if reason in _DATA_DROPS)
+        inward += sum(s.counters.rx_packets for s in sessions)
+        inward += sum(d.packets for d in self.out.delivers if self._from_peer(d))
+        return outward, inward
+
+    def _from_peer(self, deliver: Deliver) -> bool:
+        sessions = self.table.sessions.values()
+        return any(deliver.counters is s.counters for s in sessions)
+
+
+_DATA_DROPS = frozenset(Drop) - OUTGOING_DROPS
+
+
+def _ids(session: Session) -> list[int]:
+    initiation = session.initiation
+    return _bound(session) + ([initiation.syn.sender_id] if initiation else [])
+
+
+def _bound(session: Session) -> list[int]:
+    half_open = session.half_open[1] if session.half_open else None
+    transports = (session.current, session.previous, half_open)
+    return [t.local_id for t in transports if t is not None]
+
+
+class Simulation:
+    """Hosts and the link between them."""
+
+    def __init__(self, seed: int = 0, link: Link | None = None) -> None:
+        self.now = 0.0
+        self.random = Random(seed)
+        self.link = link or Link()
+        self.hosts: dict[str, Host] = {}
+        self.sent: list[Sent] = []
+        self._by_address: dict[str, Host] = {}
+        self._peers: dict[str, list[tuple[str, float]]] = {}
+        self._blocked: set[tuple[str, str]] = set()
+        self._arrivals: list[tuple[float, int, Host, str, bytes]] = []
+        self._order = count()
+        self._numbers = count(1)
+
+    # -- building
+
+    def host(self, name: str, address: str | None = None) -> Host:
+        """A new host, without peers."""
+        address = address or f"192.168.10.{60 + len(self.hosts)}"
+        host = Host(name, address, Random(self.random.random()))
+        self.hosts[name] = self._by_address[address] = host
+        self._peers[name] = []
+        return host
+
+    def peer(self, at: str, of: str, keepalive: float = 0.0) -> Session:
+        """Tell host ``at`` about host ``of``."""
+        self._peers[at].append((of, keepalive))
+        return self._add(at, of, keepalive)
+
+    def pair(self, one: str = "vm1", other: str = "vm2") -> tuple[Host, Host]:
+        """Two hosts that know each other."""
+        hosts = self.host(one), self.host(other)
+        self.peer(one, other)
+        self.peer(other, one)
+        return hosts
+
+    def _add(self, at: str, of: str, keepalive: float) -> Session:
+        address = self.hosts[of].address
+        remotes, prefixes = [remote_of(address)], [ip_network(address)]
+        return self.hosts[at].table.add(of, remotes, prefixes, keepalive)
+
+    # -- acting
+
+    def restart(self, name: str) -> None:
+        """Kill the daemon and start it again: it knows its peers and nothing else."""
+        self.hosts[name].restart()
+        for of, keepalive in self._peers[name]:
+            self._add(name, of, keepalive)
+
+    def block(self, source: str, destination: str) -> None:
+        """From now on nothing of ``source`` reaches ``destination``."""
+        self._blocked.add((source, destination))
+
+    def unblock(self) -> None:
+        """Let everything through again."""
+        self._blocked.clear()
+
+    def send(self, source: str, destination: str, number: int = 1) -> list[bytes]:
+        """Hand in ``number`` UDP packets at once; returns their payloads."""
+        payloads = [b"packet %d" % next(self._numbers) for _ in range(number)]
+        for payload in payloads:
+            self.emit(source, self.packet(source, destination, payload=payload).frame())
+        return payloads
+
+    def packet(self, source: str, destination: str, **fields) -> Packet:
+        """A packet from one host to the other."""
+        ends = self.hosts[source].address, self.hosts[destination].address
+        return Packet(*ends, **fields)
+
+    def emit(self, source: str, frame: memoryview) -> None:
+        """The TUN of ``source`` hands a frame in."""
+        host = self.hosts[source]
+        before = host.ledger()
+        host.table.outgoing(frame, self.now, host.out)
+        host.check(frames.packets(frame), 0, before)
+        self._execute(host)
+
+    def inject(self, target: str, sender: tuple, data: bytes, stride: int = 0) -> None:
+        """Somebody's datagrams arrive at ``target``."""
+        host = self.hosts[target]
+        view = memoryview(bytearray(data))
+        stride = stride or len(data)
+        before, drops = host.ledger(), host.drops()
+        host.table.incoming(view, stride, sender, b"local", self.now, host.out)
+        # Messages without a packet in them may be dropped and counted, too.
+        messages = [data[i : i + stride] for i in range(0, len(data), stride)]
+        carrying = sum(m[0] == Kind.DATA and len(m) > OVERHEAD for m in messages)
+        inward = host.ledger()[1] - before[1]
+        assert carrying <= inward <= len(messages), host.drops() - drops
+        host.check(0, inward, before)
+        self._execute(host)
+
+    def ping(self, source: str, destination: str, timeout: float = 3.0) -> bool:
+        """Whether an echo request is answered, at the latest after ``timeout`` s."""
+        number, host = next(self._numbers), self.hosts[source]
+        payload = b"ping %d" % number
+        echo = self.packet(source, destination, protocol=ICMP, payload=payload)
+        self.emit(source, echo.frame())
+        end = self.now + timeout
+        while self.now < end:
+            self.run(min(0.1, end - self.now))
+            if payload in host.payloads():
+                return True
+        return False
+
+    def established(self, *names: str) -> bool:
+        """Whether every one of these hosts has a session with every other."""
+        return all(
+            self.session(one, other).state(self.now) is State.ESTABLISHED
+            for one in names
+            for other in names
+            if one != other
+        )
+
+    def session(self, at: str, of: str) -> Session:
+        """What host ``at`` has for its peer ``of``."""
+        return self.hosts[at].table.sessions[of]
+
+    def messages(self, kind: Kind, source: str | None = None) -> list[Sent]:
+        """What was put on the link, by kind and sender."""
+        return [
+            sent
+            for sent in self.sent
+            if sent.kind == kind and source in (None, sent.source)
+        ]
+
+    # -- time
+
+    def run(self, seconds: float) -> None:
+        """Let time pass."""
+        end = self.now + seconds
+        while (due := self._due()) <= end:
+            self.now = max(self.now, due)
+            if self._arrivals and self._arrivals[0][0] <= self.now:
+                self._arrive()
+            else:
+                self._serve_deadline()
+        self.now = end
+
+    def run_until_idle(self) -> float:
+        """Let time pass until nothing is scheduled any more; returns when that was."""
+        while (due := self._due()) < inf:
+            assert due < self.now + 1000, "it will never be idle"
+            self.run(max(due - self.now, 0.0))
+        return self.now
+
+    def _due(self) -> float:
+        arrival = self._arrivals[0][0] if self._arrivals else inf
+        return min(arrival, *(host.table.deadline for host in self.hosts.values()))
+
+    def _serve_deadline(self) -> None:
+        host = min(self.hosts.values(), key=lambda h: h.table.deadline)
+        host.wakeups += 1
+        before = host.ledger()
+        host.table.on_deadline(self.now, host.out)
+        host.check(0, 0, before)
+        assert host.table.deadline > self.now
+        self._execute(host)
+
+    def _arrive(self) -> None:
+        """Hand over the next datagram, with all that the kernel would join to it."""
+        now, _, host, sender, data = heappop(self._arrivals)
+        stride, last = len(data), len(data)
+        while self._arrivals and last == stride:
+            when, _, target, source, more = self._arrivals[0]
+            if (when, target, source) != (now, host, sender) or len(more) > stride:
+                break
+            heappop(self._arrivals)
+            data, last = data + more, len(more)
+        if data:
+            self.inject(host.name, remote_of(sender), data, stride)
+
+    # -- what the kernel does
+
+    def _execute(self, host: Host) -> None:
+        out, host.out = host.out, Outbox()
+        for send in out.sends:
+            send.counters.tx_packets += send.packets
+            send.counters.tx_bytes += send.packet_bytes
+            assert sum(map(len, send.parts)) == send.size
+            for parts in send.datagrams():
+                self._carry(host, send.remote[0], b"".join(parts))
+        for deliver in out.delivers:
+            deliver.counters.rx_packets += deliver.packets
+            deliver.counters.rx_bytes += deliver.packet_bytes
+            packets = frames.finished(deliver.parts)
+            assert len(packets) == deliver.packets
+            assert sum(map(len, packets)) == deliver.packet_bytes
+            for packet in packets:
+                self._receive(host, bytes(packet))
+        host.events += out.events
+
+    def _carry(self, host: Host, address: str, data: bytes) -> None:
+        self.sent.append(Sent(self.now, host.name, data))
+        target = self._by_address.get(address)
+        if target is None or (host.name, target.name) in self._blocked:
+            return
+        for delay, arriving in self.link.carry(data):
+            arrival = (self.now + delay, next(self._order), target, host.address)
+            heappush(self._arrivals, (*arrival, arriving))
+
+    def _receive(self, host: Host, packet: bytes) -> None:
+        try:
+            parsed = parse(packet)
+        except ValueError:
+            host.garbage += 1
+            return
+        host.received.append(parsed)
+        if parsed.protocol == ICMP and parsed.transport[0] == ECHO_REQUEST:
+            ends = parsed.destination, parsed.source
+            ports = tuple(int.from_bytes(parsed.transport[i : i + 2]) for i in (4, 6))
+            reply = Packet(*ends, ICMP, parsed.payload, ports=ports, echo_type=0)
+            self.emit(host.name, reply.frame())
+
+
+def remote_of(address: str) -> tuple:
+    """The UDP address of the daemon there, as a socket reports it."""
+    if ip_address(address).version == 4:
+        return address, PORT
+    return address, PORT, 0, 0

@@ -1,0 +1,691 @@
+"""The rules of SYN / ACK / ACKACK, one test named after each."""
+
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from alpha_trio.proto.batch import Drop, EventKind
+from alpha_trio.proto.handshake import (
+    GIVE_UP_AFTER,
+    HALF_OPEN_LIFETIME,
+    RETRY_FIRST,
+    RETRY_JITTER,
+    RETRY_MAX,
+    HalfOpen,
+    Initiation,
+)
+from alpha_trio.proto.session import HINT_INTERVAL, QUEUE_PACKETS, State
+from alpha_trio.proto.wire import (
+    ACKACK_SIZE,
+    SYN_SIZE,
+    Ack,
+    AckAck,
+    BadPacket,
+    Kind,
+    Syn,
+    data_word,
+    parse_syn_untrusted,
+)
+from tests.proto.simulation import (
+    DELAY,
+    PORT,
+    Hostile,
+    Link,
+    LosesOne,
+    Simulation,
+)
+
+VM1, VM2 = ("192.168.10.60", PORT), ("192.168.10.61", PORT)
+HANDSHAKE = (Kind.SYN, Kind.ACK, Kind.ACKACK)
+
+
+def handshake_messages(sim: Simulation) -> list[int]:
+    return [sent.kind for sent in sim.sent if sent.kind in HANDSHAKE]
+
+
+# -- beginning
+
+
+def test_nothing_is_sent_before_the_first_packet():
+    sim = Simulation()
+    sim.pair()
+    sim.run(1000)
+    assert not sim.sent
+
+
+def test_the_first_packet_begins_the_handshake_and_arrives():
+    sim = Simulation()
+    vm1, vm2 = sim.pair()
+    payloads = sim.send("vm1", "vm2")
+    sim.run(3 * DELAY)
+    assert handshake_messages(sim) == [Kind.SYN, Kind.ACK, Kind.ACKACK]
+    assert vm2.payloads() == payloads
+    assert sim.established("vm1", "vm2")
+    assert [vm1.events[i].kind for i in (0, 1)] == [
+        EventKind.SYN_SENT,
+        EventKind.ACK_RECEIVED,
+    ]
+
+
+def test_the_round_trip_is_measured():
+    sim = Simulation()
+    sim.pair()
+    sim.send("vm1", "vm2")
+    sim.run(1)
+    assert sim.session("vm1", "vm2").statistics(sim.now).rtt == pytest.approx(2 * DELAY)
+
+
+# -- retransmission
+
+
+def test_the_syn_is_repeated_with_growing_jittered_delay():
+    sim = Simulation()
+    sim.pair()
+    sim.block("vm1", "vm2")
+    sim.send("vm1", "vm2")
+    sim.run_until_idle()
+    times = [syn.time for syn in sim.messages(Kind.SYN)]
+    delays = [after - before for before, after in pairwise(times)]
+    for attempt, delay in enumerate(delays):
+        least = min(RETRY_FIRST * 2**attempt, RETRY_MAX)
+        assert least <= delay <= least * (1 + RETRY_JITTER)
+    assert len({delay % 0.5 for delay in delays}) == len(delays)
+    assert times[-1] > GIVE_UP_AFTER - 2 * RETRY_MAX
+
+
+def test_two_hosts_do_not_repeat_in_step():
+    sim = Simulation()
+    sim.pair()
+    sim.block("vm1", "vm2")
+    sim.block("vm2", "vm1")
+    sim.send("vm1", "vm2")
+    sim.send("vm2", "vm1")
+    sim.run_until_idle()
+    first, second = ([s.time for s in sim.messages(Kind.SYN, v)] for v in sim.hosts)
+    assert not set(first[1:]) & set(second[1:])
+
+
+def test_the_handshake_is_given_up_after_90_seconds():
+    sim = Simulation()
+    vm1, _ = sim.pair()
+    sim.block("vm1", "vm2")
+    sim.send("vm1", "vm2", 3)
+    sim.run(GIVE_UP_AFTER - 0.01)
+    assert not vm1.told(EventKind.GAVE_UP)
+    sim.run(0.01)
+    assert vm1.told(EventKind.GAVE_UP) == 1
+    assert vm1.drops() == {Drop.NO_SESSION: 3}
+    assert sim.session("vm1", "vm2").state(sim.now) is State.UNREACHABLE
+    before = len(sim.sent)
+    sim.run(1000)
+    assert len(sim.sent) == before
+
+
+def test_new_traffic_begins_again_after_giving_up():
+    sim = Simulation()
+    _, vm2 = sim.pair()
+    sim.block("vm1", "vm2")
+    sim.send("vm1", "vm2")
+    sim.run_until_idle()
+    sim.unblock()
+    payloads = sim.send("vm1", "vm2")
+    sim.run(1)
+    assert vm2.payloads() == payloads
+
+
+def test_only_the_initiator_repeats():
+    sim = Simulation()
+    sim.pair()
+    sim.block("vm2", "vm1")
+    sim.send("vm1", "vm2")
+    sim.run(60)
+    syns, acks = sim.messages(Kind.SYN), sim.messages(Kind.ACK)
+    assert len(acks) == len(syns) > 5
+    assert {ack.source for ack in acks} == {"vm2"}
+
+
+def test_every_address_of_a_peer_is_asked_in_turn():
+    sim = Simulation()
+    sim.pair()
+    table = sim.hosts["vm1"].table
+    elsewhere = ("192.168.10.99", PORT)
+    table.configure(table.sessions["vm2"], [elsewhere, VM2], table._prefixes_of["vm2"])
+    sim.send("vm1", "vm2")
+    sim.run(5)
+    assert sim.established("vm1", "vm2")
+    assert sim.session("vm1", "vm2").remote == VM2
+
+
+def test_a_peer_that_moved_is_asked_there_at_once():
+    sim = Simulation()
+    sim.pair()
+    table = sim.hosts["vm1"].table
+    session, prefixes = table.sessions["vm2"], table._prefixes_of["vm2"]
+    table.configure(session, [("192.168.10.99", PORT)], prefixes)
+    sim.send("vm1", "vm2")
+    sim.run(60)
+    table.configure(session, [VM2], prefixes)
+    sim.run(3 * DELAY)
+    assert sim.established("vm1", "vm2")
+
+
+def test_a_peer_that_did_not_move_is_asked_no_more_often():
+    sim = Simulation()
+    sim.pair()
+    table = sim.hosts["vm1"].table
+    sim.block("vm1", "vm2")
+    sim.send("vm1", "vm2")
+    sim.run(10)
+    before = len(sim.sent)
+    for _ in range(20):
+        table.configure(table.sessions["vm2"], [VM2], table._prefixes_of["vm2"])
+        sim.run(0.01)
+    assert len(sim.sent) <= before + 1
+
+
+def test_packets_wait_while_the_name_of_a_peer_is_resolved():
+    sim = Simulation()
+    _, vm2 = sim.pair()
+    table = sim.hosts["vm1"].table
+    session, prefixes = table.sessions["vm2"], table._prefixes_of["vm2"]
+    table.configure(session, [], prefixes)
+    payloads = sim.send("vm1", "vm2", 2)
+    sim.run(60)
+    assert session.state(sim.now) is State.RESOLVING
+    assert not sim.sent
+    table.configure(session, [VM2], prefixes)
+    sim.run(3 * DELAY)
+    assert vm2.payloads() == payloads
+
+
+# -- waiting packets
+
+
+def test_128_packets_wait_and_the_oldest_are_dropped_first():
+    sim = Simulation()
+    vm1, vm2 = sim.pair()
+    payloads = sim.send("vm1", "vm2", QUEUE_PACKETS + 10)
+    assert vm1.drops() == {Drop.QUEUE_FULL: 10}
+    sim.run(1)
+    assert vm2.payloads() == payloads[10:]
+
+
+def test_a_waiting_super_packet_counts_as_its_packets():
+    sim = Simulation()
+    vm1, vm2 = sim.pair()
+    for number in range(4):
+        payload = bytes([number]) * 50 * 100
+        sim.emit(
+            "vm1", sim.packet("vm1", "vm2", payload=payload, segment_size=100).frame()
+        )
+    assert vm1.drops() == {Drop.QUEUE_FULL: 100}
+    sim.run(1)
+    assert vm2.payloads() == [bytes([n]) * 100 for n in (2, 3) for _ in range(50)]
+
+
+def test_a_single_super_packet_may_be_larger_than_the_queue():
+    sim = Simulation()
+    vm1, vm2 = sim.pair()
+    size = 2 * QUEUE_PACKETS * 10
+    frame = sim.packet("vm1", "vm2", payload=bytes(size), segment_size=10).frame()
+    sim.emit("vm1", frame)
+    sim.run(1)
+    assert len(vm2.received) == 2 * QUEUE_PACKETS
+    assert not vm1.drops()
+
+
+# -- both ends begin
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("gap", [0.0, DELAY / 2, DELAY, 1.5 * DELAY, 2.5 * DELAY])
+def test_both_ends_may_begin_at_once(seed, gap):
+    sim = Simulation(seed)
+    vm1, vm2 = sim.pair()
+    to_vm2 = sim.send("vm1", "vm2", 2)
+    sim.run(gap)
+    to_vm1 = sim.send("vm2", "vm1", 2)
+    sim.run(5)
+    assert vm1.payloads() == to_vm1
+    assert vm2.payloads() == to_vm2
+    assert len(handshake_messages(sim)) <= 5  # no storm
+    one, other = sim.session("vm1", "vm2").current, sim.session("vm2", "vm1").current
+    assert (one.local_id, one.remote_id) == (other.remote_id, other.local_id)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_syn_with_the_larger_nonce_goes_on(seed):
+    sim = Simulation(seed)
+    sim.pair()
+    sim.send("vm1", "vm2")
+    sim.send("vm2", "vm1")
+    sim.run(0.4)
+    syns = sim.messages(Kind.SYN)
+    winner = max(syns, key=lambda syn: parse_syn_untrusted(syn.data).nonce)
+    assert {ack.source for ack in sim.messages(Kind.ACK)} == {"vm1", "vm2"} - {
+        winner.source
+    }
+
+
+def test_if_both_syns_were_answered_nothing_is_lost():
+    """vm2 answers, then asks itself; both ACKs cross on the way."""
+    for seed in range(10):
+        sim = Simulation(seed)
+        vm1, vm2 = sim.pair()
+        sim.link = _Slow()
+        to_vm2 = sim.send("vm1", "vm2")
+        sim.run(0.75)  # the SYN is there, the answer on its way
+        to_vm1 = sim.send("vm2", "vm1")
+        for _ in range(20):
+            to_vm2 += sim.send("vm1", "vm2")
+            to_vm1 += sim.send("vm2", "vm1")
+            sim.run(0.5)
+        sim.run(5)
+        assert sorted(vm1.payloads()) == sorted(to_vm1)
+        assert sorted(vm2.payloads()) == sorted(to_vm2)
+
+
+class _Slow(Link):
+    def carry(self, datagram):
+        yield 0.7, datagram
+
+
+def test_forged_syns_cannot_put_off_our_own_for_ever():
+    sim = Simulation()
+    sim.pair()
+    sim.block("vm1", "vm2")
+    sim.block("vm2", "vm1")
+    sim.send("vm1", "vm2")
+    random = Random(1)
+    for _ in range(100):
+        forged = Syn(1 + random.getrandbits(31), b"\xff" * 12 + random.randbytes(4))
+        sim.inject("vm1", VM2, forged.pack())
+        sim.run(0.2)
+    assert len(sim.messages(Kind.SYN, "vm1")) >= 4
+
+
+def test_our_own_syn_sent_back_is_not_answered():
+    sim = Simulation()
+    sim.pair()
+    sim.block("vm1", "vm2")
+    sim.send("vm1", "vm2")
+    sim.run(0.1)
+    sim.inject("vm1", VM2, sim.sent[0].data)
+    assert not sim.messages(Kind.ACK)
+
+
+def test_a_lost_tie_is_taken_up_when_the_peer_breaks_off():
+    sim = Simulation()
+    _, vm2 = sim.pair()
+    payloads = sim.send("vm1", "vm2")
+    sim.block("vm1", "vm2")
+    sim.run(40)  # the SYN is repeated every ten seconds by now
+    sim.inject("vm1", VM2, Syn(7, b"\xff" * 16).pack())
+    sim.unblock()
+    sim.run(1 + 3 * DELAY)
+    assert vm2.payloads() == payloads
+
+
+# -- losses and repeats
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_the_loss_of_any_single_message_heals(number):
+    """With packets every 50 ms in both directions; only what was lost is missing."""
+    sim = Simulation(number, link=LosesOne(number))
+    vm1, vm2 = sim.pair()
+    to_vm2, to_vm1 = sim.send("vm1", "vm2", 5), []
+    for _ in range(40):
+        sim.run(0.05)
+        to_vm2 += sim.send("vm1", "vm2")
+        to_vm1 += sim.send("vm2", "vm1")
+    sim.run(60)
+    assert sim.established("vm1", "vm2")
+    lost = len(to_vm1 + to_vm2) - len(vm1.received + vm2.received)
+    lost_message = sim.sent[number].kind
+    assert lost == (1 if lost_message == Kind.DATA else 0)
+    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+
+
+@pytest.mark.parametrize("first", range(4))
+@pytest.mark.parametrize("second", range(4))
+def test_the_loss_of_two_messages_heals(first, second):
+    sim = Simulation(link=Link())
+    sim.pair()
+    sim.link = _LosesTwo(LosesOne(first), LosesOne(second))
+    sim.send("vm1", "vm2")
+    sim.run(20)
+    assert sim.established("vm1", "vm2")
+    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+    assert sim.ping("vm2", "vm1", timeout=3 * DELAY)
+
+
+class _LosesTwo(Link):
+    """Loses one datagram, then one of those that came through."""
+
+    def __init__(self, one: LosesOne, other: LosesOne) -> None:
+        self.one, self.other = one, other
+
+    def carry(self, datagram):
+        for _, arriving in self.one.carry(datagram):
+            yield from self.other.carry(arriving)
+
+
+def test_the_loss_of_the_ackack_alone_leaves_nobody_behind():
+    """Nothing is queued that would prove the session: vm2 restarted, vm1 sends on."""
+    sim = Simulation()
+    vm1, _ = sim.pair()
+    sim.ping("vm1", "vm2")
+    sim.restart("vm2")
+    before = len(sim.sent)
+    sim.link = _LosesAckAck()
+    sim.send("vm1", "vm2")
+    sim.run(1)
+    assert [s.kind for s in sim.sent[before:]].count(Kind.ACKACK) == 1
+    assert vm1.told(EventKind.CONFIRMED) == 1
+    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+
+
+class _LosesAckAck(Link):
+    def carry(self, datagram):
+        if datagram[0] != Kind.ACKACK:
+            yield DELAY, datagram
+
+
+def test_the_same_syn_gets_the_same_ack():
+    sim = Simulation()
+    sim.pair()
+    sim.block("vm2", "vm1")
+    sim.send("vm1", "vm2")
+    sim.run(10)
+    assert len({syn.data for syn in sim.messages(Kind.SYN)}) == 1
+    assert len({ack.data for ack in sim.messages(Kind.ACK)}) == 1
+
+
+def test_the_same_ack_gets_the_same_ackack():
+    sim = Simulation()
+    sim.pair()
+    sim.send("vm1", "vm2")
+    sim.run(1)
+    ack = sim.messages(Kind.ACK)[0]
+    sim.inject("vm1", VM2, ack.data)
+    first, second = sim.messages(Kind.ACKACK)
+    assert first.data == second.data
+
+
+def test_repeated_messages_disturb_no_session():
+    sim = Simulation()
+    vm1, vm2 = sim.pair()
+    assert sim.ping("vm1", "vm2")
+    sessions = [sim.session("vm1", "vm2"), sim.session("vm2", "vm1")]
+    ids = [session.current.local_id for session in sessions]
+    for sent in list(sim.sent):
+        target, sender = ("vm2", VM1) if sent.source == "vm1" else ("vm1", VM2)
+        sim.inject(target, sender, sent.data)
+    assert [session.current.local_id for session in sessions] == ids
+    received = len(vm1.received), len(vm2.received)
+    sim.run(60)
+    assert (len(vm1.received), len(vm2.received)) == received
+    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+
+
+# -- restart and half-open answers
+
+
+def test_a_restarted_peer_is_noticed_by_15_seconds_of_silence():
+    sim = Simulation()
+    vm1, _ = sim.pair()
+    sim.ping("vm1", "vm2")
+    sim.block("vm2", "vm1")
+    silent_from = sim.now
+    for _ in range(29):
+        sim.send("vm1", "vm2")
+        sim.run(0.5)
+    assert not vm1.told(EventKind.SILENT)
+    sim.run(1)
+    assert vm1.told(EventKind.SILENT) == 1
+    assert sim.messages(Kind.SYN)[-1].time == pytest.approx(silent_from + 15)
+    sim.unblock()
+    sim.run(1)
+    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+
+
+def test_a_restarted_peer_recovers_from_data_with_an_unknown_id():
+    sim = Simulation()
+    _, vm2 = sim.pair()
+    sim.ping("vm1", "vm2")
+    sim.restart("vm2")
+    sim.send("vm1", "vm2")
+    sim.run(5 * DELAY)
+    assert sim.established("vm1", "vm2")
+    assert vm2.drops()[Drop.UNKNOWN_ID] == 1
+    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+
+
+def test_a_restarted_peer_recovers_by_its_own_traffic():
+    sim = Simulation()
+    sim.pair()
+    sim.ping("vm1", "vm2")
+    sim.restart("vm2")
+    assert sim.ping("vm2", "vm1", timeout=6 * DELAY)
+
+
+def test_unknown_data_seldom_triggers_a_handshake():
+    sim = Simulation()
+    sim.pair()
+    sim.block("vm1", "vm2")
+    unknown = data_word(5).to_bytes(8) + bytes(100)
+    for _ in range(20):
+        sim.inject("vm1", VM2, unknown)
+        sim.run(HINT_INTERVAL / 100)
+    assert len(sim.messages(Kind.SYN)) <= 2
+    assert sim.hosts["vm1"].drops() == {Drop.UNKNOWN_ID: 20}
+
+
+def test_unknown_data_leaves_a_live_session_alone():
+    sim = Simulation()
+    sim.pair()
+    sim.ping("vm1", "vm2")
+    before = len(sim.sent)
+    sim.inject("vm1", VM2, data_word(5).to_bytes(8) + bytes(100))
+    sim.run(1)
+    assert len(sim.sent) == before
+
+
+def test_a_half_open_answer_never_disturbs_the_live_session():
+    sim = Simulation()
+    sim.pair()
+    sim.ping("vm1", "vm2")
+    session = sim.session("vm2", "vm1")
+    before = session.current
+    sim.inject("vm2", VM1, Syn(77, bytes(16)).pack())
+    assert session.half_open is not None
+    assert session.current is before
+    for _ in range(30):
+        assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+        sim.run(1)
+    assert session.current is before
+    assert session.half_open is None
+    sim.run_until_idle()
+
+
+def test_there_is_one_half_open_answer_per_peer():
+    sim = Simulation()
+    vm2 = sim.pair()[1]
+    random = Random(1)
+    for number in range(1, 200):
+        sim.inject("vm2", VM1, Syn(number, random.randbytes(16)).pack())
+    assert len(vm2.table._by_id) == 1
+    sim.run(HALF_OPEN_LIFETIME)
+    assert not vm2.table._by_id
+
+
+def test_giving_up_leaves_a_session_alone_that_was_heard_since():
+    """vm2 hears nothing and says so; its own handshake fails, vm1's data arrive."""
+    sim = Simulation()
+    _, vm2 = sim.pair()
+    sim.ping("vm1", "vm2")
+    sim.link = _LosesHandshakes()
+    sim.block("vm1", "vm2")
+    sim.send("vm2", "vm1")
+    sim.run(16)
+    assert vm2.told(EventKind.SILENT)
+    sim.unblock()
+    for _ in range(120):
+        sim.send("vm1", "vm2")
+        sim.run(1)
+    assert not vm2.told(EventKind.GAVE_UP)
+    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+
+
+class _LosesHandshakes(Link):
+    def carry(self, datagram):
+        if datagram[0] == Kind.DATA:
+            yield DELAY, datagram
+
+
+def test_an_unproven_session_carries_nothing_outwards():
+    sim = Simulation()
+    sim.pair()
+    sim.inject("vm2", VM1, Syn(77, bytes(16)).pack())
+    sim.send("vm2", "vm1")
+    assert not sim.messages(Kind.DATA)
+    assert sim.session("vm2", "vm1").state(sim.now) is State.HANDSHAKING
+
+
+# -- strangers
+
+
+def test_strangers_get_no_answer_and_no_state():
+    sim = Simulation()
+    vm2 = sim.pair()[1]
+    stranger = ("192.0.2.1", PORT)
+    sim.inject("vm2", stranger, Syn(1, bytes(16)).pack())
+    sim.inject("vm2", stranger, Ack(2, 1, bytes(16), bytes(32)).pack())
+    sim.inject("vm2", stranger, AckAck(2, bytes(32)).pack())
+    sim.inject("vm2", stranger, data_word(2).to_bytes(8) + bytes(100))
+    sim.run(1000)
+    assert not sim.sent
+    assert not vm2.table._by_id
+    assert vm2.table.deadline == float("inf")
+    assert vm2.drops() == {Drop.STRANGER: 1, Drop.UNKNOWN_ID: 3}
+
+
+def test_no_answer_is_larger_than_its_question():
+    """Whoever forges an address gets no more thrown at it than was spent on asking."""
+    sim = Simulation()
+    vm2 = sim.pair()[1]
+    sim.inject("vm2", VM1, Syn(1, bytes(16)).pack())
+    (answer,) = sim.sent
+    assert len(answer.data) <= SYN_SIZE
+    sim.run_until_idle()
+    assert len(sim.sent) == 1
+    assert len(vm2.events) == 1
+
+
+def test_a_session_answers_an_ack_with_no_more_than_it_got():
+    sim = Simulation()
+    sim.pair()
+    sim.ping("vm1", "vm2")
+    ack = sim.messages(Kind.ACK)[0]
+    before = len(sim.sent)
+    sim.inject("vm1", VM2, ack.data)
+    assert [len(sent.data) for sent in sim.sent[before:]] == [ACKACK_SIZE]
+
+
+# -- proofs
+
+
+def test_an_ack_that_does_not_answer_our_syn_is_refused():
+    random = Random(1).randbytes
+    ours, other = (Initiation.begin(9, random, 0.0) for _ in range(2))
+    ack = HalfOpen.answer(other.syn, 4, random, VM1, b"", 0.0).ack
+    with pytest.raises(BadPacket):
+        ours.finish_untrusted(ack)
+    other.finish_untrusted(ack)
+
+
+def test_an_ackack_of_another_handshake_is_refused():
+    random = Random(1).randbytes
+    initiation = Initiation.begin(9, random, 0.0)
+    one, other = (
+        HalfOpen.answer(initiation.syn, 4, random, VM1, b"", 0.0) for _ in range(2)
+    )
+    ackack = initiation.finish_untrusted(one.ack)
+    with pytest.raises(BadPacket):
+        other.verify_untrusted(ackack)
+    one.verify_untrusted(ackack)
+
+
+@pytest.mark.parametrize("kind", [Kind.ACK, Kind.ACKACK])
+def test_a_wrong_proof_changes_nothing_and_is_counted(kind):
+    sim = Simulation()
+    vm1, vm2 = sim.pair()
+    sim.link = _Breaks(kind)
+    sim.send("vm1", "vm2")
+    sim.run(0.4)
+    breaks = vm1 if kind == Kind.ACK else vm2
+    assert breaks.drops() == {Drop.BAD_PROOF: 1}
+    sim.link = Link()
+    sim.run(10)
+    assert sim.established("vm1", "vm2")
+
+
+class _Breaks(Link):
+    """Breaks the proof, the last thing in its message, of one kind of message."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
+
+    def carry(self, datagram):
+        if datagram[0] == self.kind:
+            datagram = datagram[:-1] + bytes([datagram[-1] ^ 1])
+        yield DELAY, datagram
+
+
+# -- all at once
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_the_link_does_packets_pass_again_soon_after(seed):
+    sim = Simulation(seed)
+    sim.pair()
+    sim.link = Hostile(
+        sim.random,
+        loss=0.3,
+        duplicate=0.2,
+        late=0.3,
+        replay=0.2,
+        truncate=0.05,
+        flip=0.05,
+    )
+    _chat(sim, rounds=150)
+    sim.link = Link()
+    _chat(sim, rounds=60)
+    for _ in range(10):
+        assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+        assert sim.ping("vm2", "vm1", timeout=3 * DELAY)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_restarts_on_a_bad_link_need_no_manual_step(seed):
+    sim = Simulation(seed)
+    sim.pair()
+    sim.link = Hostile(sim.random, loss=0.2, duplicate=0.1, late=0.2)
+    for _ in range(10):
+        sim.restart(sim.random.choice(["vm1", "vm2"]))
+        _chat(sim, rounds=15)
+    sim.link = Link()
+    _chat(sim, rounds=60)
+    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+    assert sim.ping("vm2", "vm1", timeout=3 * DELAY)
+
+
+def _chat(sim: Simulation, rounds: int) -> None:
+    """Both ends, or one, send now and then."""
+    for _ in range(rounds):
+        for source, destination in (("vm1", "vm2"), ("vm2", "vm1")):
+            if sim.random.random() < 0.7:
+                sim.send(source, destination)
+        sim.run(sim.random.uniform(0, 1.5))

@@ -1,0 +1,149 @@
+"""The documentation, checked against what it speaks of."""
+
+import logging
+import re
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+
+import click
+import pytest
+from alpha_trio_cli.main import main
+
+from alpha_trio.journal import Journal
+from alpha_trio.proto.batch import Drop, Event, EventKind
+
+ROOT = Path(__file__).parent.parent
+PAGES = ["README.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*"))]
+FOLDERS = ("alpha_trio", "cli", "docs", "packaging", "tests", "tools")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+every_page = pytest.mark.parametrize("page", sorted(PAGES))
+
+
+def text_of(page):
+    return (ROOT / page).read_text()
+
+
+def prose(page):
+    """A page without its blocks of code."""
+    return FENCE.sub("", text_of(page))
+
+
+def section(page, heading):
+    """What stands below a heading, up to the next one of its rank."""
+    _, _, rest = text_of(page).partition(f"\n## {heading}\n")
+    assert rest, f"{page} has no section {heading!r}"
+    return rest.partition("\n## ")[0]
+
+
+def first_cells(page, heading):
+    """All that is written as code in the first column of a section's tables."""
+    rows = re.findall(r"^\| (`.*?) \|", section(page, heading), re.MULTILINE)
+    return {code for row in rows for code in re.findall("`(.*?)`", row)}
+
+
+def anchors(page):
+    headings = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+# Pages and files
+
+
+@every_page
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:)(.*?)\)", prose(page)):
+        path, _, anchor = target.partition("#")
+        linked = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        assert linked.is_file(), target
+        if anchor:
+            assert anchor in anchors(linked.relative_to(ROOT)), target
+
+
+@every_page
+def test_files_that_are_named_exist(page):
+    named = re.findall(rf"`((?:{'|'.join(FOLDERS)})/[\w./-]*)", prose(page))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def module_of(path):
+    return import_module(path.removesuffix(".py").replace("/", "."))
+
+
+def test_the_way_of_a_packet_names_code_that_exists():
+    steps = re.findall(
+        r"^\d+\. .*(?:\n   .*)*", section("README.md", "How a packet crosses"), re.M
+    )
+    assert len(steps) > 10
+    for step in steps:
+        files = re.findall(r"`(alpha_trio/[\w/]+\.py)`", step)
+        assert files, step
+        for name, path in re.findall(r"`([\w.]+)` \(`([\w/]+\.py)`\)", step):
+            assert callable(attrgetter(name)(module_of(path)))
+        for owner, name in re.findall(r"`([A-Z]\w+)\.(\w+)`", step):
+            owners = [getattr(module_of(path), owner, None) for path in files]
+            assert any(hasattr(found, name) for found in owners), (owner, name)
+
+
+# What an operator meets
+
+
+def test_every_reason_for_a_drop_is_explained():
+    explained = first_cells("docs/operations.md", "Why packets are dropped")
+    assert explained == set(map(str, Drop))
+
+
+def test_every_event_is_explained():
+    assert first_cells("docs/operations.md", "Events") >= set(map(str, EventKind))
+
+
+@pytest.mark.parametrize("kind", EventKind)
+def test_the_log_line_of_every_event_is_explained(kind, caplog):
+    caplog.set_level(logging.INFO, "alpha_trio")
+    Journal().record(Event(kind, "NAME", ("HOST", 1234)))
+    assert set(caplog.messages) <= first_cells("docs/operations.md", "Log")
+    assert caplog.messages
+
+
+# Commands
+
+
+def commands(command, *path):
+    """All commands without subcommands, each with the words that call it."""
+    if not isinstance(command, click.Group):
+        yield " ".join(path)
+        return
+    for name, inner in command.commands.items():
+        yield from commands(inner, *path, name)
+
+
+@pytest.mark.parametrize("command", sorted(commands(main, "alpha-trio")))
+def test_every_command_is_in_the_readme(command):
+    assert f"`{command}`" in section("README.md", "The commands")
+
+
+def typed(page):
+    """The commands of ours that a reader is told to type, without the program."""
+    blocks = FENCE.findall(text_of(page))
+    console = "\n".join(text for kind, text in blocks if kind == "console")
+    lines = [
+        *(text for kind, text in blocks if kind == "sh"),
+        *re.findall(r"^\w+# (.*)$", console, re.MULTILINE),
+        *re.findall(r"`(.+?)`", prose(page)),
+    ]
+    calls = re.findall(r"\balpha-trio((?: [\w\'-][^\s`|;&<>]*)+)", "\n".join(lines))
+    return [[word.strip("'\".,:") for word in call.split()] for call in calls]
+
+
+@every_page
+def test_commands_to_type_exist_with_these_options(page):
+    for words in typed(page):
+        command, rest = main, list(words)
+        while isinstance(command, click.Group) and rest:
+            name = rest.pop(0)
+            assert name in command.commands, words
+            command = command.commands[name]
+        known = {opt for param in command.params for opt in param.opts} | {"--help"}
+        given = {word for word in rest if word.startswith("--")}
+        assert given <= known, words
