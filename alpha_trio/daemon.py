@@ -25,7 +25,6 @@ from alpha_trio.journal import Journal
 from alpha_trio.net.routes import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
-from alpha_trio.proto.batch import EventKind
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.session import State
 from alpha_trio.registry import Registry
@@ -38,7 +37,6 @@ _UNDO_SECONDS = 4.0
 """How long taking back rules and routes may last; the whole stop has five seconds."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_LOST = frozenset({EventKind.GAVE_UP, EventKind.SILENT})
 
 
 class Node:
@@ -110,7 +108,7 @@ class Node:
         router = Router(settings)
         stack.push_async_callback(router.close)
         await router.open()
-        self._table = PeerTable(settings.port, os.urandom)
+        self._table = PeerTable(settings.port, store.identity(), os.urandom)
         families = [version for version in (4, 6) if self._udp.has_family(version)]
         self._datapath = DataPath(self._tun, self._udp, self._table, self._journal)
         self._registry = Registry(
@@ -122,6 +120,7 @@ class Node:
             self._datapath,
             families,
         )
+        self._journal.listeners.append(self._registry.on_event)
 
     async def _serve(self, signals: AsyncIterator[int]) -> None:
         control = ControlServer(self.settings, commands(self))
@@ -130,7 +129,6 @@ class Node:
             # A command that came before the saved peers are known would lose them.
             await nursery.start(self._registry.run)
             await nursery.start(control.run)
-            nursery.start_soon(self._watch_events)
             nursery.start_soon(self._datapath.read_tun)
             for sock in self._udp:
                 nursery.start_soon(self._datapath.receive, sock)
@@ -148,13 +146,6 @@ class Node:
                 await self.reload()
             except AlphaTrioError as error:
                 _log.error("Nothing was changed: %s", error)
-
-    async def _watch_events(self) -> None:
-        """Tell the registry of peers nothing is heard of."""
-        async with self._journal.hub.subscribe() as events:
-            async for event in events:
-                if event["event"] in _LOST and event["peer"]:
-                    self._registry.peer_lost(event["peer"])
 
     # -- what the control plane may ask ----------------------------------------
 
@@ -191,6 +182,11 @@ class Node:
         """See Registry.remove."""
         await self._registry.remove(name)
         self._journal.publish("peer-removed", name)
+
+    async def forget_pin(self, name: str) -> None:
+        """See Registry.forget_pin."""
+        await self._registry.forget_pin(name)
+        self._journal.publish("key-forgotten", name)
 
     async def reload(self) -> dict[str, list[str]]:
         """Apply the difference between the config file and what runs.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from alpha_trio.control import EventHub
 from alpha_trio.proto.batch import Event, EventKind
@@ -25,10 +26,8 @@ _LINES = {
         "Got ACK packet. Handshake with {host} is done! Sending ACKACK."
     ),
     EventKind.ESTABLISHED: "Got ACKACK packet. Handshake with {host} is done!",
-    EventKind.CONFIRMED: (
-        "Got a packet in place of the ACKACK. Handshake with {host} is done!"
-    ),
-    EventKind.EXPIRED: "Forgetting the session with {peer}: nothing was heard of it.",
+    EventKind.PINNED: "Pinned the key of {peer} ({host}): from now on it must have it.",
+    EventKind.EXPIRED: "Forgetting the session with {peer}: it is too old.",
 }
 
 _FAILURES = {
@@ -40,14 +39,19 @@ _FAILURES = {
         "Unknown host {host} asks for a handshake and gets no answer. "
         "To accept it: alpha-trio peers add NAME {host}"
     ),
+    EventKind.WRONG_KEY: (
+        "REFUSED: {host} shows another key than {peer} must have. "
+        "'alpha-trio status {peer}' tells both keys and how to accept the new one."
+    ),
+    EventKind.WRONG_MODE: (
+        "{peer} ({host}) wants another mode than we do: set the same on both sides."
+    ),
     EventKind.WRONG_ADDRESS: (
         "Dropping packets of {peer}: they come from {host}, which is not its endpoint."
     ),
 }
 
-_SUCCESSES = frozenset(
-    {EventKind.ACK_RECEIVED, EventKind.ESTABLISHED, EventKind.CONFIRMED}
-)
+_SUCCESSES = frozenset({EventKind.ACK_RECEIVED, EventKind.ESTABLISHED})
 
 
 class Journal:
@@ -55,10 +59,13 @@ class Journal:
 
     def __init__(self) -> None:
         self.hub = EventHub()
+        self.listeners: list[Callable[[Event], None]] = []  # told before all others
         self._failures: dict[tuple[str, str], int] = {}  # (subject, what) -> times
 
     def record(self, event: Event) -> None:
         """Log and publish one event of the protocol core."""
+        for listener in self.listeners:
+            listener(event)
         host = event.remote[0] if event.remote else "unknown address"
         text = {"peer": event.peer, "host": host}
         if event.kind in _FAILURES:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from base64 import b64decode
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address, ip_network
 
@@ -19,11 +20,11 @@ from alpha_trio import config
 from alpha_trio.clock import boottime
 from alpha_trio.config import IPAddress, IPNetwork, PeerSettings, Settings
 from alpha_trio.datapath import DataPath
-from alpha_trio.errors import PeerError, RoutingError, UnknownPeer
+from alpha_trio.errors import PeerError, RoutingError, StateError, UnknownPeer
 from alpha_trio.journal import Journal
 from alpha_trio.net.routes import PeerRoute, Router, Underlay
-from alpha_trio.proto import plain
-from alpha_trio.proto.batch import Remote
+from alpha_trio.proto import session
+from alpha_trio.proto.batch import Event, EventKind, Remote
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.session import Session, State
 from alpha_trio.state import PeerStore
@@ -39,9 +40,9 @@ RESOLVE_RETRY_FIRST = 5.0  # s, doubled after each failure
 RESOLVE_RETRY_MAX = 60.0  # s
 
 
-def overhead(version: int) -> int:
-    """Bytes the tunnel adds to an inner packet when the outer one is IPv4 or IPv6."""
-    return _OUTER[version] + plain.OVERHEAD
+def overhead(version: int, mode: str) -> int:
+    """Bytes the tunnel adds at most to an inner packet, outer headers included."""
+    return _OUTER[version] + session.overhead(mode)
 
 
 @define(eq=False)
@@ -93,6 +94,7 @@ class Registry:
         self._journal = journal
         self._datapath = datapath
         self._families = frozenset(families)
+        self._pins: dict[str, bytes] = {}  # keys of first contacts, by peer
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
 
@@ -114,6 +116,7 @@ class Registry:
 
     async def _load(self) -> None:
         saved = await trio.to_thread.run_sync(self._store.load)
+        self._pins = await trio.to_thread.run_sync(self._store.pins)
         names = {peer.name for peer in self._file_peers}
         self._shadowed = [peer for peer in saved if peer.name in names]
         for peer in self._shadowed:
@@ -143,10 +146,39 @@ class Registry:
             self._router.mark_stale()
             await self._route_or_log()
 
-    def peer_lost(self, name: str) -> None:
-        """Nothing is heard of a peer: if it has a name, ask where it is now."""
-        if name in self.peers:
-            self.peers[name].lost.set()
+    def on_event(self, event: Event) -> None:
+        """React to what happened to a peer: keep its key, look for it anew."""
+        peer = self.peers.get(event.peer or "")
+        if peer is None:
+            return
+        if event.kind is EventKind.PINNED and peer.session.key is not None:
+            self._pins[peer.settings.name] = peer.session.key
+            assert self._nursery is not None
+            self._nursery.start_soon(self._save_pins)
+        elif event.kind in (EventKind.GAVE_UP, EventKind.SILENT):
+            peer.lost.set()  # if it has a name, ask where it is now
+
+    async def _save_pins(self) -> None:
+        """Keep the pinned keys; if that fails they hold until the next start."""
+        try:
+            await trio.to_thread.run_sync(self._store.save_pins, dict(self._pins))
+        except StateError as error:
+            self._journal.failure("pinned keys", "saving failed", str(error))
+        else:
+            self._journal.recovered("pinned keys")
+
+    async def forget_pin(self, name: str) -> None:
+        """Let the next contact decide about a peer's key.  Raises StateError."""
+        async with self._lock:
+            peer = self.find(name)
+            if self._pins.get(name) is None:
+                return
+            left = {other: key for other, key in self._pins.items() if other != name}
+            await trio.to_thread.run_sync(self._store.save_pins, left)
+            self._pins = left
+            if peer.settings.key is None:
+                peer.session.reset()
+                self._configure(peer)
 
     # -- changes -------------------------------------------------------------
 
@@ -316,9 +348,10 @@ class Registry:
             session = self._table.add(settings.name, (), ())
             peer = self.peers[settings.name] = Peer(settings, origin, session)
         else:
-            moved = _place(settings) != _place(peer.settings)
-            peer.settings, peer.origin = settings, origin
-            if not moved:
+            was, peer.settings, peer.origin = peer.settings, settings, origin
+            if (was.key, was.mode) != (settings.key, settings.mode):
+                peer.session.reset()  # what it rests on is no longer what we want
+            if _place(settings) == _place(was):
                 self._configure(peer)
                 return
             peer.session.reset()
@@ -331,6 +364,8 @@ class Registry:
         peer = self.peers.pop(name)
         self._stop_resolving(peer)
         self._table.remove(name)
+        if self._pins.pop(name, None) is not None and self._nursery is not None:
+            self._nursery.start_soon(self._save_pins)
         _log.info("Deleting host %s (%s).", name, _host(peer.settings))
 
     def _locate(self, peer: Peer) -> None:
@@ -353,9 +388,20 @@ class Registry:
         networks = tuple(ip_network(address) for address in peer.addresses)
         peer.prefixes = peer.settings.allow or networks
         self._table.configure(
-            peer.session, peer.remotes, peer.prefixes, peer.settings.keepalive
+            peer.session,
+            peer.remotes,
+            peer.prefixes,
+            peer.settings.keepalive,
+            self._key_of(peer),
+            str(peer.settings.mode),
         )
         self._datapath.rearm()  # there may be something to say to it at once
+
+    def _key_of(self, peer: Peer) -> bytes | None:
+        """The key a peer must have: the configured one, else the pinned one."""
+        if peer.settings.key is not None:
+            return b64decode(peer.settings.key)
+        return self._pins.get(peer.settings.name)
 
     def _stop_resolving(self, peer: Peer) -> None:
         if peer.resolving is not None:
@@ -429,7 +475,7 @@ def _peer_route(peer: Peer) -> PeerRoute:
         endpoint=endpoint,
         prefixes=peer.prefixes,
         only=peer.settings.only,
-        overhead=overhead(endpoint.version if endpoint else 4),
+        overhead=overhead(endpoint.version if endpoint else 4, peer.settings.mode),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,18 @@ from alpha_trio import __version__
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
 from alpha_trio.proto.batch import Counters
+from alpha_trio.proto.identity import fingerprint, key_text
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.session import State
 from alpha_trio.registry import Peer
-from alpha_trio.settings import Offload, Settings
+from alpha_trio.settings import Mode, Offload, Settings
 from alpha_trio.trace import address
 
 SCHEMA = 1
 
-UNAUTHENTICATED = (
-    "mode plain: packets are neither authenticated nor encrypted, and the handshake "
-    "proves nothing; anyone on the path can read, alter and forge them"
+UNPROTECTED = (
+    "peer {}: mode plain: its packets are neither authenticated nor encrypted; anyone "
+    "on the path can read, alter and forge them"
 )
 
 
@@ -31,7 +32,7 @@ def document(
     tun: Tun,
     udp: Udp,
     table: PeerTable,
-    peers: Iterable[Peer],
+    peers: Collection[Peer],
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
     return {
@@ -44,15 +45,20 @@ def document(
             "offloads": {"tun": list(tun.offloads), "udp": list(udp.offloads)},
         },
         "port": settings.port,
-        "key": None,
+        "key": key_text(table.identity.public),
         "peers": [_peer(peer, now) for peer in peers],
         "knocking": [
-            {"address": host, "fingerprint": None, "count": count}
-            for host, count in table.knocking.items()
+            {
+                "address": host,
+                "key": key_text(knock.key),
+                "fingerprint": fingerprint(knock.key),
+                "count": knock.count,
+            }
+            for host, knock in table.knocking.items()
         ],
         "relay": None,
         "drops": _drops(table.counters),
-        "health": _health(settings, tun, udp),
+        "health": _health(settings, tun, udp, peers),
     }
 
 
@@ -66,9 +72,11 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
         "configured_endpoint": settings.endpoint or settings.name,
         "state": str(_state(peer, statistics.state)),
         "reason": peer.error or _unreachable(peer) or statistics.reason,
-        "mode": str(settings.mode),
-        "key": settings.key,
-        "key_source": "configured" if settings.key else "none",
+        "mode": "plain" if settings.mode is Mode.PLAIN else "alpha",
+        "configured_mode": str(settings.mode),
+        "key": _key(statistics.key),
+        "key_source": _key_source(peer),
+        "offered_key": _key(statistics.offered_key),
         "latest_handshake_seconds": _seconds(statistics.handshake_age),
         "latest_receive_seconds": _seconds(statistics.receive_age),
         "rtt_ms": None if statistics.rtt is None else round(statistics.rtt * 1000, 3),
@@ -79,9 +87,9 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
         "rx_packets": counters.rx_packets,
         "rx_bytes": counters.rx_bytes,
         "queued": statistics.queued,
-        "rounds": {"n": 0, "c": 0, "m": 0, "cm": 0},
-        "associations": 0,
-        "elements_left": 0,
+        "rounds": statistics.rounds,
+        "associations": statistics.associations,
+        "elements_left": statistics.elements_left,
         "drops": _drops(counters),
     }
 
@@ -95,6 +103,16 @@ def _unreachable(peer: Peer) -> str | None:
     return peer.underlay.error if peer.underlay else None
 
 
+def _key(public: bytes | None) -> str | None:
+    return None if public is None else key_text(public)
+
+
+def _key_source(peer: Peer) -> str:
+    if peer.settings.key:
+        return "configured"
+    return "pinned" if peer.session.key else "none"
+
+
 def _seconds(age: float | None) -> float | None:
     return None if age is None else round(age, 3)
 
@@ -103,9 +121,10 @@ def _drops(counters: Counters) -> dict[str, int]:
     return {str(reason): count for reason, count in counters.drops.items()}
 
 
-def _health(settings: Settings, tun: Tun, udp: Udp) -> list[str]:
+def _health(settings: Settings, tun: Tun, udp: Udp, peers: Iterable[Peer]) -> list[str]:
     """Sentences about what an operator should know, the worst first."""
-    lines = [UNAUTHENTICATED]
+    plain = [p.settings.name for p in peers if p.settings.mode is Mode.PLAIN]
+    lines = [UNPROTECTED.format(name) for name in plain]
     have = {*udp.offloads, *(name.rstrip("46") for name in tun.offloads)}
     for offload in Offload:
         if offload in have:

@@ -66,7 +66,6 @@ class EventKind(StrEnum):
     SYN_RECEIVED = "syn-received"
     ACK_RECEIVED = "ack-received"
     ESTABLISHED = "established"  # as responder, by the ACKACK
-    CONFIRMED = "confirmed"  # as responder, by the first packet: the ACKACK was lost
     GAVE_UP = "gave-up"
     SILENT = "silent"  # nothing heard for 15 s although we sent
     EXPIRED = "expired"

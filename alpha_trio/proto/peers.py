@@ -140,12 +140,14 @@ class PeerTable:
         remotes: Sequence[Remote],
         prefixes: Iterable[IPNetwork],
         keepalive: float = 0.0,
+        key: bytes | None = None,
+        mode: str = "adaptive",
     ) -> Session:
         """Enter a new peer; whether names or prefixes clash is for the caller."""
         ids = ConnectionIds(self._take_id, self._free_id, self._bind)
         session = Session(name, ids, self.identity, self.random, self._prefixes.owner)
         self.sessions[name] = session
-        self.configure(session, remotes, prefixes, keepalive)
+        self.configure(session, remotes, prefixes, keepalive, key, mode)
         return session
 
     def configure(
@@ -154,10 +156,18 @@ class PeerTable:
         remotes: Sequence[Remote],
         prefixes: Iterable[IPNetwork],
         keepalive: float = 0.0,
+        key: bytes | None = None,
+        mode: str = "adaptive",
     ) -> None:
-        """Change a peer's endpoints, prefixes and keepalive; its session lives on."""
+        """Change how a peer is reached and what it must show; its session lives on.
+
+        Without ``key`` the first contact decides.  A new key or mode holds for the
+        next session: to end the present one is for the caller.
+        """
         session.move(tuple(remotes))
-        session.keepalive = keepalive
+        session.keepalive, session.mode = keepalive, mode
+        if session.key != key:
+            session.key, session.offered_key = key, None
         session.wake = min(session.wake, session.next_wake())
         self._prefixes_of[session.name] = tuple(prefixes)
         self._indexed = False
