@@ -23,9 +23,11 @@ Remote = tuple[Any, ...]
 (host, port, flow, scope)."""
 
 # One UDP_SEGMENT send: 64 datagrams are what every kernel with the option takes
-# (128 since Linux 6.9), 65,507 bytes are what IPv4 leaves in a UDP datagram.
+# (128 since Linux 6.9).  IPv4 leaves 65,507 bytes in a UDP datagram, but with IP and
+# Ethernet headers a batch must also stay within the 65,536 bytes a device takes as
+# one: a larger one is cut up in the kernel and arrives as single datagrams.
 MAX_DATAGRAMS = 64
-MAX_SEND_BYTES = 65_507
+MAX_SEND_BYTES = 65_000
 
 
 class Drop(StrEnum):
