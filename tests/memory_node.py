@@ -14,7 +14,6 @@ from alpha_trio.config import PeerSettings, Settings
 from alpha_trio.control import ControlServer, EventHub
 from alpha_trio.errors import ConfigError, PeerError, UnknownPeer
 
-
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
