@@ -42,6 +42,12 @@ class NodeAPI(Protocol):
     async def remove_peer(self, name: str) -> None:
         """Raise UnknownPeer."""
 
+    async def forget_pin(self, name: str) -> None:
+        """Forget the key a peer showed at the first contact; the next one counts.
+
+        Nothing happens if none is pinned.  Raise UnknownPeer, StateError.
+        """
+
     async def reload(self) -> dict[str, list[str]]:
         """Names of the peers under ``added``, ``changed`` and ``removed``.
 
@@ -93,7 +99,10 @@ class Handlers:
         return {"added": added}
 
     async def set(self, args: Args) -> None:
-        """Change only the settings that are named; the others stay."""
+        """Change only the settings that are named; the others stay.
+
+        To empty the key is to trust the next contact, so a pinned key goes as well.
+        """
         current, _ = self._find(args)
         given = _settings(args)
         values = peer_values(current)
@@ -103,6 +112,8 @@ class Handlers:
         values |= given
         peer = parse_peer(current.name, values, "peers set")
         await self._node.set_peer(peer, _take_over(args))
+        if "key" in given and peer.key is None:
+            await self._node.forget_pin(peer.name)
 
     async def remove(self, args: Args) -> None:
         await self._node.remove_peer(_name(args))
@@ -111,7 +122,12 @@ class Handlers:
         return [_document(peer, origin) for peer, origin in self._node.peers()]
 
     async def show(self, args: Args) -> dict[str, Any]:
-        return _document(*self._find(args))
+        """The settings, and the key that counts, which may have been pinned."""
+        peer, origin = self._find(args)
+        listed = self._node.status()["peers"]
+        entry = next(entry for entry in listed if entry["name"] == peer.name)
+        known = {"key": entry["key"], "key_source": entry["key_source"]}
+        return _document(peer, origin) | known
 
     async def reload(self, args: Args) -> dict[str, Any]:
         return dict(await self._node.reload())

@@ -442,9 +442,9 @@ class Registry:
         async with self._lock:
             if peer.session.state(boottime()) is State.ESTABLISHED and peer.addresses:
                 return
-            _log.info("%s is %s.", _host(peer.settings), ", ".join(map(str, found)))
             self._move(peer, found)
             await self._route_or_log()
+            _log.info("%s is %s.", _host(peer.settings), ", ".join(map(str, found)))
 
     # -- routing -------------------------------------------------------------
 

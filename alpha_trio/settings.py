@@ -34,10 +34,17 @@ class Backend(StrEnum):
 
 
 class Mode(StrEnum):
-    """How a peer's packets are protected."""
+    """How a peer's packets are protected.  All but plain encrypt them, too.
 
-    ALPHA = "alpha"
-    PLAIN = "plain"
+    One way for all rounds is meant for measuring; adaptive chooses for each round.
+    """
+
+    ADAPTIVE = "adaptive"
+    N = "n"  # base: one packet, one MAC
+    C = "c"  # cumulative: the MACs of many packets in one S1
+    M = "m"  # Merkle tree over many packets, its root in S1
+    CM = "cm"  # several trees in one S1
+    PLAIN = "plain"  # not at all; only if both sides ask for it
 
 
 class Offload(StrEnum):
@@ -68,11 +75,11 @@ class PeerSettings:
     name: str
     endpoint: str | None = None  # address or host name; None: resolve the peer's name
     port: int = DEFAULT_PORT
-    key: str | None = None
+    key: str | None = None  # in base64; None: the key of the first contact is pinned
     allow: tuple[IPNetwork, ...] = ()  # empty: the endpoint's own address
     only: tuple[Selection, ...] = ()  # empty: everything
     keepalive: float = 0.0  # seconds between keepalives; 0: none
-    mode: Mode = Mode.PLAIN
+    mode: Mode = Mode.ADAPTIVE
 
     @property
     def host(self) -> str:

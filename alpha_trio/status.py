@@ -118,7 +118,7 @@ def _seconds(age: float | None) -> float | None:
 
 
 def _drops(counters: Counters) -> dict[str, int]:
-    return {str(reason): count for reason, count in counters.drops.items()}
+    return {str(reason): count for reason, count in counters.drops.items() if count}
 
 
 def _health(settings: Settings, tun: Tun, udp: Udp, peers: Iterable[Peer]) -> list[str]:

@@ -389,6 +389,11 @@ def key(value: object) -> str:
             f"this is no key ({len(typed)} characters); give the {KEY_BYTES} bytes "
             "in base64 (43 or 44 characters) that 'key show' prints on the peer"
         )
+    if not any(raw):
+        raise ConfigError(
+            "this key is all zeros, which anybody can sign for; give the one that "
+            "'key show' prints on the peer"
+        )
     return canonical
 
 
@@ -450,10 +455,5 @@ def keepalive(value: object) -> float:
 
 
 def mode(value: object) -> Mode:
-    chosen = choice(Mode)(value)
-    if chosen is Mode.ALPHA:
-        raise ConfigError(
-            "'alpha' is not available: this version carries packets unauthenticated "
-            "only; use 'plain' where that is acceptable"
-        )
-    return chosen
+    """A mode by its text; the protocol's own name stands for the default."""
+    return Mode.ADAPTIVE if value == "alpha" else choice(Mode)(value)

@@ -1,4 +1,4 @@
-"""The commands that work on this host and ask no daemon: run, cleanup, doctor."""
+"""What works on this host and asks no daemon: run, cleanup, doctor, the saved key."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
             "--state-dir",
             metavar="PATH",
             envvar="ALPHA_TRIO_STATE",
-            help="Where peers added at run time are kept [/var/lib/alpha-trio].",
+            help="Where keys and added peers are kept [/var/lib/alpha-trio].",
         ),
         click.option(
             "--config",
@@ -114,3 +114,13 @@ def doctor(config: str | None, state_dir: str | None) -> None:
         raise AlphaTrioError(
             f"{failed} of {len(found)} checks failed: follow the lines marked BAD"
         )
+
+
+def saved_key(config: str | None, state_dir: str | None) -> str | None:
+    """The public key of this host as the daemon saved it; None if it made none yet."""
+    settings = load_settings(config, state_dir=state_dir)
+    from alpha_trio.keys import read_identity
+    from alpha_trio.proto.identity import key_text
+
+    identity = read_identity(settings.state_dir)
+    return None if identity is None else key_text(identity.public)

@@ -11,12 +11,12 @@ from typing import Any
 import click
 
 import alpha_trio
-from alpha_trio.errors import AlphaTrioError, TimedOut, UnknownPeer
+from alpha_trio.errors import NoDaemon, TimedOut, UnknownPeer
 
 from . import local
 from .app import Program, connect
 from .client import Client
-from .words import event_line
+from .words import event_line, plain_warning, trust
 
 WATCH_SECONDS = 1.0
 
@@ -61,7 +61,17 @@ def peer_options(function: Callable[..., None]) -> Callable[..., None]:
             metavar="PREFIX",
             help="Addresses behind the peer; may be repeated.",
         ),
-        click.option("--key", help="Public key of the peer."),
+        click.option(
+            "--mode",
+            metavar="MODE",
+            help="How packets are protected: adaptive [default]; n, c, m or cm: one "
+            "way for all, for measuring; plain: not at all, if both sides ask for it.",
+        ),
+        click.option(
+            "--key",
+            metavar="KEY",
+            help="Public key the peer must have; without it, the one it shows first.",
+        ),
         click.argument("endpoint", required=False, metavar="[ENDPOINT[:PORT]]"),
         click.argument("name"),
     ):
@@ -77,22 +87,35 @@ def add(name: str, take_over: bool, **settings: Any) -> None:
     args = {"name": name, "settings": given(settings), "take_over": take_over}
     with connect() as client:
         added = client.call("peers.add", args)["added"]
-    happened = "added" if added else "was there already, with the same settings"
-    click.echo(f"Peer {name} {happened}.")
+    if added:
+        click.echo(f"Peer {name} added. {trust(settings['key'], 'first')}")
+    else:
+        click.echo(f"Peer {name} was there already, with the same settings.")
+    warn_of_plain(name, settings["mode"])
 
 
 @peers.command("set")
 @peer_options
 @take_over
 def change(name: str, take_over: bool, **settings: Any) -> None:
-    """Change the named settings of the peer NAME; an empty text ('') empties one."""
+    """Change the named settings of the peer NAME; an empty text ('') empties one.
+
+    An empty key forgets the pinned one, too: the next contact is trusted.
+    """
     values = given(settings)
     if not values:
         raise click.UsageError("name at least one setting to change")
     args = {"name": name, "settings": values, "take_over": take_over}
     with connect() as client:
         client.call("peers.set", args)
-    click.echo(f"Peer {name} changed.")
+    trusted = f" {trust(values['key'], 'next')}" if "key" in values else ""
+    click.echo(f"Peer {name} changed.{trusted}")
+    warn_of_plain(name, settings["mode"])
+
+
+def warn_of_plain(name: str, mode: str | None) -> None:
+    if mode == "plain":
+        click.echo(plain_warning(name), err=True)
 
 
 @peers.command()
@@ -125,7 +148,7 @@ def list_peers(as_json: bool) -> None:
 @click.argument("name")
 @as_json
 def show_peer(name: str, as_json: bool) -> None:
-    """Show the settings of the peer NAME."""
+    """Show the settings of the peer NAME and its key."""
     with connect() as client:
         peer = client.call("peers.show", {"name": name})
     if as_json:
@@ -262,16 +285,24 @@ def key() -> None:
 
 
 @key.command("show")
+@local.settings_options
 @as_json
-def show_key(as_json: bool) -> None:
-    """Show the public key of this host."""
+def show_key(config: str | None, state_dir: str | None, as_json: bool) -> None:
+    """Show the public key of this host.
+
+    If no daemon answers, it is read from the state directory.
+    """
+    try:
+        with connect() as client:
+            key = client.call("status")["key"]
+    except NoDaemon as error:
+        key = local.saved_key(config, state_dir)
+        if key is None:
+            raise NoDaemon(f"{error}; its first start makes the key") from None
     if as_json:
-        print_json({"key": None})
-        return
-    raise AlphaTrioError(
-        "this host has no key: peers are not authenticated in this version, so use it "
-        "only where you trust the network"
-    )
+        print_json({"key": key})
+    else:
+        click.echo(key)
 
 
 def print_json(document: object) -> None:

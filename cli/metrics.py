@@ -41,6 +41,12 @@ PEER_GAUGES = {
         *("rtt_ms", 0.001, nan),
         "Round-trip time to the peer; NaN: not known.",
     ),
+    "associations": (*("associations", 1.0, nan), "Chains that rounds can run on."),
+    "elements_left": (
+        *("elements_left", 1.0, nan),
+        "Elements that the chains to the peer still have.",
+    ),
+    "queued_packets": (*("queued", 1.0, nan), "Packets that wait to be sent."),
     "mtu_bytes": (
         *("mtu", 1.0, nan),
         "Largest inner packet to the peer; NaN: not known.",
@@ -98,6 +104,12 @@ def _peer_metrics(peers: Iterable[Document]) -> Iterator[Metric]:
     for name, (key, factor, never, text) in PEER_GAUGES.items():
         readings = [((p["name"],), _scaled(p[key], factor, never)) for p in peers]
         yield _gauges(f"peer_{name}", text, ["peer"], readings)
+    yield _counter(
+        "peer_rounds",
+        "Rounds to the peer by mode.",
+        ["peer", "mode"],
+        [((p["name"], mode), n) for p in peers for mode, n in p["rounds"].items()],
+    )
     yield _counter(
         "peer_dropped_packets",
         "Packets lost to or from the peer.",

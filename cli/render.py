@@ -11,7 +11,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .words import ago, amount, duration, milliseconds, reached
+from .words import (
+    ago,
+    amount,
+    duration,
+    fingerprint,
+    knocking,
+    milliseconds,
+    mismatch,
+    mix,
+    reached,
+)
 
 Document = Mapping[str, Any]
 
@@ -32,7 +42,8 @@ def show(*renderables: RenderableType) -> None:
     if not console.is_terminal:
         console.width = PIPE_WIDTH
     for renderable in renderables:
-        console.print(renderable)
+        # A sentence may hold a command to be copied: only the terminal may wrap it.
+        console.print(renderable, soft_wrap=isinstance(renderable, Text))
 
 
 def watch(documents: Iterable[Document], seconds: float) -> None:
@@ -49,7 +60,8 @@ def status_page(status: Document) -> list[RenderableType]:
     return [
         *map(Text, _header(status)),
         *_peer_section(status["peers"]),
-        *_knocking_section(status["knocking"]),
+        *(warning for peer in status["peers"] for warning in _warnings(peer)),
+        *(Text(knocking(host)) for host in status["knocking"]),
         *(Text(f"Dropped: {drops}") for drops in _drops(status)),
         *(Text(f"Health: {line}", style="red") for line in status["health"]),
     ]
@@ -61,6 +73,8 @@ def _header(status: Document) -> Iterator[str]:
         f"alpha-trio {status['version']} on {interface['name']}, "
         f"UDP port {status['port']}, up {duration(status['uptime_seconds'])}"
     )
+    if status["key"] is not None:
+        yield f"Key: {status['key']} ({fingerprint(status['key'])})"
     for where, offloads in interface["offloads"].items():
         yield f"Offloads of {where}: {', '.join(offloads) or 'none'}"
 
@@ -69,29 +83,26 @@ def _peer_section(peers: Iterable[Document]) -> Iterator[RenderableType]:
     if not peers:
         yield Text("No peers: add one with 'alpha-trio peers add NAME ADDRESS'.")
         return
-    table = _table("PEER", "STATE", "MODE", "SENT", "RECEIVED", "RTT")
+    table = _table("PEER", "STATE", "SENT", "RECEIVED", "RTT")
+    table.add_column("MODE")
     table.add_column("HOW")
     for peer in peers:
         state = Text(peer["state"], style=STATE_STYLES.get(peer["state"], ""))
         table.add_row(
             Text(peer["name"]),
             state,
-            Text(peer["mode"]),
             Text(amount(peer["tx_bytes"])),
             Text(amount(peer["rx_bytes"])),
             Text(milliseconds(peer["rtt_ms"])),
+            Text(mix(peer["rounds"]) or peer["mode"]),
             Text(reached(peer)),
         )
     yield table
 
 
-def _knocking_section(knocking: Iterable[Document]) -> Iterator[RenderableType]:
-    for host in knocking:
-        times = "once" if host["count"] == 1 else f"{host['count']} times"
-        yield Text(
-            f"Knocking: {host['address']}, {times}; to accept it: "
-            f"alpha-trio peers add NAME {host['address']}"
-        )
+def _warnings(peer: Document) -> Iterator[RenderableType]:
+    if peer["state"] == "key-mismatch":
+        yield Text(mismatch(peer), style=STATE_STYLES["key-mismatch"])
 
 
 def peer_page(peer: Document) -> list[RenderableType]:
@@ -103,7 +114,11 @@ def peer_page(peer: Document) -> list[RenderableType]:
         ("endpoint", peer["endpoint"]),
         ("configured", peer["configured_endpoint"]),
         ("mode", peer["mode"]),
-        ("key", peer["key"] and f"{peer['key']} ({peer['key_source']})"),
+        ("rounds", mix(peer["rounds"]) or "none"),
+        ("associations", peer["associations"]),
+        ("elements left", peer["elements_left"]),
+        ("waiting", f"{peer['queued']} packets"),
+        *_key_lines(peer),
         ("handshake", ago(peer["latest_handshake_seconds"])),
         ("last heard", ago(peer["latest_receive_seconds"])),
         ("round trip", milliseconds(peer["rtt_ms"])),
@@ -113,17 +128,32 @@ def peer_page(peer: Document) -> list[RenderableType]:
         ("received", _traffic(peer, "rx")),
         *(("dropped", drops) for drops in _drops(peer)),
     ]
-    return [_pairs(lines)]
+    return [*_warnings(peer), _pairs(lines)]
+
+
+def _key_lines(peer: Document) -> Iterator[tuple[str, object]]:
+    yield "key", peer["key"]
+    yield "key source", peer["key_source"]
+    if peer["key"] is not None:
+        yield "fingerprint", fingerprint(peer["key"])
 
 
 def settings_page(peer: Document) -> list[RenderableType]:
-    """The settings of one peer, as `peers show` has them."""
-    return [_pairs((key, _setting(value)) for key, value in peer.items())]
+    """The settings and the key of one peer, as `peers show` has them."""
+    settings = [
+        (name, _setting(value))
+        for name, value in peer.items()
+        if name not in ("key", "key_source")
+    ]
+    return [_pairs([*settings, *_key_lines(peer)])]
 
 
 def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
     """The settings of all peers, as `peers list` has them."""
-    columns = ("name", "endpoint", "port", "allow", "only", "keepalive", "origin")
+    columns = (
+        *("name", "endpoint", "port", "allow", "only", "keepalive", "mode"),
+        "origin",
+    )
     table = _table(*(column.upper() for column in columns))
     for peer in peers:
         table.add_row(*(Text(_setting(peer.get(column))) for column in columns))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from base64 import b64decode
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 Document = Mapping[str, Any]
@@ -26,6 +28,56 @@ def reached(peer: Document) -> str:
         heard=ago(peer["latest_receive_seconds"]),
     )
     return f"{sentence} ({peer['reason']})" if peer["reason"] else sentence
+
+
+def trust(key: str | None, contact: str) -> str:
+    """One sentence: which key a peer that was just configured must have."""
+    if key:
+        return f"It must have key {key}."
+    return f"Its key will be pinned at the {contact} contact."
+
+
+def plain_warning(name: str) -> str:
+    return (
+        f"alpha-trio: warning: in mode plain the packets of {name} are neither "
+        "authenticated nor encrypted; both sides must ask for it"
+    )
+
+
+def mismatch(peer: Document) -> str:
+    """What an operator must know about a peer that shows a key not its own."""
+    return (
+        f"KEY MISMATCH: {peer['name']} shows the key {fingerprint(peer['offered_key'])}"
+        f", but the one {peer['key_source']} for it is {fingerprint(peer['key'])}: it "
+        "was given a new key, or somebody else answers in its place. Only if "
+        "'alpha-trio key show' there prints the same key, accept it by: "
+        f"alpha-trio peers set {peer['name']} --key {peer['offered_key']}"
+    )
+
+
+def knocking(host: Document) -> str:
+    """Who asks for a session without being a peer, and how to make it one."""
+    times = "once" if host["count"] == 1 else f"{host['count']} times"
+    command = f"alpha-trio peers add NAME {host['address']}"
+    if host.get("key") is None:
+        return f"Knocking: {host['address']}, {times}; to accept it: {command}"
+    return (
+        f"Knocking: {host['address']} with the key {host['fingerprint']}, {times}; if "
+        "'alpha-trio key show' there prints the same key, accept it by: "
+        f"{command} --key {host['key']}"
+    )
+
+
+def fingerprint(key: str) -> str:
+    """The same as proto.identity.fingerprint, whose import would cost too much."""
+    return sha256(b64decode(key)).hexdigest()[:8]
+
+
+def mix(rounds: Mapping[str, int]) -> str:
+    """The modes of all rounds by their share; empty if there was no round yet."""
+    total = sum(rounds.values()) or 1
+    shares = {mode: round(100 * count / total) for mode, count in rounds.items()}
+    return " ".join(f"{mode} {share}%" for mode, share in shares.items() if share)
 
 
 def event_line(event: Document) -> str:

@@ -14,6 +14,8 @@ from alpha_trio.config import PeerSettings, Settings
 from alpha_trio.control import ControlServer, EventHub
 from alpha_trio.errors import ConfigError, PeerError, UnknownPeer
 
+KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
 
 class MemoryNode:
     def __init__(self, socket: Path) -> None:
@@ -23,6 +25,7 @@ class MemoryNode:
         self.scope = trio.CancelScope()
         self.reloaded: dict[str, list[str]] | ConfigError = {}
         self.taken_over: list[str] = []
+        self.forgotten: list[str] = []
         self.established: dict[str, trio.Event] = {}
         self._peers: dict[str, tuple[PeerSettings, str]] = {}
         self.document = {
@@ -35,7 +38,7 @@ class MemoryNode:
                 "offloads": {"tun": ["tso4"], "udp": ["segment", "gro"]},
             },
             "port": 1234,
-            "key": None,
+            "key": KEY,
             "peers": [],
             "knocking": [],
             "relay": None,
@@ -49,7 +52,11 @@ class MemoryNode:
             await server.run(task_status=task_status)
 
     def status(self):
-        return self.document
+        """The document, with a plain entry for each peer that it does not tell of."""
+        entries = self.document["peers"]
+        told = {entry["name"] for entry in entries}
+        added = [peer for name, (peer, _) in self._peers.items() if name not in told]
+        return self.document | {"peers": [*entries, *map(status_of, added)]}
 
     def peers(self):
         return list(self._peers.values())
@@ -81,6 +88,9 @@ class MemoryNode:
                 f"no peer is called {name!r}: see 'alpha-trio peers list'"
             )
 
+    async def forget_pin(self, name):
+        self.forgotten.append(name)
+
     async def reload(self):
         if isinstance(self.reloaded, ConfigError):
             raise self.reloaded
@@ -105,9 +115,10 @@ def status_of(peer: PeerSettings, **values):
         "configured_endpoint": peer.endpoint,
         "state": "idle",
         "reason": None,
-        "mode": "plain",
-        "key": None,
-        "key_source": "none",
+        "mode": str(peer.mode),
+        "key": peer.key,
+        "key_source": "configured" if peer.key else "none",
+        "offered_key": None,
         "latest_handshake_seconds": None,
         "latest_receive_seconds": None,
         "rtt_ms": None,
@@ -117,6 +128,7 @@ def status_of(peer: PeerSettings, **values):
         "tx_bytes": 0,
         "rx_packets": 0,
         "rx_bytes": 0,
+        "queued": 0,
         "rounds": {"n": 0, "c": 0, "m": 0, "cm": 0},
         "associations": 0,
         "elements_left": 0,

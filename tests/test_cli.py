@@ -21,15 +21,18 @@ from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from alpha_trio import control
-from alpha_trio.config import Offload, PeerSettings
+from alpha_trio.config import Mode, Offload, PeerSettings
 from alpha_trio.errors import ConfigError
-from tests.memory_node import MemoryNode, status_of
+from alpha_trio.proto import identity
+from alpha_trio.state import PeerStore
+from tests.memory_node import KEY, MemoryNode, status_of
 
 PROGRAM = [
     *(sys.executable, "-W", "error", "-c"),
     "from alpha_trio_cli.main import main; main(prog_name='alpha-trio')",
 ]
 VM2 = PeerSettings("vm2", "192.168.10.61")
+NEW_KEY = identity.key_text(bytes(range(32, 64)))
 
 
 class Served:
@@ -104,7 +107,8 @@ def start(*args, **options):
 
 
 def test_add_and_list(node):
-    assert call("peers", "add", "vm2", "192.168.10.61") == "Peer vm2 added.\n"
+    output = call("peers", "add", "vm2", "192.168.10.61")
+    assert output == "Peer vm2 added. Its key will be pinned at the first contact.\n"
     assert node.peers() == [(VM2, "state")]
     header, line = call("peers", "list").splitlines()
     assert header.split()[:2] == ["NAME", "ENDPOINT"]
@@ -136,6 +140,45 @@ def test_add_again(node):
     assert node.peers() == [(VM2, "state")]
 
 
+def test_add_with_a_key(node):
+    output = call("peers", "add", "vm2", "192.168.10.61", "--key", KEY)
+    assert output == f"Peer vm2 added. It must have key {KEY}.\n"
+    ((peer, _),) = node.peers()
+    assert peer.key == KEY
+
+
+def test_set_the_key(node):
+    call("peers", "add", "vm2")
+    output = call("peers", "set", "vm2", "--key", KEY)
+    assert output == f"Peer vm2 changed. It must have key {KEY}.\n"
+    output = call("peers", "set", "vm2", "--key", "")
+    assert output == "Peer vm2 changed. Its key will be pinned at the next contact.\n"
+    assert node.peers() == [(PeerSettings("vm2"), "state")]
+    assert node.forgotten == ["vm2"]
+    assert call("peers", "set", "vm2", "--keepalive", "5") == "Peer vm2 changed.\n"
+
+
+@pytest.mark.parametrize("command", ["add", "set"])
+def test_plain_is_warned_of(node, command):
+    if command == "set":
+        call("peers", "add", "vm2")
+    arguments = ("peers", command, "vm2", "--mode", "plain")
+    result = CliRunner().invoke(alpha_trio_cli.main.main, arguments)
+    assert result.exit_code == 0
+    assert "vm2 are neither authenticated nor encrypted" in result.stderr
+    assert "both sides must ask for it" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert node.peers() == [(PeerSettings("vm2", mode=Mode.PLAIN), "state")]
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "n", "c", "m", "cm", "alpha"])
+def test_no_other_mode_is_warned_of(node, mode):
+    call("peers", "add", "vm2", "--mode", mode)
+    call("peers", "set", "vm2", "--mode", mode)
+    ((peer, _),) = node.peers()
+    assert peer.mode == mode.replace("alpha", "adaptive")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -146,6 +189,8 @@ def test_add_again(node):
         ["vm2", "192.168.10.61", "--allow", "10.1.2.3/16"],
         ["vm2", "192.168.10.61", "--only", "tcp/0"],
         ["vm2", "192.168.10.61", "--key", "short"],
+        ["vm2", "192.168.10.61", "--key", "A" * 43],
+        ["vm2", "192.168.10.61", "--mode", "secret"],
         ["vm2", "192.168.10.61", "--keepalive", "-1"],
         ["vm2", "192.168.10.61", "--keepalive", "nan"],
         ["vm2", "\udcff"],
@@ -184,9 +229,26 @@ def test_show(node):
     call("peers", "add", "vm2", "192.168.10.61")
     document = json.loads(call("peers", "show", "vm2", "--json"))
     expected = {"name": "vm2", "origin": "state", "endpoint": "192.168.10.61"}
-    assert document == {"schema": 1, **expected}
-    lines = call("peers", "show", "vm2").splitlines()
-    assert dict(line.split() for line in lines) == expected
+    assert document == {"schema": 1, **expected, "key": None, "key_source": "none"}
+    assert pairs(call("peers", "show", "vm2")) == {
+        **expected,
+        "key": "-",
+        "key source": "none",
+    }
+
+
+def pairs(page):
+    """What a page of names and values holds."""
+    lines = (line.rstrip().split("  ", 1) for line in page.splitlines())
+    return {name: value.strip() for name, value in lines}
+
+
+def test_show_tells_the_key_that_was_pinned(node):
+    call("peers", "add", "vm2")
+    node.document["peers"] = [status_of(VM2, key=KEY, key_source="pinned")]
+    shown = pairs(call("peers", "show", "vm2"))
+    assert (shown["key"], shown["key source"]) == (KEY, "pinned")
+    assert shown["fingerprint"] == words.fingerprint(KEY)
 
 
 def test_list_as_json(node):
@@ -247,26 +309,110 @@ def test_status_says_how_a_peer_is_reached(node, values, sentence):
 def test_status_of_everything_else(node):
     node.document |= {
         "peers": [status_of(VM2)],
-        "knocking": [{"address": "10.9.9.9", "fingerprint": None, "count": 2}],
         "drops": {"no-peer": 3, "never": 0},
         "health": ["TUN has no USO"],
     }
     page = call("status")
     assert "alpha-trio 0.1.0 on alpha0, UDP port 1234, up 12.3 s" in page
     assert "Offloads of udp: segment, gro" in page
-    accept = "10.9.9.9, 2 times; to accept it: alpha-trio peers add NAME 10.9.9.9"
-    assert accept in page
+    assert f"Key: {KEY} ({words.fingerprint(KEY)})\n" in page
     assert "Dropped: no-peer 3\n" in page
     assert "Health: TUN has no USO\n" in page
     assert "\x1b" not in page
 
 
+def test_status_of_knocking_hosts(node):
+    fingerprint = words.fingerprint(NEW_KEY)
+    known = {"address": "10.9.9.9", "fingerprint": fingerprint, "count": 2}
+    nameless = {"address": "fd00::9", "fingerprint": None, "count": 1}
+    node.document["knocking"] = [known | {"key": NEW_KEY}, nameless]
+    lines = [line for line in call("status").splitlines() if "Knocking" in line]
+    assert f"10.9.9.9 with the key {fingerprint}, 2 times; " in lines[0]
+    assert lines[0].endswith(f": alpha-trio peers add NAME 10.9.9.9 --key {NEW_KEY}")
+    assert lines[1] == (
+        "Knocking: fd00::9, once; to accept it: alpha-trio peers add NAME fd00::9"
+    )
+
+
 def test_status_of_one_peer(node):
-    node.document["peers"] = [status_of(VM2, drops={"queue-full": 7}), status_of(VM2)]
-    page = call("status", "vm2")
-    assert "queue-full 7" in page
-    assert "192.168.10.61/32" in page
+    node.document["peers"] = [
+        status_of(
+            VM2,
+            key=KEY,
+            key_source="pinned",
+            rounds={"n": 1, "c": 0, "m": 19, "cm": 0},
+            associations=8,
+            elements_left=12345,
+            queued=3,
+            rtt_ms=0.456,
+            drops={"queue-full": 7},
+        ),
+        status_of(VM2),
+    ]
+    page = pairs(call("status", "vm2"))
+    assert page["rounds"] == "n 5% m 95%"
+    assert page["associations"] == "8"
+    assert page["elements left"] == "12345"
+    assert page["waiting"] == "3 packets"
+    assert page["round trip"] == "0.46 ms"
+    assert page["key"] == KEY
+    assert page["key source"] == "pinned"
+    assert page["fingerprint"] == words.fingerprint(KEY)
+    assert page["dropped"] == "queue-full 7"
+    assert page["allowed"] == "192.168.10.61/32"
     assert json.loads(call("status", "vm2", "--json")) == node.document["peers"][0]
+
+
+def test_status_tells_the_mix_of_modes(node):
+    rounds = {"n": 50, "c": 0, "m": 947, "cm": 3}
+    node.document["peers"] = [
+        status_of(VM2, rounds=rounds),
+        status_of(PeerSettings("vm3", mode=Mode.CM)),
+    ]
+    header, vm2, vm3 = call("status").splitlines()[-3:]
+    column = header.index("MODE")
+    assert vm2[column:].startswith("n 5% m 95%  ")
+    assert vm3[column:].startswith("cm  ")
+
+
+def test_a_key_mismatch_is_loud(node):
+    node.document["peers"] = [
+        status_of(
+            VM2,
+            state="key-mismatch",
+            reason="refused 3 times",
+            key=KEY,
+            key_source="pinned",
+            offered_key=NEW_KEY,
+        )
+    ]
+    for page in (call("status"), call("status", "vm2")):
+        (line,) = [line for line in page.splitlines() if "KEY MISMATCH" in line]
+        assert f"vm2 shows the key {words.fingerprint(NEW_KEY)}" in line
+        assert f"the one pinned for it is {words.fingerprint(KEY)}" in line
+        assert line.endswith(f": alpha-trio peers set vm2 --key {NEW_KEY}")
+        assert "(refused 3 times)" in page
+
+
+def test_the_command_in_a_warning_can_be_copied_from_a_narrow_terminal(served):
+    mismatch = {"key": KEY, "key_source": "pinned", "offered_key": NEW_KEY}
+    served.node.document["peers"] = [status_of(VM2, state="key-mismatch", **mismatch)]
+    page = on_terminal("status", TERM="xterm-256color", COLUMNS="40")
+    assert f"alpha-trio peers set vm2 --key {NEW_KEY}".encode() in page
+    assert b"\x1b[1;31mKEY MISMATCH" in page
+
+
+def on_terminal(*arguments, **environment):
+    """What a command writes to a terminal."""
+    controller, terminal = pty.openpty()
+    environment = os.environ | environment
+    environment.pop("NO_COLOR", None)
+    process = start(*arguments, stdout=terminal, env=environment)
+    process.communicate(timeout=10)
+    os.close(terminal)
+    page = os.read(controller, 65536)
+    os.close(controller)
+    return page
 
 
 def test_watch_needs_a_terminal(node):
@@ -290,14 +436,7 @@ def test_watch_refreshes_in_place_and_ends_with_ctrl_c(served):
 
 def test_colour_on_a_terminal_only(served):
     served.node.document["peers"] = [status_of(VM2, state="unreachable")]
-    controller, terminal = pty.openpty()
-    environment = os.environ | {"TERM": "xterm-256color"}
-    environment.pop("NO_COLOR", None)
-    process = start("status", stdout=terminal, env=environment)
-    process.communicate(timeout=10)
-    os.close(terminal)
-    assert b"\x1b[31munreachable" in os.read(controller, 65536)
-    os.close(controller)
+    assert b"\x1b[31munreachable" in on_terminal("status", TERM="xterm-256color")
 
 
 # What happens
@@ -355,6 +494,10 @@ def test_metrics(node):
         latest_handshake_seconds=3.5,
         rtt_ms=0.5,
         tx_bytes=1000,
+        rounds={"n": 1, "c": 0, "m": 7, "cm": 0},
+        associations=4,
+        elements_left=2048,
+        queued=5,
         drops={"queue-full": 2},
     )
     relay = {"sessions": 1, "forwarded_packets": 2, "forwarded_bytes": 3, "drops": {}}
@@ -372,14 +515,43 @@ def test_metrics(node):
     assert isnan(samples["peer_round_trip_seconds", "vm2"])
     assert samples["peer_round_trip_seconds", "vm3"] == 0.0005
     assert samples["peer_transmitted_bytes_total", "vm3"] == 1000
+    assert samples["peer_rounds_total", "m", "vm3"] == 7
+    assert samples["peer_rounds_total", "m", "vm2"] == 0
+    assert samples["peer_associations", "vm3"] == 4
+    assert samples["peer_elements_left", "vm3"] == 2048
+    assert samples["peer_queued_packets", "vm3"] == 5
     assert samples["peer_dropped_packets_total", "vm3", "queue-full"] == 2
     assert samples["dropped_packets_total", "no-peer"] == 4
     assert samples["relay_forwarded_bytes_total",] == 3
 
 
-def test_key_show():
-    assert "this host has no key" in call("key", "show", code=1)
-    assert json.loads(call("key", "show", "--json")) == {"key": None}
+# The key of this host
+
+
+def test_key_show(node):
+    assert call("key", "show") == f"{KEY}\n"
+    assert json.loads(call("key", "show", "--json")) == {"key": KEY}
+
+
+def test_key_show_without_daemon(tmp_path, monkeypatch):
+    monkeypatch.setenv("ALPHA_TRIO_STATE", str(tmp_path / "state"))
+    place = ["--socket", str(tmp_path / "control.sock")]
+    text = call("key", "show", *place, code=3)
+    assert "no daemon answers" in text
+    assert "first start makes the key" in text
+    assert not (tmp_path / "state").exists()
+    with PeerStore(tmp_path / "state") as store:
+        key = identity.key_text(store.identity().public)
+    assert call("key", "show", *place) == f"{key}\n"
+    elsewhere = ["--state-dir", str(tmp_path / "elsewhere")]
+    call("key", "show", *place, *elsewhere, code=3)
+
+
+def test_key_show_of_a_damaged_file(tmp_path):
+    (tmp_path / "host.key").write_text("garbage")
+    (tmp_path / "host.key").chmod(0o600)
+    place = ["--socket", str(tmp_path / "control.sock"), "--state-dir", str(tmp_path)]
+    assert "host.key: damaged" in call("key", "show", *place, code=1)
 
 
 # Where the daemon is, and whether
@@ -409,6 +581,7 @@ def test_socket_before_and_after_the_command(served, monkeypatch):
         ["wait", "vm2"],
         ["monitor"],
         ["metrics"],
+        ["key", "show", "--state-dir", "/nowhere"],
         ["reload"],
         ["stop"],
     ],
@@ -576,6 +749,12 @@ def test_socket_of_a_killed_daemon_is_cleaned_up(tmp_path, monkeypatch):
 # Words
 
 
+def test_fingerprints_are_those_of_the_daemon():
+    for public in (bytes(32), bytes(range(32)), os.urandom(32)):
+        key = identity.key_text(public)
+        assert words.fingerprint(key) == identity.fingerprint(public)
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [
@@ -627,6 +806,7 @@ def test_status_as_json_loads_nothing_heavy(served):
         "pyroute2",
         "rich",
         "prometheus_client",
+        "cryptography",
         "alpha_trio.config",
     }
     assert not heavy & loaded

@@ -9,7 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 from alpha_trio.config import PeerSettings, parse_peer
 from alpha_trio.errors import ConfigError
 from alpha_trio.rpc import RemoteError
-from tests.memory_node import MemoryNode
+from tests.memory_node import KEY, MemoryNode, status_of
 from tests.test_control import Client
 
 
@@ -130,6 +130,22 @@ async def test_new_endpoint_does_not_inherit_the_old_port(client, node):
     assert only_peer(node) == parse_peer("vm2", new, "test")
 
 
+async def test_a_pin_goes_when_the_key_is_emptied_and_only_then(client, node):
+    await client.call("peers.add", name="vm2", settings={"key": KEY})
+    for settings in ({"keepalive": 25}, {"key": KEY}):
+        await client.call("peers.set", name="vm2", settings=settings)
+    assert node.forgotten == []
+    await client.call("peers.set", name="vm2", settings={"key": None})
+    assert only_peer(node).key is None
+    assert node.forgotten == ["vm2"]
+
+
+async def test_no_pin_goes_when_the_change_is_refused(client, node):
+    await client.call("peers.add", name="vm2")
+    await fails(client, "peers.set", name="vm2", settings={"key": None, "port": 0})
+    assert node.forgotten == []
+
+
 async def test_peer_that_is_not_there(client):
     for command in ("peers.set", "peers.remove", "peers.show", "wait"):
         error = await fails(client, command, name="vm9")
@@ -147,7 +163,16 @@ async def test_list_and_show(client):
     await client.call("peers.add", name="vm2", settings={"endpoint": "192.168.10.61"})
     expected = {"name": "vm2", "origin": "state", "endpoint": "192.168.10.61"}
     assert await client.call("peers.list") == [expected]
-    assert await client.call("peers.show", name="vm2") == expected
+    shown = await client.call("peers.show", name="vm2")
+    assert shown == expected | {"key": None, "key_source": "none"}
+
+
+async def test_show_tells_the_key_that_was_pinned(client, node):
+    await client.call("peers.add", name="vm2")
+    pinned = status_of(only_peer(node), key=KEY, key_source="pinned")
+    node.document["peers"] = [pinned]
+    shown = await client.call("peers.show", name="vm2")
+    assert (shown["key"], shown["key_source"]) == (KEY, "pinned")
 
 
 async def test_reload(client, node):

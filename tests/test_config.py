@@ -109,6 +109,7 @@ def test_everything_a_file_can_say(write):
                 allow=(ip_network("10.9.0.0/24"), ip_network("fd00::/64")),
                 only=(Selection(6, (80, 90)), Selection(17)),
                 keepalive=25.0,
+                mode=Mode.PLAIN,
             ),
             PeerSettings("vm.x"),
         ),
@@ -198,7 +199,11 @@ def test_a_folder_is_no_file(tmp_path):
             ":1: peers.vm.2: ",
             'quote a name with dots, as in [peers."vm.example"]',
         ),
-        ("[peers.a]\nmode = 'alpha'", ":2: peers.a.mode: ", "unauthenticated"),
+        (
+            "[peers.a]\nmode = 'z'",
+            ":2: peers.a.mode: ",
+            "adaptive or n or c or m or cm",
+        ),
         ("[peers.a]\nports = 5", ":2: peers.a.ports: ", "did you mean port?"),
         (
             "[peers.a]\nendpoint='h'\n[peers.b]\nendpoint='h'",
@@ -349,8 +354,10 @@ def test_without_endpoint_the_name_is_looked_up():
         ({"keepalive": float("inf")}, "inf is out of range"),
         ({"keepalive": "25"}, "'25' is not a number of seconds"),
         ({"keepalive": True}, "True is not a number of seconds"),
-        ({"mode": "alpha"}, "carries packets unauthenticated"),
-        ({"mode": "x"}, "'x' is not known; use alpha or plain"),
+        ({"key": "A" * 43 + "="}, "this key is all zeros"),
+        ({"mode": "x"}, "'x' is not known; use adaptive or n or c or m or cm or plain"),
+        ({"mode": "PLAIN"}, "'PLAIN' is not known"),
+        ({"mode": 0}, "mode: 0 is not a text"),
         ({"alow": []}, "alow: unknown key; did you mean allow?"),
     ],
 )
@@ -383,13 +390,19 @@ def test_a_key_is_taken_with_and_without_padding():
     assert parse_peer("a", {"key": KEY[:-1]}, "x").key == KEY
 
 
+def test_the_mode_is_adaptive_unless_another_is_named():
+    assert parse_peer("a", {}, "x").mode is Mode.ADAPTIVE
+    assert parse_peer("a", {"mode": "alpha"}, "x").mode is Mode.ADAPTIVE
+    assert parse_peer("a", {"mode": "cm"}, "x").mode is Mode.CM
+
+
 def test_the_order_of_prefixes_and_selections_does_not_matter():
     one = {"allow": ["fd00::/8", "10.0.0.0/8"], "only": ["udp/53", "udp", "icmp"]}
     other = {key: values[::-1] for key, values in one.items()}
     assert parse_peer("a", one, "x") == parse_peer("a", other, "x")
 
 
-def test_values_of_a_plain_peer_are_few():
+def test_values_of_a_simple_peer_are_few():
     peer = parse_peer("a", {"endpoint": "h:1234", "keepalive": 0}, "x")
     assert peer_values(peer) == {"endpoint": "h"}
 
@@ -416,7 +429,7 @@ PEERS = st.builds(
         )
     ).map(lambda found: tuple(sorted(found, key=config._selection_order))),
     keepalive=st.just(0.0) | st.floats(1, 65535),
-    mode=st.just(Mode.PLAIN),
+    mode=st.sampled_from(Mode),
 )
 
 

@@ -15,6 +15,7 @@ from alpha_trio.config import PeerSettings, parse_peer
 from alpha_trio.errors import StartError, StateError
 from alpha_trio.state import PeerStore
 
+KEY = bytes(range(32))
 VM2 = PeerSettings("vm2", endpoint="192.168.10.61")
 VM3 = parse_peer(
     "vm3",
@@ -107,6 +108,71 @@ def test_threads_save_one_after_the_other(store, tmp_path):
     assert names(tmp_path / "state") == ["peers.json"]
 
 
+# Pinned keys
+
+
+def test_nothing_pinned_yet(store):
+    assert store.pins() == {}
+
+
+def test_pins_outlive_the_store_and_leave_the_peers_alone(tmp_path):
+    with PeerStore(tmp_path) as store:
+        store.save([VM2])
+        store.save_pins({"vm2": KEY, "vm.x": KEY[::-1]})
+    with PeerStore(tmp_path) as store:
+        assert store.pins() == {"vm2": KEY, "vm.x": KEY[::-1]}
+        assert store.load() == [VM2]
+        store.save_pins({})
+        assert store.pins() == {}
+    assert names(tmp_path) == ["peers.json", "pins.json"]
+
+
+def test_pins_can_be_read_by_people_but_by_the_owner_only(store, tmp_path):
+    store.save_pins({"vm2": KEY})
+    path = tmp_path / "state/pins.json"
+    assert path.read_text() == (
+        '{\n  "schema": 1,\n  "pins": {\n'
+        '    "vm2": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="\n  }\n}\n'
+    )
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "Expecting value: line 1 column 1"),
+        (b"{}", "no schema number"),
+        (b'{"schema": 1}', "no table of pins"),
+        (b'{"schema": 1, "pins": []}', "no table of pins"),
+        (b'{"schema": 1, "pins": {"a b": ""}}', "'a b' is no peer name"),
+        (b'{"schema": 1, "pins": {"vm2": 5}}', "pin of 'vm2': 5 is not a text"),
+        (b'{"schema": 1, "pins": {"vm2": "AA"}}', "pin of 'vm2': this is no key"),
+        (b'{"schema": 2}', "has schema 2, this version knows 1: a newer one wrote it"),
+    ],
+)
+def test_damaged_pins_are_reported_and_kept(tmp_path, content, said):
+    """An unreadable pin must not turn into trust of whoever comes first."""
+    path = tmp_path / "pins.json"
+    path.write_bytes(content)
+    with PeerStore(tmp_path) as store:
+        for attempt in (store.pins, lambda: store.save_pins({"vm2": KEY})):
+            text = refusal(StateError, attempt)
+            assert text.startswith(f"{path}: ")
+            assert said in text
+            assert "move " in text
+        store.save([VM2])  # the other file is none of its business
+    assert path.read_bytes() == content
+
+
+def test_a_full_disk_loses_no_pin(small_disk):
+    with PeerStore(small_disk) as store:
+        store.save_pins({"vm2": KEY})
+        fill(small_disk)
+        text = refusal(StateError, store.save_pins, {"vm2": KEY, "vm3": KEY})
+        assert text.startswith(f"{small_disk}/pins.json: cannot be saved: ")
+        assert store.pins() == {"vm2": KEY}
+
+
 # The directory
 
 
@@ -150,7 +216,7 @@ def test_a_full_disk_loses_nothing(small_disk):
         store.save([VM2])
         fill(small_disk)
         text = refusal(StateError, store.save, [VM2, VM3])
-        assert text.startswith(f"{small_disk}/peers.json: peers cannot be saved: ")
+        assert text.startswith(f"{small_disk}/peers.json: cannot be saved: ")
         assert os.strerror(errno.ENOSPC) in text
         assert "free some space" in text
         assert names(small_disk) == ["ballast", "peers.json"]
@@ -160,11 +226,22 @@ def test_a_full_disk_loses_nothing(small_disk):
         assert store.load() == [VM2, VM3]
 
 
+def test_a_full_disk_at_the_first_start_makes_no_key(small_disk):
+    """A key that is not saved would be another one after the next start."""
+    fill(small_disk)
+    with PeerStore(small_disk) as store:
+        text = refusal(StateError, store.identity)
+        assert "No space left on device; free some space there" in text
+        assert names(small_disk) == ["ballast"]
+
+
 def test_a_read_only_disk_loses_nothing(small_disk):
     with PeerStore(small_disk) as store:
+        public = store.identity().public
         store.save([VM2])
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with PeerStore(small_disk) as store:
+        assert store.identity().public == public
         assert store.load() == [VM2]
         text = refusal(StateError, store.save, [])
         assert "Read-only file system; mount it writable" in text
@@ -235,7 +312,7 @@ def test_killed_between_writing_and_renaming(tmp_path):
     with PeerStore(tmp_path) as store:
         store.save([VM2])
     assert run_python(DIE_BEFORE_RENAME, tmp_path).returncode == -signal.SIGKILL
-    assert names(tmp_path) == [".peers.json.new", "peers.json"]
+    assert names(tmp_path) == [".new", "peers.json"]
     with PeerStore(tmp_path) as store:
         assert store.load() == [VM2]
         assert names(tmp_path) == ["peers.json"]

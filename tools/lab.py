@@ -27,6 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NoReturn, Self, TypeVar
@@ -35,6 +36,7 @@ from attrs import define, field
 
 from alpha_trio import rpc
 from alpha_trio.errors import AlphaTrioError
+from tools import delay
 
 T = TypeVar("T")
 
@@ -44,6 +46,9 @@ PROGRAM = Path(sys.executable).with_name("alpha-trio")
 
 _LAB_NAME = re.compile(r"(at-(\d+|keep)-[0-9a-f]{6})(-\w+)?")
 _CLONE_NEWNET = 0x40000000
+# Bytes: least, at first, at most.  The kernel's own limits of some MiB, not the path,
+# would decide how fast TCP is over a link with a delay.
+_LONG_PATH_WINDOWS = "4096 131072 67108864"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -126,11 +131,12 @@ class Host:
         stderr: int | IO[Any] | None = subprocess.DEVNULL,
         env: Mapping[str, str] | None = None,
         detached: bool = False,
+        pass_fds: Sequence[int] = (),
     ) -> subprocess.Popen[str]:
         """Start a command here; its pid is the command's own.
 
         It is killed with the host at the latest.  ``detached``: a signal to the
-        caller's terminal does not reach it.
+        caller's terminal does not reach it.  ``pass_fds``: open files it inherits.
         """
         process = subprocess.Popen(
             self.inside(*command),
@@ -140,6 +146,7 @@ class Host:
             env={**os.environ, **(env or {})},
             text=True,
             start_new_session=detached,
+            pass_fds=pass_fds,
         )
         self._processes.append(process)
         return process
@@ -298,58 +305,93 @@ class Lab:
         _ip("-n", host.namespace, "link", "set", "lo", "up")
         return host
 
-    def connect(self, left: Host, right: Host, *, mtu: int = 1500) -> tuple[str, str]:
-        """Join two hosts by a link without addresses; return the names of its ends."""
+    def connect(
+        self, left: Host, right: Host, *, mtu: int = 1500, delay_ms: float = 0
+    ) -> tuple[str, str]:
+        """Join two hosts by a link without addresses; return the names of its ends.
+
+        ``delay_ms``: how long a packet takes in either direction.
+        """
         ends = left, right
         ports = f"eth{len(left.ports)}", f"eth{len(right.ports)}"
-        sides = [
-            ("name", port, "mtu", str(mtu), "netns", host.namespace)
-            for host, port in zip(ends, ports, strict=True)
-        ]
-        _ip("link", "add", *sides[0], "type", "veth", "peer", *sides[1])
+        if delay_ms:
+            _join_slowly(ends, ports, delay_ms)
+        else:
+            _join(ends, ports)
         for host, port in zip(ends, ports, strict=True):
             host.ports.append(port)
-            _ip("-n", host.namespace, "link", "set", port, "up")
+            _ip("-n", host.namespace, "link", "set", port, "mtu", str(mtu), "up")
         return ports
 
-    def lan(self, count: int = 2, *, mtu: int = 1500) -> list[Host]:
+    def lan(
+        self, count: int = 2, *, mtu: int = 1500, delay_ms: float = 0
+    ) -> list[Host]:
         """Add vm1, vm2 ... on one Ethernet: 192.168.10.60 and fd00:10::60 onwards.
 
-        Two hosts have one link between them, more have a switch.
+        Two hosts have one link between them, more have a switch.  ``delay_ms``: how
+        long a packet takes from any host to any other.
         """
         hosts = [self.host(f"vm{number}") for number in range(1, count + 1)]
         if count == 2:
-            self.connect(*hosts, mtu=mtu)
+            self.connect(*hosts, mtu=mtu, delay_ms=delay_ms)
         else:
-            self._plug_into_switch(hosts, mtu)
+            self._plug_into_switch(hosts, mtu, delay_ms / 2)
         for number, host in enumerate(hosts):
             _assign(host, "eth0", 10, 60 + number)
         return hosts
 
-    def chain(self, routers: int = 1, *, mtu: int = 1500) -> list[Host]:
+    def chain(
+        self, routers: int = 1, *, mtu: int = 1500, delay_ms: float = 0
+    ) -> list[Host]:
         """Add vm1 - r1 - r2 ... - vm2, each link a network, routers forwarding.
 
         vm1 is 192.168.10.60 and vm2 has 61 in the last network, 192.168.(10+n).0;
-        on the links between, the left end has 1 and the right end 2.
+        on the links between, the left end has 1 and the right end 2.  ``delay_ms``:
+        how long a packet takes over each link.
         """
         names = ["vm1", *(f"r{number}" for number in range(1, routers + 1)), "vm2"]
         hosts = [self.host(name) for name in names]
         last = len(hosts) - 1
         for number in range(last):
             left, right = hosts[number : number + 2]
-            ports = self.connect(left, right, mtu=mtu)
+            ports = self.connect(left, right, mtu=mtu, delay_ms=delay_ms)
             _assign(left, ports[0], 10 + number, 60 if number == 0 else 1)
             _assign(right, ports[1], 10 + number, 61 if number + 1 == last else 2)
         _route_chain(hosts)
         return hosts
 
-    def _plug_into_switch(self, hosts: Sequence[Host], mtu: int) -> None:
+    def _plug_into_switch(
+        self, hosts: Sequence[Host], mtu: int, delay_ms: float
+    ) -> None:
         switch = self.host("switch")
         _ip("-n", switch.namespace, "link", "add", "br0", "type", "bridge")
         _ip("-n", switch.namespace, "link", "set", "br0", "up")
         for host in hosts:
-            _, port = self.connect(host, switch, mtu=mtu)
+            _, port = self.connect(host, switch, mtu=mtu, delay_ms=delay_ms)
             _ip("-n", switch.namespace, "link", "set", port, "master", "br0")
+
+
+def _join(ends: Sequence[Host], ports: Sequence[str]) -> None:
+    sides = [
+        ("name", port, "netns", host.namespace)
+        for host, port in zip(ends, ports, strict=True)
+    ]
+    _ip("link", "add", *sides[0], "type", "veth", "peer", *sides[1])
+
+
+def _join_slowly(ends: Sequence[Host], ports: Sequence[str], delay_ms: float) -> None:
+    """Make a TAP device on each host, and start what carries frames between them."""
+    taps: list[int] = []
+    try:
+        for host, port in zip(ends, ports, strict=True):
+            taps.append(host.call(partial(delay.open_tap, port)))
+            for setting in ("tcp_rmem", "tcp_wmem"):
+                host.sysctl(f"net.ipv4.{setting}", _LONG_PATH_WINDOWS)
+        program = (sys.executable, delay.__file__, *map(str, taps), str(delay_ms))
+        ends[0].popen(*program, detached=True, pass_fds=taps)
+    finally:
+        for tap in taps:
+            os.close(tap)
 
 
 def _assign(host: Host, port: str, network: int, number: int) -> None:

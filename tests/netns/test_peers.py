@@ -310,6 +310,22 @@ def test_a_peer_of_the_config_file_is_changed_there_only(pair):
         assert peer(one, "vm2")["endpoint"] == "192.168.10.61:1234"
 
 
+def test_the_config_file_hides_a_peer_added_by_command_but_loses_it_not(pair):
+    with Daemon(pair[0]) as one:
+        one.cli("peers", "add", "vm2", "192.168.10.61")
+        one.config_file.write_text('[peers.vm2]\nendpoint = "192.168.10.77"\n')
+        one.cli("reload")
+        assert peer(one, "vm2")["configured_endpoint"] == "192.168.10.77"
+        one.cli("peers", "add", "vm3", "192.168.10.62")  # saves the hidden one, too
+        assert one.stop() == 0
+        one.start()
+        assert peer(one, "vm2")["configured_endpoint"] == "192.168.10.77"
+        one.config_file.write_text("")
+        one.cli("reload")
+        assert peer(one, "vm2")["configured_endpoint"] == "192.168.10.61"
+        assert sorted(names(one)) == ["vm2", "vm3"]
+
+
 def test_own_address_in_a_reloaded_file_is_refused(pair):
     with Daemon(pair[0]) as one:
         one.config_file.write_text('[peers.me]\nendpoint = "192.168.10.60"\n')

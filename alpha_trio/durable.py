@@ -1,0 +1,154 @@
+"""The state directory: small files that neither a crash nor a full disk loses.
+
+Saving writes a new file beside the old one and renames it, so that at every moment
+one complete file is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from alpha_trio.errors import StartError, StateError
+
+_NEW_FILE = ".new"
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space or raise the quota there",
+    errno.EROFS: "mount it writable or choose another place by --state-dir",
+    errno.EACCES: "give the daemon the right to write there",
+    errno.EPERM: "give the daemon the right to write there",
+}
+_OTHER_REMEDY = "mend that or choose another place by --state-dir"
+
+
+class StateDirectory:
+    """The directory where one daemon keeps what has to outlive it.
+
+    It is locked as long as this is open: a second daemon would overwrite what this
+    one saved.  The kernel drops the lock of a dead process.
+
+    Args:
+      path: created with mode 0700 if absent; the modes of an existing directory are
+        left alone.
+
+    Raises:
+      StartError: the directory cannot be used, or another daemon uses it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._saving = threading.Lock()  # two savers would share one temporary file
+        self._fd = _open(path)
+        try:
+            _lock(self._fd, path)
+        except BaseException:
+            self.close()
+            raise
+        # What a daemon killed while saving left behind; only ours, thanks to the lock.
+        self._remove_new_file()
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None if there is none.  Raises StateError."""
+        try:
+            with open(os.open(name, os.O_RDONLY, dir_fd=self._fd), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StateError(
+                f"{self.path / name}: cannot be read: {error.strerror}; "
+                f"{_remedy(error)}"
+            ) from None
+
+    def create(self, name: str, content: bytes) -> None:
+        """As `replace`, but what is there already, even a dangling link, stays."""
+        self._save(name, content, os.link)
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Save a file of mode 0600; on return it survives a loss of power.
+
+        Takes some milliseconds, for the disk: call it in a worker thread.  Calls from
+        several threads follow one another; keeping them in the right order is up to
+        the caller.
+
+        Raises:
+          StateError: nothing was saved, what was saved before is still there.
+        """
+        self._save(name, content, os.rename)
+
+    def close(self) -> None:
+        """Give the directory free for another daemon; may be called twice."""
+        fd, self._fd = self._fd, -1
+        if fd != -1:
+            os.close(fd)
+
+    def _save(self, name: str, content: bytes, put: Callable[..., None]) -> None:
+        with self._saving:
+            try:
+                _write(_NEW_FILE, content, self._fd)
+                put(_NEW_FILE, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+                os.fsync(self._fd)  # the new name itself
+            except OSError as error:
+                raise StateError(
+                    f"{self.path / name}: cannot be saved: {error.strerror}; "
+                    f"{_remedy(error)} (what was saved before is still there)"
+                ) from None
+            finally:
+                self._remove_new_file()
+
+    def _remove_new_file(self) -> None:
+        with suppress(OSError):
+            os.unlink(_NEW_FILE, dir_fd=self._fd)
+
+
+def _open(path: Path) -> int:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise StartError(
+            f"state directory {path} cannot be used: {error.strerror}; {_remedy(error)}"
+        ) from None
+    if os.fstat(fd).st_mode & stat.S_IWOTH:
+        os.close(fd)
+        raise StartError(
+            f"state directory {path} can be written by everybody, who could then add "
+            "peers; remove that right or choose another place by --state-dir"
+        )
+    return fd
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartError(
+            f"state directory {path} is in use by another daemon; "
+            "stop that one or choose another place by --state-dir"
+        ) from None
+    except OSError as error:  # some network file systems have no locks
+        raise StartError(
+            f"state directory {path} cannot be locked: {error.strerror}; "
+            "choose one on a local disk by --state-dir"
+        ) from None
+
+
+def _write(name: str, content: bytes, dir_fd: int) -> None:
+    """A new file with this content, on the disk when this returns."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with open(os.open(name, flags, 0o600, dir_fd=dir_fd), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remedy(error: OSError) -> str:
+    return _REMEDIES.get(error.errno or 0, _OTHER_REMEDY)
