@@ -8,7 +8,8 @@ from pathlib import Path
 
 from alpha_trio.durable import StateDirectory
 from alpha_trio.errors import StartError
-from alpha_trio.proto.identity import KEY_SIZE, Identity
+from alpha_trio.proto.identity import Identity
+from alpha_trio.proto.wire import KEY_SIZE
 
 KEY_FILE = "host.key"
 
