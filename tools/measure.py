@@ -1,9 +1,4 @@
-"""Measurements between two hosts: each returns figures by name, bounded in time.
-
-iperf3 sends and receives.  Two idle cores let it pass 240,000 UDP packets/s between
-two namespaces, which the benchmark shows as its plain link: far above a tunnel in
-user space, so what is measured there is the tunnel and not iperf3.
-"""
+"""Measurements between two hosts: each returns figures by name, bounded in time."""
 
 from __future__ import annotations
 
@@ -16,6 +11,7 @@ import socket
 import statistics
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,13 +20,17 @@ from typing import Any
 
 from attrs import frozen
 
+from tools import packets
 from tools.lab import Host, LabError, wait_until
 
 Figures = dict[str, float]
 
 MAX_LOSS = 0.01  # share of UDP packets that may be lost at the highest rate
-_SEARCH_STEPS = 7  # a rate is found to 1/128 of what the sender can do
+_PRECISION = 1.04  # of the rate found: the failing one is at most so many times it
+_MAX_STEPS = 8  # of the search, each with one or two probes
 _PROBE_SECONDS = 1
+_ANSWER_TIMEOUT = 10  # seconds; a connection through an overloaded tunnel may take some
+_GRACE = 0.02  # seconds beyond the idle round trip that a UDP packet may be late
 _PING_INTERVAL = 0.005  # seconds
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _IPERF_PORT = 5201
@@ -52,10 +52,23 @@ class Delivery:
 @contextmanager
 def iperf_server(host: Host) -> Iterator[None]:
     """Let iperf3 answer on ``host`` within the block."""
-    server = host.popen("iperf3", "--server")
-    listening = ("ss", "-Hltn", "sport", "=", f":{_IPERF_PORT}")
-    wait_until(lambda: host.run(*listening).stdout, f"{host.name}: iperf3 listening")
+    with _server(host, _IPERF_PORT, "iperf3", "--server"):
+        yield
+
+
+@contextmanager
+def packet_counter(host: Host) -> Iterator[None]:
+    """Let UDP packets be counted on ``host`` within the block."""
+    with _server(host, packets.PORT, sys.executable, packets.__file__):
+        yield
+
+
+@contextmanager
+def _server(host: Host, port: int, *command: str) -> Iterator[None]:
+    server = host.popen(*command)
+    listening = ("ss", "-Hltn", "sport", "=", f":{port}")
     try:
+        wait_until(lambda: host.run(*listening).stdout, f"{host.name}: port {port}")
         yield
     finally:
         server.terminate()
@@ -95,38 +108,74 @@ def tcp(
     return figures
 
 
-def udp(host: Host, address: str, size: int) -> Figures:
-    """Return the highest rate of ``size``-byte payloads lost to less than 1 %."""
+def udp(host: Host, address: str, size: int, round_trip: float = 0) -> Figures:
+    """Return the highest rate of ``size``-byte payloads lost to less than 1 %.
+
+    ``round_trip``: of the idle path, in seconds.
+    """
 
     def probe(rate: float) -> Delivery:
-        bits = round(rate * size * 8)
-        arguments = ("--udp", "--length", str(size), "--bitrate", str(bits))
-        end = iperf(host, address, _PROBE_SECONDS, *arguments)["sum"]
-        arrived = end["packets"] - end["lost_packets"]
-        return Delivery(end["packets"] / end["seconds"], arrived / end["seconds"])
+        return deliver(host, address, size, rate, grace=round_trip + _GRACE)
 
     return {f"udp_{size}_pps": highest_rate(probe)}
+
+
+def deliver(
+    host: Host,
+    address: str,
+    size: int,
+    rate: float,
+    *,
+    seconds: float = _PROBE_SECONDS,
+    grace: float = _GRACE,
+) -> Delivery:
+    """Send UDP packets, see ``packets.send``; LabError when there is no answer."""
+    stream = host.socket(kind=socket.SOCK_STREAM)
+    with stream as control, host.socket() as data:
+        # Not on data: that would cost a poll(2) per packet.
+        control.settimeout(_ANSWER_TIMEOUT)
+        try:
+            for end in (control, data):
+                end.connect((address, packets.PORT))
+            sent, received = packets.send(data, control, size, rate, seconds, grace)
+        except OSError as error:
+            raise LabError(
+                f"UDP packets from {host.name} to {address}: {error}"
+            ) from error
+    return Delivery(sent / seconds, received / seconds)
 
 
 def highest_rate(probe: Callable[[float], Delivery]) -> float:
     """Return the most packets/s received at a sending rate that loses under MAX_LOSS.
 
-    ``probe(rate)`` sends at a rate in packets/s, 0 meaning as fast as it can.
+    ``probe(rate)`` sends at a rate in packets/s, 0 meaning as fast as it can.  A rate
+    that passes is proof of what the path can carry; one that fails may have met a busy
+    moment of the machine, so it is tried once more.
     """
-    flood = probe(0)
-    if flood.loss < MAX_LOSS:
-        return flood.received
-    passing, failing, best = 0.0, flood.sent, 0.0
-    for _ in range(_SEARCH_STEPS):
-        rate = (passing + failing) / 2
-        delivery = probe(rate)
-        if delivery.loss >= MAX_LOSS:
-            delivery = probe(rate)  # an unlucky moment must not halve the result
-        if delivery.loss < MAX_LOSS:
-            passing, best = rate, max(best, delivery.received)
+    last = probe(0)
+    if last.loss < MAX_LOSS:
+        return last.received
+    passing, failing, best = 0.0, last.sent, 0.0
+    for _ in range(_MAX_STEPS):
+        if failing < passing * _PRECISION:
+            break
+        rate = math.sqrt(passing * failing) or _first_guess(last, failing)
+        last = probe(rate)
+        if last.loss >= MAX_LOSS:
+            last = probe(rate)
+        if last.loss < MAX_LOSS:
+            passing, best = rate, max(best, last.received)
         else:
             failing = rate
     return best
+
+
+def _first_guess(overload: Delivery, rate: float) -> float:
+    """Return a rate likely to pass, after an overload at ``rate``.
+
+    Mostly the path can carry about what got through, but some break down in overload.
+    """
+    return max(0.95 * overload.received, rate / 4)
 
 
 def ping(host: Host, address: str, seconds: float, load: str) -> Figures:

@@ -47,3 +47,30 @@ def test_first_reply_is_seen_although_requests_are_lost(pair):
     vm2.lose(1)
     with pytest.raises(LabError, match="no echo reply"):
         measure.time_to_first_reply(vm1, vm2.address, timeout=0.5)
+
+
+def test_udp_packets_are_counted_where_they_arrive(pair):
+    vm1, vm2 = pair
+    with measure.packet_counter(vm2):
+        delivery = measure.deliver(vm1, vm2.address, 64, 1000, seconds=0.1)
+        assert 0 < delivery.received <= delivery.sent <= 1000
+        vm2.lose(1, "udp dport 5300")
+        delivery = measure.deliver(vm1, vm2.address, 64, 1000, seconds=0.1)
+        assert delivery.loss == 1
+
+
+def test_udp_packets_that_come_late_do_not_count(lab):
+    vm1, vm2 = lab.lan(2, delay_ms=100)
+    with measure.packet_counter(vm2):
+        for grace, is_counted in ((0.01, False), (1, True)):
+            delivery = measure.deliver(
+                vm1, vm2.address, 64, 1000, seconds=0.05, grace=grace
+            )
+            assert delivery.sent > 0
+            assert (delivery.received > 0) is is_counted
+
+
+def test_without_a_packet_counter_there_is_no_rate(pair):
+    vm1, vm2 = pair
+    with pytest.raises(LabError, match=r"from vm1 to 192\.168\.10\.61: .*refused"):
+        measure.deliver(vm1, vm2.address, 64, 1000)
