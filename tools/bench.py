@@ -13,18 +13,22 @@ import re
 import statistics
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 from rich.console import Console
 from rich.table import Table
 
+from alpha_trio import values
+from alpha_trio.errors import ConfigError
 from tools import measure
-from tools.contenders import AlphaTrio, Contender, PlainLink
+from tools.contenders import AlphaTrio, Contender, PlainLink, Session
 from tools.lab import Host, Lab, run_tool
 from tools.measure import Figures
+from tools.others import OTHERS, OtherTunnel
 
 UDP_SIZES = (64, 1200)  # bytes of payload
 
@@ -48,10 +52,10 @@ ROWS = (
     Row("ping_idle_p99_ms", "ping, idle, p99", "ms", 3),
     Row("ping_loaded_median_ms", "ping, loaded", "ms", 3),
     Row("ping_loaded_p99_ms", "ping, loaded, p99", "ms", 3),
-    Row("cpu_sender_s_per_gb_1", "CPU of sender, 1 stream", "s/GB"),
-    Row("cpu_receiver_s_per_gb_1", "CPU of receiver, 1 stream", "s/GB"),
-    Row("cpu_sender_s_per_gb_4", "CPU of sender, 4 streams", "s/GB"),
-    Row("cpu_receiver_s_per_gb_4", "CPU of receiver, 4 streams", "s/GB"),
+    Row("cpu_sender_s_per_gb_1", "CPU of sender, 1 TCP", "s/GB"),
+    Row("cpu_receiver_s_per_gb_1", "CPU of receiver, 1 TCP", "s/GB"),
+    Row("cpu_sender_s_per_gb_4", "CPU of sender, 4 TCP", "s/GB"),
+    Row("cpu_receiver_s_per_gb_4", "CPU of receiver, 4 TCP", "s/GB"),
     Row("rss_idle_mb", "memory, idle", "MB", 1),
     Row("rss_loaded_mb", "memory, loaded", "MB", 1),
     Row("start_s", "start", "s"),
@@ -68,36 +72,68 @@ class Run:
     figures: Figures
 
 
+@frozen
+class Comparison:
+    """Two contenders, of whose figures the quotient is of interest."""
+
+    contender: str
+    base: str
+
+    def __str__(self) -> str:
+        """Name it as in the table and in the JSON."""
+        return f"{self.contender} : {self.base}"
+
+
+@frozen
+class Column:
+    """A column of the table."""
+
+    head: str
+    figures: Figures
+    is_ratio: bool = False
+
+
 def measure_contender(
     contender: Contender, vm1: Host, vm2: Host, seconds: float
 ) -> Run:
     """Set a contender up and take all figures of it."""
-    with contender.session(vm1, vm2) as session, measure.iperf_server(vm2):
-        address = session.address
-        figures = {
-            **session.figures,
-            **measure.ping(vm1, address, min(seconds, 2), "idle"),
-            **measure.tcp(vm1, address, seconds, 1, session.pids),
-            **measure.tcp(vm1, address, seconds, 4, session.pids),
-            **measure.loaded_ping(vm1, address, seconds),
-        }
-        for size in UDP_SIZES:
-            figures |= measure.udp(vm1, address, size)
-        if session.pids:
-            figures["rss_loaded_mb"] = measure.resident_mb(session.pids)
-    return Run(contender.name, figures)
+    with (
+        contender.session(vm1, vm2) as session,
+        measure.iperf_server(vm2),
+        measure.packet_counter(vm2),
+    ):
+        return Run(contender.name, measure_session(session, vm1, seconds))
+
+
+def measure_session(session: Session, vm1: Host, seconds: float) -> Figures:
+    """Take all figures of a contender that is at work, and add those it has taken."""
+    address, pids = session.address, session.pids
+    figures = {
+        **session.figures,
+        **measure.ping(vm1, address, min(seconds, 2), "idle"),
+        **measure.tcp(vm1, address, seconds, 1, pids),
+        **measure.tcp(vm1, address, seconds, 4, pids),
+        **measure.loaded_ping(vm1, address, seconds),
+    }
+    round_trip = figures["ping_idle_median_ms"] / 1e3
+    for size in UDP_SIZES:
+        figures |= measure.udp(vm1, address, size, round_trip)
+    if pids:
+        figures["rss_loaded_mb"] = measure.resident_mb(pids)
+    return figures
 
 
 def measure_all(
     contenders: Sequence[Contender],
     repeat: int,
     seconds: float,
+    delay_ms: float,
     tell: Callable[[str], None],
 ) -> list[Run]:
     """Measure them in turn, ``repeat`` times over, so that noise hits all alike."""
     runs = []
     with Lab() as lab:
-        vm1, vm2 = lab.lan(2)
+        vm1, vm2 = lab.lan(2, delay_ms=delay_ms)
         for number in range(1, repeat + 1):
             for contender in contenders:
                 tell(f"round {number} of {repeat}: {contender.name}")
@@ -117,51 +153,65 @@ def medians(runs: Iterable[Run]) -> dict[str, Figures]:
     }
 
 
-def ratios(figures: Mapping[str, Figures]) -> dict[str, Figures]:
-    """Return every contender's figures divided by those of the first."""
-    first, *others = figures
-    base = figures[first]
+def ratio(figures: Figures, base: Figures) -> Figures:
+    """Divide the figures by those of the base, where both have them."""
+    return {key: value / base[key] for key, value in figures.items() if base.get(key)}
+
+
+def ratios(
+    figures: Mapping[str, Figures], comparisons: Iterable[Comparison]
+) -> dict[str, Figures]:
+    """Return the quotients of what is to be compared."""
     return {
-        name: {
-            key: value / base[key]
-            for key, value in figures[name].items()
-            if base.get(key)
-        }
-        for name in others
+        str(pair): ratio(figures[pair.contender], figures[pair.base])
+        for pair in comparisons
     }
 
 
-def table(figures: Mapping[str, Figures]) -> Table:
-    """Lay out the medians, with a ratio beside every contender but the first."""
-    compared = ratios(figures)
+def table(columns: Sequence[Column]) -> Table:
+    """Lay out those rows of which any column has a figure."""
+    has_unit = not all(column.is_ratio for column in columns)
     result = Table(box=None, pad_edge=False)
-    result.add_column("")
-    result.add_column("unit")
-    for name in figures:
-        result.add_column(name, justify="right")
-        if name in compared:
-            result.add_column("ratio", justify="right")
+    result.add_column("", no_wrap=True)
+    if has_unit:
+        result.add_column("unit", no_wrap=True)
+    for column in columns:
+        # A ratio's head in two lines, or four of them would not fit.
+        head = column.head.replace(" : ", " :\n")
+        result.add_column(head, justify="right", no_wrap=True)
     for row in ROWS:
-        if any(row.figure in values for values in figures.values()):
-            result.add_row(row.title, row.unit, *_cells(row, figures, compared))
+        cells = [_cell(row, column) for column in columns]
+        if any(cells):
+            result.add_row(row.title, *[row.unit] * has_unit, *cells)
     return result
 
 
-def _cells(
-    row: Row, figures: Mapping[str, Figures], compared: Mapping[str, Figures]
-) -> list[str]:
-    cells = []
-    for name, values in figures.items():
-        value = values.get(row.figure)
-        cells.append("-" if value is None else f"{value:,.{row.digits}f}")
-        if name in compared:
-            ratio = compared[name].get(row.figure)
-            cells.append("" if ratio is None else f"{ratio:.2f}")
-    return cells
+def _cell(row: Row, column: Column) -> str:
+    value = column.figures.get(row.figure)
+    if value is None:
+        return ""
+    return f"{value:,.{2 if column.is_ratio else row.digits}f}"
 
 
-def machine() -> dict[str, Any]:
-    """Return what a reader must know to compare figures with others."""
+def tables(
+    figures: Mapping[str, Figures], compared: Mapping[str, Figures], others: int
+) -> list[Table]:
+    """Lay out ours and its ratios, then the ``others`` at the end and theirs.
+
+    As many tables as it takes to keep each within 80 columns.
+    """
+    columns = [Column(name, values) for name, values in figures.items()]
+    quotients = [Column(name, values, True) for name, values in compared.items()]
+    ours, our_quotients = len(columns) - others, len(quotients) - others
+    parts = [columns[:ours], quotients[:our_quotients]]
+    if our_quotients == 1:
+        parts = [parts[0] + parts[1]]
+    parts += [columns[ours:], quotients[our_quotients:]]
+    return [table(part) for part in parts if part]
+
+
+def machine(others: Iterable[OtherTunnel]) -> dict[str, Any]:
+    """Return what a reader must know to compare figures with those of elsewhere."""
     model = re.search(r"^model name\s*: (.*)$", _cpuinfo(), re.MULTILINE)
     iperf = subprocess.run(
         ["iperf3", "--version"], capture_output=True, text=True, check=True
@@ -173,6 +223,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "alpha-trio": version("alpha-trio"),
         "iperf3": iperf.stdout.split()[1],
+        **{other.name: other.version for other in others},
     }
 
 
@@ -180,27 +231,55 @@ def _cpuinfo() -> str:
     return Path("/proc/cpuinfo").read_text()
 
 
-def document(settings: Mapping[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+def document(options: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:
     """Return everything there is to know, for ``--json``."""
     figures = medians(runs)
+    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    settings["against"] = [other.name for other in options.against]
     return {
         "schema": 1,
-        "machine": machine(),
-        "settings": dict(settings),
+        "machine": machine(options.against),
+        "settings": settings,
         "runs": [asdict(run) for run in runs],
         "medians": figures,
-        "ratios": ratios(figures),
+        "ratios": ratios(figures, comparisons_for(options)),
     }
 
 
 def contenders_for(options: argparse.Namespace) -> list[Contender]:
-    """Return who takes part, the yardstick first."""
-    offloads = tuple(options.no_offload)
-    contenders: list[Contender] = [PlainLink(), AlphaTrio(disabled_offloads=offloads)]
+    """Return who takes part: the yardstick, ours, others'."""
+    alpha_trio = AlphaTrio(
+        disabled_offloads=tuple(options.no_offload), mode=options.mode
+    )
+    contenders: list[Contender] = [PlainLink(), alpha_trio]
     if options.peers:
         name = f"{options.peers} peers"
-        contenders.append(AlphaTrio(name, options.peers, offloads))
-    return contenders
+        contenders.append(evolve(alpha_trio, name=name, peers=options.peers))
+    return [*contenders, *options.against]
+
+
+def comparisons_for(options: argparse.Namespace) -> list[Comparison]:
+    """Return what is compared, in the order of the contenders."""
+    pairs = [Comparison("alpha-trio", "plain link")]
+    if options.peers:
+        pairs.append(Comparison(f"{options.peers} peers", "alpha-trio"))
+    return pairs + [Comparison("alpha-trio", other.name) for other in options.against]
+
+
+def installed(
+    tunnels: Iterable[OtherTunnel], tell: Callable[[str], None]
+) -> list[OtherTunnel]:
+    """Return those that can be measured here; tell of the rest."""
+    found = []
+    for tunnel in tunnels:
+        if tunnel.missing:
+            tell(
+                f"{tunnel.name} is left out, {' and '.join(tunnel.missing)} not found: "
+                f"apt-get install {tunnel.packages}"
+            )
+        else:
+            found.append(tunnel)
+    return found
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -209,7 +288,15 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--seconds", type=number, default=3, help="of each TCP run (default: 3)")
     add("--repeat", type=number, default=3, help="rounds (default: 3)")
+    add(
+        "--against",
+        type=_others,
+        default=[],
+        metavar="NAME[,NAME]...",
+        help=f"also measure other tunnels, where installed: {', '.join(OTHERS)}",
+    )
     add("--peers", type=number, help="also measure with so many configured peers")
+    add("--mode", type=_mode, help="of both peers (default: the daemon's)")
     add(
         "--no-offload",
         action="append",
@@ -217,8 +304,32 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="switch a kernel offload off in both daemons; may be repeated",
     )
+    add(
+        "--delay",
+        type=number,
+        default=0,
+        metavar="MS",
+        help="let the link take so long in either direction (default: none)",
+    )
     add("--json", type=_writable, metavar="FILE", help="write all figures to this file")
     return parser.parse_args(arguments)
+
+
+def _others(text: str) -> list[OtherTunnel]:
+    names = dict.fromkeys(text.split(","))  # each once
+    for name in names:
+        if name not in OTHERS:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is not known: choose from {', '.join(OTHERS)}"
+            )
+    return [OTHERS[name] for name in names]
+
+
+def _mode(text: str) -> str:
+    try:
+        return str(values.mode(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def number(text: str) -> int:
@@ -239,26 +350,32 @@ def _writable(text: str) -> Path:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure, print the table, write the JSON."""
+    """Measure, print the tables, write the JSON."""
     options = parse_arguments(arguments)
-    console = Console()
-    tell = Console(stderr=True).print
+    tell = partial(Console(stderr=True).print, highlight=False)
+    options.against = installed(options.against, tell)
     runs = measure_all(
-        contenders_for(options),
-        options.repeat,
-        options.seconds,
-        lambda text: tell(text),
+        contenders_for(options), options.repeat, options.seconds, options.delay, tell
     )
-    settings = {key: value for key, value in vars(options).items() if key != "json"}
-    result = document(settings, runs)
-    facts = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    console.print(facts, soft_wrap=True, highlight=False)
-    rounds = f"{options.repeat} rounds" if options.repeat > 1 else "1 round"
-    console.print(f"medians of {rounds}, {options.seconds} s each\n", highlight=False)
-    console.print(table(result["medians"]))
+    result = document(options, runs)
+    show(result)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print a document."""
+    console = Console(highlight=False)
+    facts = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    console.print(facts, soft_wrap=True)
+    settings = result["settings"]
+    rounds = f"{settings['repeat']} round{'s' if settings['repeat'] > 1 else ''}"
+    console.print(f"medians of {rounds}, {settings['seconds']} s each")
+    others = len(settings["against"])
+    for part in tables(result["medians"], result["ratios"], others):
+        console.print()
+        console.print(part)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the benchmark compares: the plain link, our tunnel, and room for others'."""
+"""What the benchmark compares: the plain link and our tunnel; others in others.py."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class AlphaTrio:
     name: str = "alpha-trio"
     peers: int = 1  # configured on vm1, the one that is there included
     disabled_offloads: Sequence[str] = ()
+    mode: str | None = None  # for both peers; None: the daemon's default
 
     @contextmanager
     def session(self, vm1: Host, vm2: Host) -> Iterator[Session]:
@@ -68,30 +69,31 @@ class AlphaTrio:
             with sender:
                 started = time.monotonic() - start
                 with receiver:
-                    figures = {"start_s": started, **_join(sender, receiver)}
+                    figures = {"start_s": started, **self._join(sender, receiver)}
                     pids = (sender.pid, receiver.pid)
                     figures["rss_idle_mb"] = measure.resident_mb(pids)
                     yield Session(vm2.address, pids, figures)
         finally:
             vm1.run("ip", "route", "del", _ELSEWHERE)
 
+    def _join(self, sender: Daemon, receiver: Daemon) -> measure.Figures:
+        """Tell each of the other; return how long that and the first echo took."""
+        self._add(receiver, sender.host)
+        before = time.monotonic()
+        self._add(sender, receiver.host)
+        added = time.monotonic()
+        reply = measure.time_to_first_reply(sender.host, receiver.host.address)
+        peers = {peer["name"]: peer for peer in sender.status()["peers"]}
+        if not peers[receiver.host.name]["tx_packets"]:
+            raise LabError("the echo request went past the tunnel: nothing to measure")
+        return {"add_ms": (added - before) * 1e3, "first_reply_ms": reply * 1e3}
 
-def _join(sender: Daemon, receiver: Daemon) -> measure.Figures:
-    """Tell each daemon of the other; return how long that and the first echo took."""
-    _add(receiver, sender.host)
-    before = time.monotonic()
-    _add(sender, receiver.host)
-    added = time.monotonic()
-    reply = measure.time_to_first_reply(sender.host, receiver.host.address)
-    peers = {peer["name"]: peer for peer in sender.status()["peers"]}
-    if not peers[receiver.host.name]["tx_packets"]:
-        raise LabError("the echo request went past the tunnel: nothing to measure")
-    return {"add_ms": (added - before) * 1e3, "first_reply_ms": reply * 1e3}
-
-
-def _add(daemon: Daemon, peer: Host) -> None:
-    # Not by the command line: starting a program is not what is to be measured.
-    daemon.request("peers.add", name=peer.name, settings={"endpoint": peer.address})
+    def _add(self, daemon: Daemon, peer: Host) -> None:
+        # Not by the command line: starting a program is not what is to be measured.
+        settings = {"endpoint": peer.address}
+        if self.mode is not None:
+            settings["mode"] = self.mode
+        daemon.request("peers.add", name=peer.name, settings=settings)
 
 
 def _config(count: int) -> str:
