@@ -77,13 +77,18 @@ class Keystream:
     def apply(
         self, association: int, number: int, offset: int, data: Buffer
     ) -> memoryview:
-        """``data`` with the keystream of round ``number`` from byte ``offset`` on."""
+        """``data`` with the keystream of round ``number`` from byte ``offset`` on.
+
+        The result is writable and belongs to the caller.
+        """
         block, skip = divmod(offset, _BLOCK)
         counter = _COUNTER.pack(association, 0, number, block)
         context = Cipher(self._algorithm, CTR(counter)).encryptor()
         if skip:
             context.update(bytes(skip))
-        return memoryview(context.update(data))
+        # The library wants room for one block more than it writes.
+        result = bytearray(len(data) + _BLOCK - 1)
+        return memoryview(result)[: context.update_into(data, result)]
 
 
 @define(eq=False)

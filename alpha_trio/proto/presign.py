@@ -30,7 +30,7 @@ alone, such as GMAC or Poly1305, would do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -81,18 +81,16 @@ class Presigner:
         chain_id: bytes,
         number: int,
         key: bytes,
-        heads: Sequence[bytes],
-        bodies: Sequence[Buffer],
+        packets: Iterable[Buffer],
         depth: int,
     ) -> Presigner:
-        """Pre-sign packets; each is the concatenation of its head and its body."""
+        """Pre-sign the packets of round ``number`` with trees of ``depth``."""
         keyed = sha256(key_block(chain_id, number, key))
         start = keyed if not depth else sha256(leaf_block(chain_id, number))
-        hashes = []
-        for head, body in zip(heads, bodies, strict=True):  # hot path
-            state = start.copy()
-            state.update(head)
-            state.update(body)
+        hashes, copy = [], start.copy
+        for packet in packets:  # hot path
+            state = copy()
+            state.update(packet)
             hashes.append(state.digest()[:NODE_SIZE])
         if not depth:
             return cls(0, hashes, [])
@@ -142,8 +140,7 @@ class Checker:
     def check(self, index: int, packet: Buffer, branch: Buffer) -> bool:
         """Whether ``packet`` is number ``index`` of the round.
 
-        ``packet`` is head and body in one piece, ``branch`` the nodes of its S2,
-        NODE_SIZE * depth bytes.
+        ``branch`` is the nodes of its S2, NODE_SIZE * depth bytes.
         """
         state = self._start.copy()  # hot path
         state.update(packet)

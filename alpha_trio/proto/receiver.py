@@ -14,6 +14,7 @@ What may not happen, and where it is prevented:
 from __future__ import annotations
 
 from hashlib import sha256
+from itertools import accumulate
 from struct import Struct
 
 from attrs import define, field
@@ -21,7 +22,6 @@ from attrs import define, field
 from alpha_trio.proto.acks import AckTree
 from alpha_trio.proto.batch import Buffer, Drop, Outbox, Remote
 from alpha_trio.proto.chain import ChainVerifier, HashChain
-from alpha_trio.proto.frames import FRAME_WORD_SIZE
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.plain import OwnsSource, deliver_untrusted
 from alpha_trio.proto.presign import MAX_DEPTH, NODE_SIZE, Checker
@@ -47,7 +47,8 @@ MAX_ASSOCIATIONS = 64
 MAX_RELIABLE = 64
 """Packets of a reliable round: its A1 costs the receiver two leaves for each."""
 
-_FRAME = Struct("!Q")
+_FRAME = Struct("!8xQ")
+_HEAD, _HEADS = S2_TAIL.size, _FRAME.size  # in front of a body, of a segment
 
 
 @define(eq=False)
@@ -187,16 +188,16 @@ class Receiver:
             self.line.counters.drop(Drop.UNSOLICITED)
             return size, False
         offsets: list[int] = []
-        bodies: list[memoryview] = []
-        consumed = self._check(view, stride, found, offsets, bodies)
-        if not bodies:
+        packets: list[memoryview] = []
+        consumed = self._check(view, stride, found, offsets, packets)
+        if not packets:
             for a2 in found.a2.values():  # the one we sent was lost
                 self.line.send(a2, out)
             return consumed, False
         if found.shape & CONTROL:
-            self._take_controls(association, found, bodies)
+            self._take_controls(association, found, packets)
         else:
-            self._deliver(association, found, offsets, bodies, owns_source, out)
+            self._deliver(association, found, offsets, packets, owns_source, out)
         return consumed, True
 
     def _round_untrusted(self, datagram: memoryview) -> tuple[InAssociation, InRound]:
@@ -232,32 +233,30 @@ class Receiver:
         stride: int,
         found: InRound,
         offsets: list[int],
-        bodies: list[memoryview],
+        packets: list[memoryview],
     ) -> int:
         """Collect what is authentic and new; returns the bytes of this round."""
         # hot path
         assert found.checker is not None
         prefix, check, counters = found.prefix, found.checker.check, self.line.counters
-        branch_end = ROUND_HEAD_SIZE + (found.shape & DEPTH_MASK) * NODE_SIZE
-        least = branch_end + S2_TAIL.size
-        unpack, body = S2_TAIL.unpack_from, least
+        start = ROUND_HEAD_SIZE + (found.shape & DEPTH_MASK) * NODE_SIZE
+        least = start + (_HEAD if found.shape & CONTROL else _HEADS)
+        unpack = S2_TAIL.unpack_from
         at, end, seen = 0, len(view), found.seen
         while end - at >= least and view[at : at + ROUND_HEAD_SIZE] == prefix:
-            datagram = view[at : at + stride]
-            index, _, offset = unpack(datagram, branch_end)
-            if not check(
-                index, datagram[branch_end:], datagram[ROUND_HEAD_SIZE:branch_end]
-            ):
+            packet = view[at + start : at + stride]
+            index, _, offset = unpack(packet)
+            if not check(index, packet, view[at + ROUND_HEAD_SIZE : at + start]):
                 counters.drop(Drop.FORGED)
             elif seen >> index & 1:
                 counters.drop(Drop.REPLAYED)
             else:
                 seen |= 1 << index
                 offsets.append(offset)
-                bodies.append(datagram[body:])
+                packets.append(packet)
             at += stride
         found.seen = seen
-        if not at:  # the first one fits its round but not the key
+        if not at:  # fits its round but not the key, or is cut short
             counters.drop(Drop.FORGED)
             at = stride
         return min(at, end)
@@ -267,41 +266,40 @@ class Receiver:
         association: InAssociation,
         found: InRound,
         offsets: list[int],
-        bodies: list[memoryview],
+        packets: list[memoryview],
         owns_source: OwnsSource,
         out: Outbox,
     ) -> None:
         """Decrypt what is contiguous in one call, and hand it on."""
-        at = 0
-        while at < len(bodies):
+        number, at = association.number, 0
+        while at < len(packets):
             first, expected = at, offsets[at]
-            while at < len(bodies) and offsets[at] == expected:
-                expected += len(bodies[at])
+            while at < len(packets) and offsets[at] == expected:
+                expected += len(packets[at])
                 at += 1
-            joined = b"".join(bodies[first:at])
+            run = packets[first:at]
             text = self.line.decrypt.apply(
-                association.number, found.number, offsets[first], joined
+                number, found.number, offsets[first], b"".join(run)
             )
-            frames: list[int] = []
-            plain: list[Buffer] = []
-            position = 0
-            for body in bodies[first:at]:
-                until = position + len(body)
-                if len(body) > FRAME_WORD_SIZE:
-                    frames.append(_FRAME.unpack_from(text, position)[0])
-                    plain.append(text[position + FRAME_WORD_SIZE : until])
-                position = until
-            deliver_untrusted(frames, plain, owns_source, out, self.line.counters)
+            sizes = list(map(len, run))
+            spans = list(
+                zip(accumulate(sizes, initial=0), accumulate(sizes), strict=False)
+            )
+            if _HEADS in sizes:  # a keepalive, which has no packet
+                spans = [span for span in spans if span[1] - span[0] > _HEADS]
+            frames = [_FRAME.unpack_from(text, start)[0] for start, _ in spans]
+            bodies: list[Buffer] = [text[start + _HEADS : end] for start, end in spans]
+            deliver_untrusted(frames, bodies, owns_source, out, self.line.counters)
 
     # -- control messages and A2 -----------------------------------------------------
 
     def _take_controls(
-        self, association: InAssociation, found: InRound, bodies: list[memoryview]
+        self, association: InAssociation, found: InRound, packets: list[memoryview]
     ) -> None:
         # Control rounds have one packet, so that its number is 0.
-        for body in bodies:
-            message = ControlMessage(association.number, found, 0, bytes(body))
-            self.controls.append(message)
+        for packet in packets:
+            body = bytes(packet[_HEAD:])
+            self.controls.append(ControlMessage(association.number, found, 0, body))
 
     def acknowledge(self, message: ControlMessage, verdict: int, out: Outbox) -> None:
         """Answer a control message with A2: ACK if it was carried out."""

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator
 from hashlib import sha256
 from math import inf
+from struct import Struct
 
 from attrs import define, field
 
@@ -34,7 +35,7 @@ from alpha_trio.proto.batch import (
 )
 from alpha_trio.proto.chain import ChainVerifier, HashChain
 from alpha_trio.proto.cipher import TAG_SIZE
-from alpha_trio.proto.frames import FRAME_WORD_SIZE, Cut
+from alpha_trio.proto.frames import Cut
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.presign import NODE_SIZE, Presigner, depth_for
 from alpha_trio.proto.wire import (
@@ -47,7 +48,6 @@ from alpha_trio.proto.wire import (
     ROUND_HEAD_SIZE,
     S1_COUNTS,
     S1_FIXED_SIZE,
-    S2_SIZE,
     S2_TAIL,
     BadPacket,
     Kind,
@@ -64,7 +64,9 @@ FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
 ROUND_LIFETIME = 10.0  # s until an unanswered round is given up
 HEAD_OF_LINE_LIFETIME = 3.0  # s one lost round may hold up those behind it
 
-_WORD = FRAME_WORD_SIZE
+_HEAD = S2_TAIL.size
+_HOLE = bytes(_HEAD)  # where the tail of the S2 header goes, in front of each body
+_FRAME = Struct("!8xQ")
 
 
 def depth_of(mode: str) -> int:
@@ -74,11 +76,11 @@ def depth_of(mode: str) -> int:
 
 @define(eq=False)
 class Waiting:
-    """Bodies of one frame in the queue, copied: the TUN's buffer was borrowed."""
+    """Packets of one frame in the queue, copied: the TUN's buffer was borrowed."""
 
-    plain: bytes  # all bodies, one after the other
+    plain: bytes  # one after the other, each a hole for its head and a body
     count: int
-    size: int  # bytes of every body but the last
+    size: int  # bytes of every packet but the last
     since: float
 
     def split(self, count: int) -> tuple[Waiting, Waiting]:
@@ -97,9 +99,8 @@ class Round:
     number: int
     shape: int
     packets: int
-    groups: list[tuple[int, int, int]]  # first body, one past the last, body size
-    heads: list[bytes]
-    bodies: list[Buffer]
+    groups: list[tuple[int, int, int]]  # first packet, one past the last, size
+    bodies: list[Buffer]  # the packets, heads filled in, encrypted
     presigner: Presigner
     s1: bytes
     digest: bytes
@@ -209,16 +210,12 @@ class Sender:
 
     def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
         """Queue the bodies of ``cut`` and start what rounds can start."""
-        count, word, headers = len(cut.segments), cut.word, cut.headers
+        count, word, headers = len(cut.segments), cut.word, bytes(cut.headers)
         parts: list[Buffer] = [b""] * (2 * count)
-        fixed = bytes(headers)
-        parts[::2] = [(word + i).to_bytes(_WORD) + fixed for i in range(count)]
+        pack = _FRAME.pack
+        parts[::2] = [pack(word + i) + headers for i in range(count)]
         parts[1::2] = cut.segments
-        size = (
-            _WORD
-            + len(fixed)
-            + (cut.segment_size if count > 1 else len(cut.segments[0]))
-        )
+        size = _FRAME.size + len(headers) + len(cut.segments[0])
         self._queue(Waiting(b"".join(parts), count, size, now))
         self.start(now, out)
 
@@ -289,16 +286,15 @@ class Sender:
         depth = depth_for(packets, self._capacity()[1])
         plain = b"".join([waiting.plain for waiting in taken])
         text = (
-            memoryview(plain)
+            memoryview(bytearray(plain))
             if flags & CONTROL
             else self.line.encrypt.apply(association.number, number, 0, plain)
         )
-        groups, heads, bodies = _lay_out(taken, text)
+        groups, bodies = _lay_out(taken, text)
         presigner = Presigner.sign(
             association.chain.chain_id,
             number,
             association.chain.element(2 * number + 2),
-            heads,
             bodies,
             depth,
         )
@@ -315,7 +311,6 @@ class Sender:
             shape,
             packets,
             groups,
-            heads,
             bodies,
             presigner,
             s1,
@@ -378,19 +373,13 @@ class Sender:
         prefix = self.line.head(
             Kind.S2, association.number, round_.shape, round_.number, key
         )
-        depth = round_.presigner.depth
-        branch = round_.presigner.branch
-        fixed = S2_SIZE + depth * NODE_SIZE
-        heads, bodies = round_.heads, round_.bodies
+        depth, branch = round_.presigner.depth, round_.presigner.branch
+        fixed = ROUND_HEAD_SIZE + depth * NODE_SIZE
         for first, until, size in round_.groups:
-            parts: list[Buffer] = [b""] * (2 * (until - first))
+            parts: list[Buffer] = [prefix] * (2 * (until - first))
             if depth:
-                parts[::2] = [
-                    prefix + branch(i) + heads[i] for i in range(first, until)
-                ]
-            else:
-                parts[::2] = [prefix + head for head in heads[first:until]]
-            parts[1::2] = bodies[first:until]
+                parts[::2] = [prefix + branch(i) for i in range(first, until)]
+            parts[1::2] = round_.bodies[first:until]
             self._send_s2(parts, fixed, size, bool(round_.shape & CONTROL), out)
         if round_.shape & RELIABLE:
             round_.resend_at = now + self.rtt.timeout(round_.attempts)
@@ -405,7 +394,7 @@ class Sender:
         for at in range(0, len(parts), 2 * step):
             chunk = parts[at : at + 2 * step]
             count, last = len(chunk) // 2, len(chunk[-1])
-            inner = (count - 1) * size + last - count * _WORD
+            inner = (count - 1) * size + last - count * _FRAME.size
             out.send(
                 self.line.remote,
                 self.line.local,
@@ -414,8 +403,8 @@ class Sender:
                 width=2,
                 stride=stride if count > 1 else fixed + last,
                 last=fixed + last,
-                packets=0 if control else count,
-                packet_bytes=0 if control else inner,
+                packets=count if inner > 0 and not control else 0,
+                packet_bytes=inner if inner > 0 and not control else 0,
             )
 
     # -- control messages and A2 ---------------------------------------------------
@@ -424,7 +413,8 @@ class Sender:
         """Send a control message in a reliable round; False if none can start now."""
         for association in self.associations.values():
             if association.round is None and association.rounds_left > 0:
-                waiting = Waiting(message, 1, len(message), now)
+                plain = _HOLE + message
+                waiting = Waiting(plain, 1, len(plain), now)
                 self._start_round(association, [waiting], RELIABLE | CONTROL, now, out)
                 return True
         return False
@@ -500,24 +490,27 @@ class Sender:
 
 def _lay_out(
     taken: list[Waiting], text: memoryview
-) -> tuple[list[tuple[int, int, int]], list[bytes], list[Buffer]]:
-    """Where each body lies: groups of equal size, S2 tails, and the bodies."""
+) -> tuple[list[tuple[int, int, int]], list[Buffer]]:
+    """Fill in the heads; returns groups of equal size, and the packets.
+
+    A packet's offset is where it lies in the keystream, head included: the receiver
+    decrypts what is contiguous in one piece, heads and all, and ignores those.
+    """
     groups: list[tuple[int, int, int]] = []
-    heads: list[bytes] = []
     bodies: list[Buffer] = []
-    pack, offset, index = S2_TAIL.pack, 0, 0
+    pack_into, offset, index = S2_TAIL.pack_into, 0, 0
     for waiting in taken:
         end, size, first = offset + len(waiting.plain), waiting.size, index
         for at in range(offset, end, size):  # hot path
-            heads.append(pack(index, 0, at))
-            bodies.append(text[at : min(at + size, end)])
+            pack_into(text, at, index, 0, at)
+            bodies.append(text[at : at + size] if at + size <= end else text[at:end])
             index += 1
         if groups and groups[-1][2] == size and len(bodies[first - 1]) == size:
             groups[-1] = (groups[-1][0], index, size)
         else:
             groups.append((first, index, size))
         offset = end
-    return groups, heads, bodies
+    return groups, bodies
 
 
 def _mode(packets: int, depth: int, roots: int) -> str:
