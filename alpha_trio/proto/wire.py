@@ -64,7 +64,7 @@ COOKIE_SIZE = 16
 SIGNATURE_SIZE = 64
 
 # header | sender's id, zero | nonce | identity | share | anchors | cookie | padding
-_SYN = Struct("!BBHI I4x 16s 32s 32s 16s 16s 16s 32x")
+_SYN = Struct("!BBHI I4x 16s 32s 32s 16s 16s 16s 48x")
 # header | sender's id, zero | nonce | identity | share | anchors | signature
 _ACK = Struct("!BBHI I4x 16s 32s 32s 16s 16s 64s")
 # header | signature
