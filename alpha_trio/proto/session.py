@@ -62,7 +62,6 @@ ACKACK_REPEATS = 6  # times; nothing was heard in the new session yet
 ACKACK_AFTER = 0.3  # doubled each time
 PREVIOUS_LIFETIME = 15.0  # a replaced session may still receive
 OWN_SYN_AFTER = 1.0  # the peer's SYN was answered, its ACKACK is missing: ask ourselves
-HINT_INTERVAL = 5.0  # between SYNs because of data for a session we do not have
 
 ANSWER_RATE, ANSWER_BURST = 50.0, 20.0
 """SYNs of one peer that are answered, a second: each costs two milliseconds."""
@@ -168,7 +167,6 @@ class Session:
     unanswered_since: float = inf  # first data sent after the last was heard
     owed_since: float = inf  # first data heard after the last was sent
     last_sent: float = -inf
-    last_hint: float = -inf
     gave_up: bool = False
     wrong_address: Remote | None = None
     offered_key: bytes | None = None  # shown by somebody at the peer's address
@@ -245,10 +243,9 @@ class Session:
         """Data came for a session we do not have: after a restart we ask anew.
 
         Only if we have no live session, so that a forged datagram disturbs
-        nothing, and seldom, so that it triggers next to nothing.
+        nothing; and however many there are, there is one handshake at a time.
         """
-        if self._usable(now) is None and now - self.last_hint >= HINT_INTERVAL:
-            self.last_hint = now
+        if self._usable(now) is None:
             self._want_session(now)
 
     # -- handshake -----------------------------------------------------------
