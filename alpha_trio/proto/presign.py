@@ -137,17 +137,32 @@ class Checker:
         start = keyed if not depth else sha256(leaf_block(chain_id, number))
         return cls(depth, roots, keyed, start)
 
-    def check(self, index: int, packet: Buffer, branch: Buffer) -> bool:
-        """Whether ``packet`` is number ``index`` of the round.
+    def check(
+        self,
+        heads: Sequence[tuple[int, int, int]],
+        packets: Iterable[Buffer],
+        branches: Sequence[Buffer] | None,
+    ) -> list[bool]:
+        """Which packets are what the S1 promised.
 
-        ``branch`` is the nodes of its S2, NODE_SIZE * depth bytes.
+        ``heads`` begin with each packet's number in the round, ``branches`` are the
+        nodes of their S2s, NODE_SIZE * depth bytes each, None without trees.
         """
-        state = self._start.copy()  # hot path
-        state.update(packet)
-        node = state.digest()[:NODE_SIZE]
-        if not self.depth:
-            return index < len(self.roots) and node == self.roots[index]
-        return self._climb(index, node, bytes(branch))
+        hashes, copy = [], self._start.copy
+        for packet in packets:  # hot path
+            state = copy()
+            state.update(packet)
+            hashes.append(state.digest()[:NODE_SIZE])
+        if branches is not None:
+            return [
+                self._climb(head[0], node, bytes(branch))
+                for head, node, branch in zip(heads, hashes, branches, strict=True)
+            ]
+        roots, count = self.roots, len(self.roots)
+        return [
+            head[0] < count and node == roots[head[0]]
+            for head, node in zip(heads, hashes, strict=True)
+        ]
 
     def _climb(self, index: int, node: bytes, branch: bytes) -> bool:
         if index >> self.depth >= len(self.roots):

@@ -238,27 +238,38 @@ class Receiver:
         """Collect what is authentic and new; returns the bytes of this round."""
         # hot path
         assert found.checker is not None
-        prefix, check, counters = found.prefix, found.checker.check, self.line.counters
-        start = ROUND_HEAD_SIZE + (found.shape & DEPTH_MASK) * NODE_SIZE
+        branch, prefix = found.shape & DEPTH_MASK, found.prefix
+        start = ROUND_HEAD_SIZE + branch * NODE_SIZE
         least = start + (_HEAD if found.shape & CONTROL else _HEADS)
-        unpack = S2_TAIL.unpack_from
-        at, end, seen = 0, len(view), found.seen
+        at, end = 0, len(view)
+        arrived: list[memoryview] = []
         while end - at >= least and view[at : at + ROUND_HEAD_SIZE] == prefix:
-            packet = view[at + start : at + stride]
-            index, _, offset = unpack(packet)
-            if not check(index, packet, view[at + ROUND_HEAD_SIZE : at + start]):
-                counters.drop(Drop.FORGED)
+            arrived.append(view[at + start : at + stride])
+            at += stride
+        if not arrived:  # fits its round but not the key, or is cut short
+            self.line.counters.drop(Drop.FORGED)
+            return min(stride, end)
+        branches = None
+        if branch:
+            ends = range(start, at, stride)
+            branches = [view[e - branch * NODE_SIZE : e] for e in ends]
+        heads = [S2_TAIL.unpack_from(packet) for packet in arrived]
+        seen, forged = found.seen, 0
+        authentic = found.checker.check(heads, arrived, branches)
+        for packet, (index, _, offset), good in zip(
+            arrived, heads, authentic, strict=True
+        ):
+            if not good:
+                forged += 1
             elif seen >> index & 1:
-                counters.drop(Drop.REPLAYED)
+                self.line.counters.drop(Drop.REPLAYED)
             else:
                 seen |= 1 << index
                 offsets.append(offset)
                 packets.append(packet)
-            at += stride
+        if forged:
+            self.line.counters.drop(Drop.FORGED, forged)
         found.seen = seen
-        if not at:  # fits its round but not the key, or is cut short
-            counters.drop(Drop.FORGED)
-            at = stride
         return min(at, end)
 
     def _deliver(

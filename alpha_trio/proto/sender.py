@@ -60,6 +60,13 @@ _DEPTHS = {"n": 0, "c": 0, "m": 6, "cm": 3, "adaptive": 3}
 
 QUEUE_BYTES = 4 << 20  # waiting for an association; oldest dropped first
 QUEUE_AGE = 2.0  # s, likewise
+# A few small packets wait for a round that is under way rather than have one of their
+# own, which costs as much as ten packets do in a larger one.  Not on long ways: there
+# rounds are few and waiting is long.
+SMALL_QUEUE = 8  # packets
+SMALL_ROUNDS = 2  # under way, and one more for each ...
+SMALL_ROUNDS_EVERY = 0.004  # s of round-trip time
+
 FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
 ROUND_LIFETIME = 10.0  # s until an unanswered round is given up
 HEAD_OF_LINE_LIFETIME = 3.0  # s one lost round may hold up those behind it
@@ -161,6 +168,8 @@ class Sender:
     modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
     queue: deque[Waiting] = field(factory=deque)
     queued_bytes: int = 0
+    queued_count: int = 0  # packets
+    under_way: int = 0  # rounds whose A1 has not come
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
     starved: bool = False  # something waited because every association was busy
 
@@ -181,7 +190,7 @@ class Sender:
         old.order.clear()
         while old.queue:
             self._queue(old.queue.popleft())
-        old.queued_bytes = 0
+        old.queued_bytes = old.queued_count = 0
         self.start(now, out)
 
     def reopen(self, round_: Round, now: float) -> Iterator[Waiting]:
@@ -198,8 +207,7 @@ class Sender:
     @property
     def queued_packets(self) -> int:
         """Packets that wait for an association, or for their A1."""
-        waiting = sum(waiting.count for waiting in self.queue)
-        return waiting + sum(round_.packets for round_ in self.order)
+        return self.queued_count + sum(round_.packets for round_ in self.order)
 
     @property
     def elements_left(self) -> int:
@@ -222,12 +230,14 @@ class Sender:
     def _queue(self, waiting: Waiting) -> None:
         self.queue.append(waiting)
         self.queued_bytes += len(waiting.plain)
+        self.queued_count += waiting.count
         while self.queued_bytes > QUEUE_BYTES:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         oldest = self.queue.popleft()
         self.queued_bytes -= len(oldest.plain)
+        self.queued_count -= oldest.count
         self.line.counters.drop(Drop.QUEUE_FULL, oldest.count)
 
     # -- S1 --------------------------------------------------------------------
@@ -236,7 +246,7 @@ class Sender:
         """Start a round on every idle association, as long as something waits."""
         while self.queue and now - self.queue[0].since > QUEUE_AGE:
             self._drop_oldest()
-        if not self.queue:
+        if not self.queue or self._better_wait():
             return
         for association in self.associations.values():
             if association.round is None and association.rounds_left > 0:
@@ -244,6 +254,12 @@ class Sender:
                 if not self.queue:
                     return
         self.starved = True
+
+    def _better_wait(self) -> bool:
+        if self.queued_count >= SMALL_QUEUE or self.rtt.smoothed is None:
+            return False
+        more = int(self.rtt.smoothed / SMALL_ROUNDS_EVERY)
+        return self.under_way >= SMALL_ROUNDS + more
 
     def _capacity(self) -> tuple[int, int]:
         """Most packets for the next round, and most roots its S1 may carry."""
@@ -268,6 +284,7 @@ class Sender:
                 waiting, rest = waiting.split(room)
                 self.queue.appendleft(rest)
             self.queued_bytes -= len(waiting.plain)
+            self.queued_count -= waiting.count
             room -= waiting.count
             taken.append(waiting)
         return taken
@@ -319,6 +336,7 @@ class Sender:
             now + self.rtt.timeout(1),
         )
         association.round = round_
+        self.under_way += 1
         if not flags & CONTROL:
             self.order.append(round_)
             self.modes[_mode(packets, depth, len(presigner.roots))] += 1
@@ -350,6 +368,7 @@ class Sender:
         if round_.attempts == 1:
             self.rtt.sample(now - round_.started)
         round_.agreed, round_.ack_root = True, root
+        self.under_way -= 1
         if round_.shape & CONTROL:
             self._disclose(round_, now, out)
         else:
@@ -483,6 +502,7 @@ class Sender:
 
     def _give_up(self, round_: Round) -> None:
         round_.association.round = None
+        self.under_way -= not round_.agreed
         if round_ in self.order:
             self.order.remove(round_)
             self.line.counters.drop(Drop.NO_AGREEMENT, round_.packets)
