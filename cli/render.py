@@ -73,8 +73,7 @@ def _header(status: Document) -> Iterator[str]:
         f"alpha-trio {status['version']} on {interface['name']}, "
         f"UDP port {status['port']}, up {duration(status['uptime_seconds'])}"
     )
-    if status["key"] is not None:
-        yield f"Key: {status['key']} ({fingerprint(status['key'])})"
+    yield f"Key: {status['key']} ({fingerprint(status['key'])})"
     for where, offloads in interface["offloads"].items():
         yield f"Offloads of {where}: {', '.join(offloads) or 'none'}"
 
@@ -94,7 +93,7 @@ def _peer_section(peers: Iterable[Document]) -> Iterator[RenderableType]:
             Text(amount(peer["tx_bytes"])),
             Text(amount(peer["rx_bytes"])),
             Text(milliseconds(peer["rtt_ms"])),
-            Text(mix(peer["rounds"]) or peer["mode"]),
+            Text(mix(peer["rounds"]) or peer["configured_mode"]),
             Text(reached(peer)),
         )
     yield table
@@ -113,7 +112,7 @@ def peer_page(peer: Document) -> list[RenderableType]:
         ("reached", reached(peer)),
         ("endpoint", peer["endpoint"]),
         ("configured", peer["configured_endpoint"]),
-        ("mode", peer["mode"]),
+        ("mode", peer["configured_mode"]),
         ("rounds", mix(peer["rounds"]) or "none"),
         ("associations", peer["associations"]),
         ("elements left", peer["elements_left"]),

@@ -27,7 +27,9 @@ def reached(peer: Document) -> str:
         endpoint=peer["endpoint"] or peer["configured_endpoint"] or peer["name"],
         heard=ago(peer["latest_receive_seconds"]),
     )
-    return f"{sentence} ({peer['reason']})" if peer["reason"] else sentence
+    if peer["reason"] and peer["state"] != "key-mismatch":  # `mismatch` says more
+        return f"{sentence} ({peer['reason']})"
+    return sentence
 
 
 def trust(key: str | None, contact: str) -> str:
@@ -48,8 +50,8 @@ def mismatch(peer: Document) -> str:
     """What an operator must know about a peer that shows a key not its own."""
     return (
         f"KEY MISMATCH: {peer['name']} shows the key {fingerprint(peer['offered_key'])}"
-        f", but the one {peer['key_source']} for it is {fingerprint(peer['key'])}: it "
-        "was given a new key, or somebody else answers in its place. Only if "
+        f", but the one {peer['key_source']} for it is {fingerprint(peer['key'])}: "
+        "either it has a new key, or somebody else answers at its address. Only if "
         "'alpha-trio key show' there prints the same key, accept it by: "
         f"alpha-trio peers set {peer['name']} --key {peer['offered_key']}"
     )
@@ -58,13 +60,10 @@ def mismatch(peer: Document) -> str:
 def knocking(host: Document) -> str:
     """Who asks for a session without being a peer, and how to make it one."""
     times = "once" if host["count"] == 1 else f"{host['count']} times"
-    command = f"alpha-trio peers add NAME {host['address']}"
-    if host.get("key") is None:
-        return f"Knocking: {host['address']}, {times}; to accept it: {command}"
     return (
         f"Knocking: {host['address']} with the key {host['fingerprint']}, {times}; if "
         "'alpha-trio key show' there prints the same key, accept it by: "
-        f"{command} --key {host['key']}"
+        f"alpha-trio peers add NAME {host['address']} --key {host['key']}"
     )
 
 

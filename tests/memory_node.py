@@ -10,7 +10,7 @@ import trio
 
 from alpha_trio import __version__
 from alpha_trio.commands import commands
-from alpha_trio.config import PeerSettings, Settings
+from alpha_trio.config import Mode, PeerSettings, Settings
 from alpha_trio.control import ControlServer, EventHub
 from alpha_trio.errors import ConfigError, PeerError, UnknownPeer
 
@@ -115,7 +115,8 @@ def status_of(peer: PeerSettings, **values):
         "configured_endpoint": peer.endpoint,
         "state": "idle",
         "reason": None,
-        "mode": str(peer.mode),
+        "mode": "plain" if peer.mode is Mode.PLAIN else "alpha",
+        "configured_mode": str(peer.mode),
         "key": peer.key,
         "key_source": "configured" if peer.key else "none",
         "offered_key": None,
