@@ -24,7 +24,7 @@ from struct import Struct
 
 from attrs import define, field
 
-from alpha_trio.proto.acks import ACK, opens
+from alpha_trio.proto.acks import opens
 from alpha_trio.proto.batch import (
     MAX_DATAGRAMS,
     MAX_SEND_BYTES,
