@@ -10,10 +10,10 @@ import select
 import socket
 import statistics
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,16 +77,25 @@ def _server(host: Host, port: int, *command: str) -> Iterator[None]:
 
 def iperf(host: Host, address: str, seconds: float, *arguments: str) -> dict[str, Any]:
     """Run an iperf3 client on ``host`` and return the end of its JSON report."""
-    command = ("iperf3", "--json", "--client", address, "--time", f"{seconds:g}")
-    done = host.run(*command, *arguments, timeout=seconds + 20, check=False)
-    try:
-        report = json.loads(done.stdout)
-    except ValueError:
-        report = {"error": done.stdout + done.stderr}
+    whole_seconds = str(math.ceil(seconds))  # it takes 0.5 for 0, and that for ever
+    command = ("iperf3", "--json", "--client", address, "--time", whole_seconds)
+    report = _report(host, seconds, *command, *arguments)
+    if "error" in report and not report.get("intervals"):
+        # The server opens its port anew after each test, and resets who was waiting.
+        report = _report(host, seconds, *command, *arguments)
     if "error" in report:
         raise LabError(f"iperf3 from {host.name} to {address}: {report['error']}")
     end: dict[str, Any] = report["end"]
     return end
+
+
+def _report(host: Host, seconds: float, *command: str) -> dict[str, Any]:
+    done = host.run(*command, timeout=seconds + 20, check=False)
+    try:
+        report: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        return {"error": done.stdout + done.stderr}
+    return report
 
 
 def tcp(
@@ -197,17 +206,10 @@ def ping(host: Host, address: str, seconds: float, load: str) -> Figures:
 
 def loaded_ping(host: Host, address: str, seconds: float) -> Figures:
     """Return what ``ping`` does, beside one TCP stream."""
-    command = ("iperf3", "--client", address, "--time", f"{seconds + 1:g}")
-    load = host.popen(*command)
-    try:
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        load = pool.submit(iperf, host, address, seconds + 1)
         figures = ping(host, address, seconds, "loaded")
-        if load.wait(timeout=seconds + 20) != 0:
-            raise LabError(f"iperf3 from {host.name} to {address} failed beside ping")
-    except subprocess.TimeoutExpired as error:
-        raise LabError(f"iperf3 from {host.name} to {address} hangs") from error
-    finally:
-        load.kill()
-        load.wait()
+        load.result()
     return figures
 
 

@@ -34,6 +34,13 @@ def test_ping(pair):
     assert 0 < figures["ping_idle_median_ms"] <= figures["ping_idle_p99_ms"]
 
 
+def test_ping_beside_a_stream(pair):
+    vm1, vm2 = pair
+    with measure.iperf_server(vm2):
+        figures = measure.loaded_ping(vm1, vm2.address, 0.1)
+    assert 0 < figures["ping_loaded_median_ms"] <= figures["ping_loaded_p99_ms"]
+
+
 def test_ping_without_a_reply_is_an_error(pair):
     vm1, vm2 = pair
     vm2.lose(1)
