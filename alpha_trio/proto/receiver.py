@@ -254,7 +254,7 @@ class Receiver:
             ends = range(start, at, stride)
             branches = [view[e - branch * NODE_SIZE : e] for e in ends]
         heads = [S2_TAIL.unpack_from(packet) for packet in arrived]
-        seen, forged = found.seen, 0
+        seen, forged, repeated = found.seen, 0, 0
         authentic = found.checker.check(heads, arrived, branches)
         for packet, (index, _, offset), good in zip(
             arrived, heads, authentic, strict=True
@@ -262,13 +262,15 @@ class Receiver:
             if not good:
                 forged += 1
             elif seen >> index & 1:
-                self.line.counters.drop(Drop.REPLAYED)
+                repeated += 1
             else:
                 seen |= 1 << index
                 offsets.append(offset)
                 packets.append(packet)
         if forged:
             self.line.counters.drop(Drop.FORGED, forged)
+        if repeated and not found.shape & CONTROL:  # a control message's A2 was lost
+            self.line.counters.drop(Drop.REPLAYED, repeated)
         found.seen = seen
         return min(at, end)
 

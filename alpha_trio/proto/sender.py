@@ -357,10 +357,10 @@ class Sender:
         number, _, _, index, element = ROUND.unpack_from(message, HEADER_SIZE)
         digest, root = A1.unpack_from(message, ROUND_HEAD_SIZE)
         round_ = self._open_round_untrusted(number, index)
+        if round_ is None or round_.agreed:
+            return  # the answer to a repeated S1
         if digest != round_.digest:
             raise BadPacket
-        if round_.agreed:
-            return  # the answer to a repeated S1
         acks = round_.association.acks
         acks.check_untrusted(2 * index + 1, element)
         acks.accept(2 * index + 1, element)
@@ -374,10 +374,16 @@ class Sender:
         else:
             self._release(now, out)
 
-    def _open_round_untrusted(self, association: int, index: int) -> Round:
+    def _open_round_untrusted(self, association: int, index: int) -> Round | None:
+        """The round a message is about; None if that is over.
+
+        Raises BadPacket if there never was one.
+        """
         found = self.associations.get(association)
-        if found is None or found.round is None or found.round.number != index:
+        if found is None or index >= found.next_round:
             raise BadPacket
+        if found.round is None or found.round.number != index:
+            return None
         return found.round
 
     def _release(self, now: float, out: Outbox) -> None:
@@ -438,8 +444,8 @@ class Sender:
                 return True
         return False
 
-    def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> bool:
-        """The receiver's verdict on a reliable round: True for an ack.
+    def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> None:
+        """The receiver's verdict on a reliable round; either way it is over.
 
         Raises BadPacket unless it opens the acknowledgment tree of the round's A1.
         """
@@ -450,6 +456,8 @@ class Sender:
         packet, verdict, _, secret = A2_OPENING.unpack_from(message, ROUND_HEAD_SIZE)
         branch = message[ROUND_HEAD_SIZE + A2_OPENING.size :]
         round_ = self._open_round_untrusted(number, index)
+        if round_ is None:
+            return  # the answer to a repeated S2
         if not round_.agreed or not round_.shape & RELIABLE:
             raise BadPacket
         association = round_.association
@@ -469,7 +477,6 @@ class Sender:
         association.acks.accept(2 * index + 2, key)
         association.round = None
         self.start(now, out)
-        return bool(verdict == ACK)
 
     # -- time --------------------------------------------------------------------
 
