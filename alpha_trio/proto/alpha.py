@@ -152,10 +152,10 @@ class AlphaTransport:
     ) -> tuple[int, Arrival]:
         """Take the datagrams at the head of ``view`` that are of one kind and round."""
         if view[0] == Kind.S2:
-            consumed, fresh = self.receiver.on_s2(view, stride, owns_source, out)
+            consumed, arrival = self.receiver.on_s2(view, stride, owns_source, out)
             while self.receiver.controls:
                 self._on_control(self.receiver.controls.pop(), now, out)
-            return consumed, Arrival.DATA if fresh else Arrival.NOTHING
+            return consumed, arrival
         datagram = bytes(view[:stride])
         try:
             self._on_message_untrusted(datagram, remote, local, now, out)

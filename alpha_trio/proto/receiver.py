@@ -23,7 +23,7 @@ from alpha_trio.proto.acks import AckTree
 from alpha_trio.proto.batch import Buffer, Drop, Outbox, Remote
 from alpha_trio.proto.chain import ChainVerifier, HashChain
 from alpha_trio.proto.line import Line
-from alpha_trio.proto.plain import OwnsSource, deliver_untrusted
+from alpha_trio.proto.plain import Arrival, OwnsSource, deliver_untrusted
 from alpha_trio.proto.presign import MAX_DEPTH, NODE_SIZE, Checker
 from alpha_trio.proto.wire import (
     A1,
@@ -175,30 +175,32 @@ class Receiver:
         stride: int,
         owns_source: OwnsSource,
         out: Outbox,
-    ) -> tuple[int, bool]:
+    ) -> tuple[int, Arrival]:
         """Take the S2s at the head of ``view`` that belong to one round.
 
-        Returns how many bytes were consumed, at least one datagram, and whether
-        anything authentic and new was among it.
+        Returns how many bytes were consumed, at least one datagram, and what was
+        authentic and new among it.
         """
         size = min(stride, len(view))
         try:
             association, found = self._round_untrusted(view[:size])
         except BadPacket:
             self.line.counters.drop(Drop.UNSOLICITED)
-            return size, False
+            return size, Arrival.NOTHING
         offsets: list[int] = []
         packets: list[memoryview] = []
         consumed = self._check(view, stride, found, offsets, packets)
         if not packets:
             for a2 in found.a2.values():  # the one we sent was lost
                 self.line.send(a2, out)
-            return consumed, False
+            return consumed, Arrival.NOTHING
         if found.shape & CONTROL:
             self._take_controls(association, found, packets)
-        else:
-            self._deliver(association, found, offsets, packets, owns_source, out)
-        return consumed, True
+            return consumed, Arrival.KEEPALIVE
+        self._deliver(association, found, offsets, packets, owns_source, out)
+        # Keepalives must not be answered by keepalives, or they never end.
+        empty = len(packets) == 1 and len(packets[0]) == _HEADS
+        return consumed, Arrival.KEEPALIVE if empty else Arrival.DATA
 
     def _round_untrusted(self, datagram: memoryview) -> tuple[InAssociation, InRound]:
         if len(datagram) < ROUND_HEAD_SIZE + S2_TAIL.size:
