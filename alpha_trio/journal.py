@@ -37,7 +37,7 @@ _FAILURES = {
     ),
     EventKind.KNOCK: (
         "Unknown host {host} asks for a handshake and gets no answer. "
-        "To accept it: alpha-trio peers add NAME {host}"
+        "'alpha-trio status' tells its key and how to accept it."
     ),
     EventKind.WRONG_KEY: (
         "REFUSED: {host} shows another key than {peer} must have. "

@@ -25,6 +25,7 @@ from alpha_trio.journal import Journal
 from alpha_trio.net.routes import PeerRoute, Router, Underlay
 from alpha_trio.proto import session
 from alpha_trio.proto.batch import Event, EventKind, Remote
+from alpha_trio.proto.identity import key_text
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.session import Session, State
 from alpha_trio.state import PeerStore
@@ -96,6 +97,7 @@ class Registry:
         self._families = frozenset(families)
         self._pins: dict[str, bytes] = {}  # keys of first contacts, by peer
         self._lock = trio.Lock()
+        self._pins_lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
 
     # -- running -------------------------------------------------------------
@@ -161,7 +163,9 @@ class Registry:
     async def _save_pins(self) -> None:
         """Keep the pinned keys; if that fails they hold until the next start."""
         try:
-            await trio.to_thread.run_sync(self._store.save_pins, dict(self._pins))
+            async with self._pins_lock:  # or an older state might be saved last
+                pins = dict(self._pins)
+                await trio.to_thread.run_sync(self._store.save_pins, pins)
         except StateError as error:
             self._journal.failure("pinned keys", "saving failed", str(error))
         else:
@@ -206,7 +210,7 @@ class Registry:
                     f"peer {wanted.name} exists with other settings: change them with "
                     f"'alpha-trio peers set {wanted.name} ...'"
                 )
-            _refuse_own_address(wanted)
+            self._refuse_ourselves(wanted)
             await self._change([wanted], take_over)
             return True
 
@@ -220,7 +224,7 @@ class Registry:
             if peer.settings == wanted:
                 return
             _refuse_config_peer(peer, self._settings)
-            _refuse_own_address(wanted)
+            self._refuse_ourselves(wanted)
             await self._change([wanted], take_over)
 
     async def remove(self, name: str) -> None:
@@ -243,7 +247,7 @@ class Registry:
             kept = [p for p in self._of_state() if p.name not in wanted]
             config.check_peers([*file_peers, *kept])
             for peer in file_peers:
-                _refuse_own_address(peer)
+                self._refuse_ourselves(peer)
             before = self._snapshot()
             summary = self._difference(wanted)
             self._apply_file(wanted, summary)
@@ -318,6 +322,15 @@ class Registry:
                 )
             losers.append(evolve(peer.settings, allow=left))
         return losers
+
+    def _refuse_ourselves(self, settings: PeerSettings) -> None:
+        """A host is no peer of itself: neither at its address nor with its key."""
+        if settings.key == key_text(self._table.identity.public):
+            raise PeerError(
+                f"that key is this host's own: give the one that 'alpha-trio key show' "
+                f"prints on {settings.name}"
+            )
+        _refuse_own_address(settings)
 
     def _snapshot(self) -> dict[str, tuple[PeerSettings, str]]:
         return {name: (p.settings, p.origin) for name, p in self.peers.items()}
