@@ -3,7 +3,8 @@
 Every test that runs here also proves, at every single step, that
 
 * packets are conserved: what the TUN hands in is sent, waits, or is counted as
-  dropped once; what arrives is delivered or counted as dropped once;
+  dropped once; what arrives is delivered or counted as dropped once (exactly so
+  in plain mode; with ALPHA keepalives and control messages are packets as well);
 * connection ids neither leak nor vanish;
 * a deadline that was served lies in the future afterwards.
 """
@@ -20,10 +21,11 @@ from attrs import Factory, define, field, frozen
 
 from alpha_trio.proto import frames
 from alpha_trio.proto.batch import Deliver, Drop, Event, EventKind, Outbox
+from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.plain import OVERHEAD
 from alpha_trio.proto.session import Session, State
-from alpha_trio.proto.wire import Kind
+from alpha_trio.proto.wire import SUITE_PLAIN, Kind, Syn
 from tests.proto.packets import ICMP, Packet, Parsed, parse
 
 PORT = 1234
@@ -125,6 +127,8 @@ class Host:
     name: str
     address: str
     random: Random
+    exact: bool  # whether every packet can be told from a keepalive
+    identity: Identity = field(init=False)
     table: PeerTable = field(init=False)
     out: Outbox = Factory(Outbox)
     received: list[Parsed] = Factory(list)  # from the TUN, checksums verified
@@ -133,11 +137,17 @@ class Host:
     wakeups: int = 0
 
     def __attrs_post_init__(self) -> None:
+        self.identity = Identity(self.random.randbytes(32))
         self.restart()
 
     def restart(self) -> None:
-        """Forget everything, peers too."""
-        self.table = PeerTable(PORT, self.random.randbytes)
+        """Forget everything but the own key, peers too."""
+        self.table = PeerTable(PORT, self.identity, self.random.randbytes)
+
+    def syn(self, nonce: bytes = bytes(16), sender_id: int = 7) -> Syn:
+        """What the host, or who pretends to be it, could ask for a session with."""
+        rest = bytes(32), bytes(16), bytes(16)
+        return Syn(sender_id, nonce, self.identity.public, *rest, suite=SUITE_PLAIN)
 
     def told(self, kind: EventKind) -> int:
         """How often an event happened."""
@@ -159,8 +169,9 @@ class Host:
     def check(self, put_in: int, arrived: int, before: tuple[int, int]) -> None:
         """Nothing was lost without a trace, and nothing counted twice."""
         outward, inward = self.ledger()
-        assert outward - before[0] == put_in
-        assert inward - before[1] == arrived
+        if self.exact:
+            assert outward - before[0] == put_in
+            assert inward - before[1] == arrived
         ids = [i for s in self.table.sessions.values() for i in _ids(s)]
         assert sorted(self.table._by_id) == sorted(ids)
         bound = {i for s in self.table.sessions.values() for i in _bound(s)}
@@ -171,7 +182,7 @@ class Host:
         drops = self.drops()
         outward = sum(n for reason, n in drops.items() if reason in OUTGOING_DROPS)
         sessions = self.table.sessions.values()
-        outward += sum(s.waiting.packets + s.counters.tx_packets for s in sessions)
+        outward += sum(s.statistics(0).queued + s.counters.tx_packets for s in sessions)
         outward += sum(send.packets for send in self.out.sends)
         inward = sum(n for reason, n in drops.items() if reason in _DATA_DROPS)
         inward += sum(s.counters.rx_packets for s in sessions)
@@ -187,20 +198,26 @@ _DATA_DROPS = frozenset(Drop) - OUTGOING_DROPS
 
 
 def _ids(session: Session) -> list[int]:
-    initiation = session.initiation
-    return _bound(session) + ([initiation.syn.sender_id] if initiation else [])
+    ids = _bound(session)
+    if session.initiation is not None:
+        ids.append(session.initiation.syn.sender_id)
+    if session.half_open is not None:
+        ids.append(session.half_open.ack.sender_id)
+    return ids
 
 
 def _bound(session: Session) -> list[int]:
-    half_open = session.half_open[1] if session.half_open else None
-    transports = (session.current, session.previous, half_open)
+    transports = (session.current, session.previous)
     return [t.local_id for t in transports if t is not None]
 
 
 class Simulation:
     """Hosts and the link between them."""
 
-    def __init__(self, seed: int = 0, link: Link | None = None) -> None:
+    def __init__(
+        self, seed: int = 0, link: Link | None = None, mode: str = "plain"
+    ) -> None:
+        self.mode = mode
         self.now = 0.0
         self.random = Random(seed)
         self.link = link or Link()
@@ -218,7 +235,8 @@ class Simulation:
     def host(self, name: str, address: str | None = None) -> Host:
         """A new host, without peers."""
         address = address or f"192.168.10.{60 + len(self.hosts)}"
-        host = Host(name, address, Random(self.random.random()))
+        random = Random(self.random.random())
+        host = Host(name, address, random, exact=self.mode == "plain")
         self.hosts[name] = self._by_address[address] = host
         self._peers[name] = []
         return host
@@ -238,7 +256,16 @@ class Simulation:
     def _add(self, at: str, of: str, keepalive: float) -> Session:
         address = self.hosts[of].address
         remotes, prefixes = [remote_of(address)], [ip_network(address)]
-        return self.hosts[at].table.add(of, remotes, prefixes, keepalive)
+        return self.hosts[at].table.add(
+            of, remotes, prefixes, keepalive, mode=self.mode
+        )
+
+    def locate(self, at: str, of: str, *addresses: str) -> None:
+        """Host ``at`` learns that ``of`` is to be found there."""
+        table, session = self.hosts[at].table, self.session(at, of)
+        remotes, prefixes = map(remote_of, addresses), table._prefixes_of[of]
+        known = session.keepalive, session.key, session.mode
+        table.configure(session, list(remotes), prefixes, *known)
 
     # -- acting
 
@@ -287,7 +314,8 @@ class Simulation:
         messages = [data[i : i + stride] for i in range(0, len(data), stride)]
         carrying = sum(m[0] == Kind.DATA and len(m) > OVERHEAD for m in messages)
         inward = host.ledger()[1] - before[1]
-        assert carrying <= inward <= len(messages), host.drops() - drops
+        if host.exact:
+            assert carrying <= inward <= len(messages), host.drops() - drops
         host.check(0, inward, before)
         self._execute(host)
 

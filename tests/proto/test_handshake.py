@@ -4,6 +4,7 @@ from itertools import pairwise
 from random import Random
 
 import pytest
+from attrs import define, evolve
 
 from alpha_trio.proto.batch import Drop, EventKind
 from alpha_trio.proto.handshake import (
@@ -15,9 +16,11 @@ from alpha_trio.proto.handshake import (
     HalfOpen,
     Initiation,
 )
-from alpha_trio.proto.session import HINT_INTERVAL, QUEUE_PACKETS, State
+from alpha_trio.proto.identity import Identity
+from alpha_trio.proto.session import QUEUE_PACKETS, State
 from alpha_trio.proto.wire import (
     ACKACK_SIZE,
+    SUITE_ALPHA,
     SYN_SIZE,
     Ack,
     AckAck,
@@ -37,6 +40,9 @@ from tests.proto.simulation import (
 )
 
 VM1, VM2 = ("192.168.10.60", PORT), ("192.168.10.61", PORT)
+MODES = ["plain", "adaptive"]
+NOBODY = "192.168.10.99"
+OFFER = bytes(16), bytes(32), bytes(32), bytes(16), bytes(16)
 HANDSHAKE = (Kind.SYN, Kind.ACK, Kind.ACKACK)
 
 
@@ -62,9 +68,15 @@ def test_the_first_packet_begins_the_handshake_and_arrives():
     assert handshake_messages(sim) == [Kind.SYN, Kind.ACK, Kind.ACKACK]
     assert vm2.payloads() == payloads
     assert sim.established("vm1", "vm2")
-    assert [vm1.events[i].kind for i in (0, 1)] == [
+    assert [event.kind for event in vm1.events] == [
         EventKind.SYN_SENT,
+        EventKind.PINNED,
         EventKind.ACK_RECEIVED,
+    ]
+    assert [event.kind for event in vm2.events] == [
+        EventKind.SYN_RECEIVED,
+        EventKind.PINNED,
+        EventKind.ESTABLISHED,
     ]
 
 
@@ -147,10 +159,8 @@ def test_only_the_initiator_repeats():
 
 def test_every_address_of_a_peer_is_asked_in_turn():
     sim = Simulation()
-    sim.pair()
-    table = sim.hosts["vm1"].table
-    elsewhere = ("192.168.10.99", PORT)
-    table.configure(table.sessions["vm2"], [elsewhere, VM2], table._prefixes_of["vm2"])
+    _, vm2 = sim.pair()
+    sim.locate("vm1", "vm2", NOBODY, vm2.address)
     sim.send("vm1", "vm2")
     sim.run(5)
     assert sim.established("vm1", "vm2")
@@ -159,27 +169,24 @@ def test_every_address_of_a_peer_is_asked_in_turn():
 
 def test_a_peer_that_moved_is_asked_there_at_once():
     sim = Simulation()
-    sim.pair()
-    table = sim.hosts["vm1"].table
-    session, prefixes = table.sessions["vm2"], table._prefixes_of["vm2"]
-    table.configure(session, [("192.168.10.99", PORT)], prefixes)
+    _, vm2 = sim.pair()
+    sim.locate("vm1", "vm2", NOBODY)
     sim.send("vm1", "vm2")
     sim.run(60)
-    table.configure(session, [VM2], prefixes)
+    sim.locate("vm1", "vm2", vm2.address)
     sim.run(3 * DELAY)
     assert sim.established("vm1", "vm2")
 
 
 def test_a_peer_that_did_not_move_is_asked_no_more_often():
     sim = Simulation()
-    sim.pair()
-    table = sim.hosts["vm1"].table
+    _, vm2 = sim.pair()
     sim.block("vm1", "vm2")
     sim.send("vm1", "vm2")
     sim.run(10)
     before = len(sim.sent)
     for _ in range(20):
-        table.configure(table.sessions["vm2"], [VM2], table._prefixes_of["vm2"])
+        sim.locate("vm1", "vm2", vm2.address)
         sim.run(0.01)
     assert len(sim.sent) <= before + 1
 
@@ -187,14 +194,12 @@ def test_a_peer_that_did_not_move_is_asked_no_more_often():
 def test_packets_wait_while_the_name_of_a_peer_is_resolved():
     sim = Simulation()
     _, vm2 = sim.pair()
-    table = sim.hosts["vm1"].table
-    session, prefixes = table.sessions["vm2"], table._prefixes_of["vm2"]
-    table.configure(session, [], prefixes)
+    sim.locate("vm1", "vm2")
     payloads = sim.send("vm1", "vm2", 2)
     sim.run(60)
-    assert session.state(sim.now) is State.RESOLVING
+    assert sim.session("vm1", "vm2").state(sim.now) is State.RESOLVING
     assert not sim.sent
-    table.configure(session, [VM2], prefixes)
+    sim.locate("vm1", "vm2", vm2.address)
     sim.run(3 * DELAY)
     assert vm2.payloads() == payloads
 
@@ -250,7 +255,8 @@ def test_both_ends_may_begin_at_once(seed, gap):
     assert vm1.payloads() == to_vm1
     assert vm2.payloads() == to_vm2
     assert len(handshake_messages(sim)) <= 5  # no storm
-    one, other = sim.session("vm1", "vm2").current, sim.session("vm2", "vm1").current
+    one = sim.session("vm1", "vm2").current.agreement
+    other = sim.session("vm2", "vm1").current.agreement
     assert (one.local_id, one.remote_id) == (other.remote_id, other.local_id)
 
 
@@ -269,26 +275,46 @@ def test_the_syn_with_the_larger_nonce_goes_on(seed):
 
 
 def test_if_both_syns_were_answered_nothing_is_lost():
-    """vm2 answers, then asks itself; both ACKs cross on the way."""
-    for seed in range(10):
-        sim = Simulation(seed)
+    """vm2's answers get lost until it asks itself; then both ACKs cross on the way."""
+    crossed = 0
+    for seed in range(20):
+        sim = Simulation(seed, link=_Slow())
         vm1, vm2 = sim.pair()
-        sim.link = _Slow()
+        sim.block("vm2", "vm1")
         to_vm2 = sim.send("vm1", "vm2")
-        sim.run(0.75)  # the SYN is there, the answer on its way
+        sim.run(0.45)
         to_vm1 = sim.send("vm2", "vm1")
-        for _ in range(20):
+        sim.run(0.65)
+        sim.unblock()
+        for _ in range(60):
             to_vm2 += sim.send("vm1", "vm2")
             to_vm1 += sim.send("vm2", "vm1")
-            sim.run(0.5)
+            sim.run(0.1)
         sim.run(5)
         assert sorted(vm1.payloads()) == sorted(to_vm1)
         assert sorted(vm2.payloads()) == sorted(to_vm2)
+        crossed += bool(
+            vm1.told(EventKind.ACK_RECEIVED) and vm2.told(EventKind.ACK_RECEIVED)
+        )
+    assert crossed
 
 
 class _Slow(Link):
     def carry(self, datagram):
-        yield 0.7, datagram
+        yield 0.4, datagram
+
+
+def test_a_peer_that_asks_itself_is_asked_soon():
+    """It lost the tie and got no answer: it must not wait for the old schedule."""
+    sim = Simulation()
+    vm2 = sim.pair()[1]
+    payloads = sim.send("vm1", "vm2")
+    sim.block("vm1", "vm2")
+    sim.run(40)  # the SYN is repeated every ten seconds by now
+    sim.unblock()
+    sim.inject("vm1", VM2, vm2.syn().pack())
+    sim.run(RETRY_FIRST + 3 * DELAY)
+    assert vm2.payloads() == payloads
 
 
 def test_forged_syns_cannot_put_off_our_own_for_ever():
@@ -299,8 +325,8 @@ def test_forged_syns_cannot_put_off_our_own_for_ever():
     sim.send("vm1", "vm2")
     random = Random(1)
     for _ in range(100):
-        forged = Syn(1 + random.getrandbits(31), b"\xff" * 12 + random.randbytes(4))
-        sim.inject("vm1", VM2, forged.pack())
+        nonce = b"\xff" * 12 + random.randbytes(4)
+        sim.inject("vm1", VM2, sim.hosts["vm2"].syn(nonce).pack())
         sim.run(0.2)
     assert len(sim.messages(Kind.SYN, "vm1")) >= 4
 
@@ -321,7 +347,7 @@ def test_a_lost_tie_is_taken_up_when_the_peer_breaks_off():
     payloads = sim.send("vm1", "vm2")
     sim.block("vm1", "vm2")
     sim.run(40)  # the SYN is repeated every ten seconds by now
-    sim.inject("vm1", VM2, Syn(7, b"\xff" * 16).pack())
+    sim.inject("vm1", VM2, vm2.syn(b"\xff" * 16).pack())
     sim.unblock()
     sim.run(1 + 3 * DELAY)
     assert vm2.payloads() == payloads
@@ -332,8 +358,8 @@ def test_a_lost_tie_is_taken_up_when_the_peer_breaks_off():
 
 @pytest.mark.parametrize("number", range(40))
 def test_the_loss_of_any_single_message_heals(number):
-    """With packets every 50 ms in both directions; only what was lost is missing."""
-    sim = Simulation(number, link=LosesOne(number))
+    """With packets every 50 ms both ways; only what was in the message is missing."""
+    sim = Simulation(number, link=LosesOne(number), mode="adaptive")
     vm1, vm2 = sim.pair()
     to_vm2, to_vm1 = sim.send("vm1", "vm2", 5), []
     for _ in range(40):
@@ -342,23 +368,22 @@ def test_the_loss_of_any_single_message_heals(number):
         to_vm1 += sim.send("vm2", "vm1")
     sim.run(60)
     assert sim.established("vm1", "vm2")
-    lost = len(to_vm1 + to_vm2) - len(vm1.received + vm2.received)
-    lost_message = sim.sent[number].kind
-    assert lost == (1 if lost_message == Kind.DATA else 0)
-    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+    lost = set(to_vm1 + to_vm2) - set(vm1.payloads() + vm2.payloads())
+    assert len(lost) <= (sim.sent[number].kind == Kind.S2)
+    assert sim.ping("vm1", "vm2", timeout=8 * DELAY)
 
 
-@pytest.mark.parametrize("first", range(4))
-@pytest.mark.parametrize("second", range(4))
-def test_the_loss_of_two_messages_heals(first, second):
-    sim = Simulation(link=Link())
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("number", range(12))
+def test_the_loss_of_two_messages_heals(number, mode):
+    sim = Simulation(mode=mode)
     sim.pair()
-    sim.link = _LosesTwo(LosesOne(first), LosesOne(second))
+    sim.link = _LosesTwo(LosesOne(number // 4), LosesOne(number % 4))
     sim.send("vm1", "vm2")
     sim.run(20)
     assert sim.established("vm1", "vm2")
-    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
-    assert sim.ping("vm2", "vm1", timeout=3 * DELAY)
+    assert sim.ping("vm1", "vm2", timeout=8 * DELAY)
+    assert sim.ping("vm2", "vm1", timeout=8 * DELAY)
 
 
 class _LosesTwo(Link):
@@ -372,25 +397,31 @@ class _LosesTwo(Link):
             yield from self.other.carry(arriving)
 
 
-def test_the_loss_of_the_ackack_alone_leaves_nobody_behind():
-    """Nothing is queued that would prove the session: vm2 restarted, vm1 sends on."""
-    sim = Simulation()
-    vm1, _ = sim.pair()
+@pytest.mark.parametrize("mode", MODES)
+def test_a_lost_ackack_is_repeated_until_something_is_heard(mode):
+    """Nobody sends anything: only the silence tells that it was lost."""
+    sim = Simulation(mode=mode)
+    _, vm2 = sim.pair()
     sim.ping("vm1", "vm2")
-    sim.restart("vm2")
-    before = len(sim.sent)
-    sim.link = _LosesAckAck()
-    sim.send("vm1", "vm2")
-    sim.run(1)
-    assert [s.kind for s in sim.sent[before:]].count(Kind.ACKACK) == 1
-    assert vm1.told(EventKind.CONFIRMED) == 1
-    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
+    sim.restart("vm1")
+    sim.link = _LosesAckAck(3)
+    vm2.events.clear()
+    sim.send("vm2", "vm1")  # which vm1 does not know any more, and asks
+    sim.run(5)
+    assert len(sim.messages(Kind.ACKACK, "vm1")) >= 5
+    assert vm2.told(EventKind.ESTABLISHED) == 1
+    assert sim.ping("vm2", "vm1", timeout=8 * DELAY)
 
 
+@define
 class _LosesAckAck(Link):
+    number: int
+
     def carry(self, datagram):
-        if datagram[0] != Kind.ACKACK:
-            yield DELAY, datagram
+        if datagram[0] == Kind.ACKACK and self.number:
+            self.number -= 1
+            return
+        yield DELAY, datagram
 
 
 def test_the_same_syn_gets_the_same_ack():
@@ -410,8 +441,9 @@ def test_the_same_ack_gets_the_same_ackack():
     sim.run(1)
     ack = sim.messages(Kind.ACK)[0]
     sim.inject("vm1", VM2, ack.data)
-    first, second = sim.messages(Kind.ACKACK)
-    assert first.data == second.data
+    ackacks = sim.messages(Kind.ACKACK)
+    assert ackacks[-1].time == sim.now
+    assert len({ackack.data for ackack in ackacks}) == 1
 
 
 def test_repeated_messages_disturb_no_session():
@@ -468,19 +500,19 @@ def test_a_restarted_peer_recovers_by_its_own_traffic():
     sim.pair()
     sim.ping("vm1", "vm2")
     sim.restart("vm2")
-    assert sim.ping("vm2", "vm1", timeout=6 * DELAY)
+    assert sim.ping("vm2", "vm1", timeout=8 * DELAY)
 
 
-def test_unknown_data_seldom_triggers_a_handshake():
+def test_unknown_data_triggers_one_handshake_at_a_time():
     sim = Simulation()
     sim.pair()
     sim.block("vm1", "vm2")
     unknown = data_word(5).to_bytes(8) + bytes(100)
-    for _ in range(20):
+    for _ in range(100):
         sim.inject("vm1", VM2, unknown)
-        sim.run(HINT_INTERVAL / 100)
-    assert len(sim.messages(Kind.SYN)) <= 2
-    assert sim.hosts["vm1"].drops() == {Drop.UNKNOWN_ID: 20}
+        sim.run(0.1)
+    assert len(sim.messages(Kind.SYN)) <= 6  # as many as for one packet to send
+    assert sim.hosts["vm1"].drops() == {Drop.UNKNOWN_ID: 100}
 
 
 def test_unknown_data_leaves_a_live_session_alone():
@@ -499,7 +531,7 @@ def test_a_half_open_answer_never_disturbs_the_live_session():
     sim.ping("vm1", "vm2")
     session = sim.session("vm2", "vm1")
     before = session.current
-    sim.inject("vm2", VM1, Syn(77, bytes(16)).pack())
+    sim.inject("vm2", VM1, sim.hosts["vm1"].syn().pack())
     assert session.half_open is not None
     assert session.current is before
     for _ in range(30):
@@ -514,8 +546,10 @@ def test_there_is_one_half_open_answer_per_peer():
     sim = Simulation()
     vm2 = sim.pair()[1]
     random = Random(1)
-    for number in range(1, 200):
-        sim.inject("vm2", VM1, Syn(number, random.randbytes(16)).pack())
+    for _ in range(200):
+        syn = sim.hosts["vm1"].syn(random.randbytes(16))
+        sim.inject("vm2", VM1, syn.pack())
+        sim.run(0.05)
     assert len(vm2.table._by_id) == 1
     sim.run(HALF_OPEN_LIFETIME)
     assert not vm2.table._by_id
@@ -548,7 +582,7 @@ class _LosesHandshakes(Link):
 def test_an_unproven_session_carries_nothing_outwards():
     sim = Simulation()
     sim.pair()
-    sim.inject("vm2", VM1, Syn(77, bytes(16)).pack())
+    sim.inject("vm2", VM1, sim.hosts["vm1"].syn().pack())
     sim.send("vm2", "vm1")
     assert not sim.messages(Kind.DATA)
     assert sim.session("vm2", "vm1").state(sim.now) is State.HANDSHAKING
@@ -561,9 +595,10 @@ def test_strangers_get_no_answer_and_no_state():
     sim = Simulation()
     vm2 = sim.pair()[1]
     stranger = ("192.0.2.1", PORT)
-    sim.inject("vm2", stranger, Syn(1, bytes(16)).pack())
-    sim.inject("vm2", stranger, Ack(2, 1, bytes(16), bytes(32)).pack())
-    sim.inject("vm2", stranger, AckAck(2, bytes(32)).pack())
+    syn = Syn(1, *OFFER)
+    sim.inject("vm2", stranger, syn.pack())
+    sim.inject("vm2", stranger, Ack(2, 1, *OFFER).pack())
+    sim.inject("vm2", stranger, AckAck(2, bytes(64)).pack())
     sim.inject("vm2", stranger, data_word(2).to_bytes(8) + bytes(100))
     sim.run(1000)
     assert not sim.sent
@@ -576,7 +611,7 @@ def test_no_answer_is_larger_than_its_question():
     """Whoever forges an address gets no more thrown at it than was spent on asking."""
     sim = Simulation()
     vm2 = sim.pair()[1]
-    sim.inject("vm2", VM1, Syn(1, bytes(16)).pack())
+    sim.inject("vm2", VM1, sim.hosts["vm1"].syn().pack())
     (answer,) = sim.sent
     assert len(answer.data) <= SYN_SIZE
     sim.run_until_idle()
@@ -597,25 +632,59 @@ def test_a_session_answers_an_ack_with_no_more_than_it_got():
 # -- proofs
 
 
+RANDOM = Random(1).randbytes
+ALICE, BOB, MALLORY = (Identity(RANDOM(32)) for _ in range(3))
+
+
+def _begin(identity: Identity) -> Initiation:
+    return Initiation.begin(identity, SUITE_ALPHA, 9, RANDOM, 0.0)
+
+
+def _answer(initiation: Initiation, identity: Identity) -> HalfOpen:
+    return HalfOpen.answer(initiation.syn, identity, 4, RANDOM, VM1, b"", 0.0)
+
+
 def test_an_ack_that_does_not_answer_our_syn_is_refused():
-    random = Random(1).randbytes
-    ours, other = (Initiation.begin(9, random, 0.0) for _ in range(2))
-    ack = HalfOpen.answer(other.syn, 4, random, VM1, b"", 0.0).ack
+    ours, other = _begin(ALICE), _begin(ALICE)
+    ack = _answer(other, BOB).ack
     with pytest.raises(BadPacket):
-        ours.finish_untrusted(ack)
-    other.finish_untrusted(ack)
+        ours.finish_untrusted(ack, ALICE)
+    other.finish_untrusted(ack, ALICE)
 
 
 def test_an_ackack_of_another_handshake_is_refused():
-    random = Random(1).randbytes
-    initiation = Initiation.begin(9, random, 0.0)
-    one, other = (
-        HalfOpen.answer(initiation.syn, 4, random, VM1, b"", 0.0) for _ in range(2)
-    )
-    ackack = initiation.finish_untrusted(one.ack)
+    initiation = _begin(ALICE)
+    one, other = _answer(initiation, BOB), _answer(initiation, BOB)
+    ackack = initiation.finish_untrusted(one.ack, ALICE)
     with pytest.raises(BadPacket):
         other.verify_untrusted(ackack)
     one.verify_untrusted(ackack)
+
+
+def test_an_ack_somebody_else_signed_is_refused():
+    initiation = _begin(ALICE)
+    ack = evolve(_answer(initiation, MALLORY).ack, identity=BOB.public)
+    with pytest.raises(BadPacket):
+        initiation.finish_untrusted(ack, ALICE)
+
+
+def test_an_ackack_somebody_else_signed_is_refused():
+    initiation = _begin(ALICE)
+    half_open = _answer(initiation, BOB)
+    ackack = initiation.finish_untrusted(half_open.ack, MALLORY)
+    with pytest.raises(BadPacket):
+        half_open.verify_untrusted(ackack)
+
+
+def test_both_ends_agree_on_keys_that_nobody_else_has():
+    initiation = _begin(ALICE)
+    half_open = _answer(initiation, BOB)
+    initiation.finish_untrusted(half_open.ack, ALICE)
+    one = initiation.agree_untrusted(half_open.ack, VM2, b"").keys
+    other = half_open.agree_untrusted().keys
+    assert (one.send_cipher, one.send_tag) == (other.receive_cipher, other.receive_tag)
+    assert (one.receive_cipher, one.receive_tag) == (other.send_cipher, other.send_tag)
+    assert len({one.send_cipher, one.receive_cipher}) == 2
 
 
 @pytest.mark.parametrize("kind", [Kind.ACK, Kind.ACKACK])
@@ -626,7 +695,8 @@ def test_a_wrong_proof_changes_nothing_and_is_counted(kind):
     sim.send("vm1", "vm2")
     sim.run(0.4)
     breaks = vm1 if kind == Kind.ACK else vm2
-    assert breaks.drops() == {Drop.BAD_PROOF: 1}
+    assert breaks.drops()[Drop.BAD_PROOF] >= 1
+    assert not vm2.received
     sim.link = Link()
     sim.run(10)
     assert sim.established("vm1", "vm2")
@@ -647,9 +717,10 @@ class _Breaks(Link):
 # -- all at once
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", range(12))
-def test_whatever_the_link_does_packets_pass_again_soon_after(seed):
-    sim = Simulation(seed)
+def test_whatever_the_link_does_packets_pass_again_soon_after(seed, mode):
+    sim = Simulation(seed, mode=mode)
     sim.pair()
     sim.link = Hostile(
         sim.random,
@@ -664,13 +735,14 @@ def test_whatever_the_link_does_packets_pass_again_soon_after(seed):
     sim.link = Link()
     _chat(sim, rounds=60)
     for _ in range(10):
-        assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
-        assert sim.ping("vm2", "vm1", timeout=3 * DELAY)
+        assert sim.ping("vm1", "vm2", timeout=8 * DELAY)
+        assert sim.ping("vm2", "vm1", timeout=8 * DELAY)
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", range(6))
-def test_restarts_on_a_bad_link_need_no_manual_step(seed):
-    sim = Simulation(seed)
+def test_restarts_on_a_bad_link_need_no_manual_step(seed, mode):
+    sim = Simulation(seed, mode=mode)
     sim.pair()
     sim.link = Hostile(sim.random, loss=0.2, duplicate=0.1, late=0.2)
     for _ in range(10):
@@ -678,8 +750,8 @@ def test_restarts_on_a_bad_link_need_no_manual_step(seed):
         _chat(sim, rounds=15)
     sim.link = Link()
     _chat(sim, rounds=60)
-    assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
-    assert sim.ping("vm2", "vm1", timeout=3 * DELAY)
+    assert sim.ping("vm1", "vm2", timeout=8 * DELAY)
+    assert sim.ping("vm2", "vm1", timeout=8 * DELAY)
 
 
 def _chat(sim: Simulation, rounds: int) -> None:

@@ -7,11 +7,13 @@ from random import Random
 import pytest
 
 from alpha_trio.proto.batch import Drop, EventKind, Outbox
+from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.peers import KNOCKING_HOSTS, PeerTable
 from alpha_trio.proto.session import Session
 from alpha_trio.proto.wire import (
     DATA,
     HEADER_SIZE,
+    SUITE_PLAIN,
     VERSION,
     Ack,
     AckAck,
@@ -24,14 +26,17 @@ from tests.proto.simulation import PORT, Simulation, remote_of
 
 VM2 = ("192.168.10.61", PORT)
 US = b"local"
+OFFER = bytes(16), bytes(32), bytes(32), bytes(16), bytes(16)
+SYN = Syn(5, *OFFER, suite=SUITE_PLAIN).pack()
 
 
 def table() -> PeerTable:
-    return PeerTable(PORT, Random(1).randbytes)
+    random = Random(1).randbytes
+    return PeerTable(PORT, Identity(random(32)), random)
 
 
 def add(peers: PeerTable, name: str, *prefixes: str, remotes=()) -> Session:
-    return peers.add(name, remotes, map(ip_network, prefixes))
+    return peers.add(name, remotes, map(ip_network, prefixes), mode="plain")
 
 
 def owner_of(peers: PeerTable, address: str) -> str | None:
@@ -234,12 +239,12 @@ def test_datagrams_shorter_than_a_header_are_counted_one_by_one(size):
     ("datagram", "reason"),
     [
         (bytes(8), Drop.VERSION),
-        (bytes([Kind.SYN, VERSION + 1]) + bytes(62), Drop.VERSION),
-        (bytes([Kind.SYN, VERSION]) + bytes(61), Drop.MALFORMED),
+        (bytes([Kind.SYN, VERSION + 1]) + bytes(190), Drop.VERSION),
+        (bytes([Kind.SYN, VERSION]) + bytes(189), Drop.MALFORMED),
         (bytes([0, VERSION]) + bytes(62), Drop.MALFORMED),
         (bytes([255, VERSION]) + bytes(62), Drop.MALFORMED),
-        (Ack(9, 1, bytes(16), bytes(32)).pack(), Drop.UNKNOWN_ID),
-        (AckAck(9, bytes(32)).pack(), Drop.UNKNOWN_ID),
+        (Ack(9, 1, *OFFER).pack(), Drop.UNKNOWN_ID),
+        (AckAck(9, bytes(64)).pack(), Drop.UNKNOWN_ID),
         (data_word(9).to_bytes(8) + bytes(40), Drop.UNKNOWN_ID),
     ],
 )
@@ -257,7 +262,7 @@ def test_no_bytes_from_the_network_raise_or_go_uncounted(seed):
     random = Random(seed)
     sim = Simulation(seed)
     sim.pair()
-    heard = [Syn(5, bytes(16)).pack(), DATA.pack(data_word(5), 1)]
+    heard = [SYN, DATA.pack(data_word(5), 1)]
     for _ in range(300):
         if random.random() < 0.1:
             sim.send("vm1", "vm2")
@@ -308,7 +313,7 @@ def test_a_run_may_hold_messages_of_every_kind():
 def test_a_peer_behind_nat_may_use_another_port():
     sim = Simulation()
     vm1, _ = sim.pair()
-    sim.inject("vm1", (VM2[0], 4321), Syn(5, bytes(16)).pack())
+    sim.inject("vm1", (VM2[0], 4321), SYN)
     assert vm1.told(EventKind.SYN_RECEIVED) == 1
 
 
@@ -316,10 +321,10 @@ def test_two_peers_on_one_host_are_told_apart_by_port():
     peers, out = table(), Outbox()
     here = add(peers, "here", "10.0.0.1/32", remotes=[("192.0.2.1", 1)])
     there = add(peers, "there", "10.0.0.2/32", remotes=[("192.0.2.1", 2)])
-    syn = memoryview(Syn(5, bytes(16)).pack())
-    peers.incoming(syn, 64, ("192.0.2.1", 2), US, 0.0, out)
+    syn = memoryview(SYN)
+    peers.incoming(syn, len(syn), ("192.0.2.1", 2), US, 0.0, out)
     assert (here.half_open is None, there.half_open is None) == (True, False)
-    peers.incoming(syn, 64, ("192.0.2.1", 3), US, 0.0, out)
+    peers.incoming(syn, len(syn), ("192.0.2.1", 3), US, 0.0, out)
     assert peers.counters.drops == {Drop.STRANGER: 1}
 
 
@@ -328,21 +333,21 @@ def test_a_host_named_twice_is_still_one_peer():
     session = add(
         peers, "vm2", "10.0.0.1/32", remotes=[("192.0.2.1", 1), ("192.0.2.1", 2)]
     )
-    syn = memoryview(Syn(5, bytes(16)).pack())
-    peers.incoming(syn, 64, ("192.0.2.1", 3), US, 0.0, Outbox())
+    syn = memoryview(SYN)
+    peers.incoming(syn, len(syn), ("192.0.2.1", 3), US, 0.0, Outbox())
     assert session.half_open is not None
 
 
 def test_strangers_that_knock_are_listed_and_the_list_is_bounded():
     peers, out = table(), Outbox()
-    syn = memoryview(Syn(5, bytes(16)).pack())
+    syn = memoryview(SYN)
     for number in range(1000):
         for _ in range(2):
             peers.incoming(
-                syn, 64, (f"10.0.{number >> 8}.{number & 255}", 1), US, 0, out
+                syn, len(syn), (f"10.0.{number >> 8}.{number & 255}", 1), US, 0, out
             )
     assert len(peers.knocking) == KNOCKING_HOSTS
-    assert set(peers.knocking.values()) == {2}
+    assert {knock.count for knock in peers.knocking.values()} == {2}
     assert "10.0.3.231" in peers.knocking
     assert peers.counters.drops == {Drop.STRANGER: 2000}
     assert not out.sends
@@ -352,11 +357,11 @@ def test_strangers_that_knock_are_listed_and_the_list_is_bounded():
 
 def test_who_knocks_again_is_kept():
     peers, out = table(), Outbox()
-    syn = memoryview(Syn(5, bytes(16)).pack())
+    syn = memoryview(SYN)
     for number in range(KNOCKING_HOSTS + 10):
-        peers.incoming(syn, 64, ("192.0.2.1", 1), US, 0, out)
-        peers.incoming(syn, 64, (f"10.0.0.{number}", 1), US, 0, out)
-    assert peers.knocking["192.0.2.1"] == KNOCKING_HOSTS + 10
+        peers.incoming(syn, len(syn), ("192.0.2.1", 1), US, 0, out)
+        peers.incoming(syn, len(syn), (f"10.0.0.{number}", 1), US, 0, out)
+    assert peers.knocking["192.0.2.1"].count == KNOCKING_HOSTS + 10
 
 
 # -- peers come and go
@@ -430,7 +435,7 @@ def test_sessions_over_ipv6_carry_both_families():
     for host, prefix in (("vm1", "10.0.0.2/32"), ("vm2", "10.0.0.1/32")):
         peers = sim.hosts[host].table
         (session,) = peers.sessions.values()
-        peers.configure(session, session.remotes, [ip_network(prefix)])
+        peers.configure(session, session.remotes, [ip_network(prefix)], mode="plain")
     sim.emit("vm1", inner.frame())
     sim.run(1)
     assert sim.hosts["vm2"].payloads()[-1] == b"four in six"

@@ -10,15 +10,19 @@ from alpha_trio.proto import frames
 from alpha_trio.proto.batch import (
     MAX_DATAGRAMS,
     MAX_SEND_BYTES,
+    Buffer,
     Counters,
     Drop,
     Outbox,
 )
+from alpha_trio.proto.cipher import SessionKeys
+from alpha_trio.proto.handshake import Agreement, Offer
 from alpha_trio.proto.plain import OVERHEAD, Arrival, PlainTransport
-from alpha_trio.proto.wire import DATA
+from alpha_trio.proto.wire import DATA, Syn
 from tests.proto.packets import TCP, Packet
 
 REMOTE = ("192.168.10.61", 1234)
+THEIRS = Syn(9, bytes(16), bytes(32), bytes(32), bytes(16), bytes(16))
 
 fixed = settings(deadline=None, derandomize=True)
 
@@ -27,15 +31,15 @@ class Pair:
     """A transport at either end, and the counters of the receiving one."""
 
     def __init__(self) -> None:
-        self.sender = PlainTransport(1, 2, REMOTE, b"", 0.0, 0.0)
-        self.receiver = PlainTransport(2, 1, REMOTE, b"", 0.0, 0.0)
         self.sent, self.counters = Counters(), Counters()
+        self.sender = _transport(1, 2, self.sent)
+        self.receiver = _transport(2, 1, self.counters)
 
     def datagrams(self, *packets: Packet, room: int = 65_000) -> list[bytes]:
         """What goes on the wire for ``packets``."""
         out = Outbox()
         for packet in packets:
-            self.sender.outgoing(frames.cut(packet.frame(), room), out, self.sent)
+            self.sender.outgoing(frames.cut(packet.frame(), room), 0.0, out)
         return [b"".join(d) for send in out.sends for d in send.datagrams()]
 
     def receive(self, data: bytes, stride: int = 0, *, own: bool = True) -> list[bytes]:
@@ -43,7 +47,7 @@ class Pair:
         out, view, arrival = Outbox(), memoryview(data), Arrival.NOTHING
         while view:
             consumed, arrival = self.receiver.incoming(
-                view, stride or len(data), lambda packet: own, out, self.counters
+                view, stride or len(data), REMOTE, b"", lambda packet: own, 0.0, out
             )
             assert consumed > 0
             view = view[consumed:]
@@ -51,15 +55,38 @@ class Pair:
         return [bytes(p) for d in out.delivers for p in frames.finished(d.parts)]
 
 
+def _transport(local_id: int, remote_id: int, counters: Counters) -> PlainTransport:
+    random = Random(1).randbytes
+    agreement = Agreement(
+        local_id,
+        remote_id,
+        REMOTE,
+        b"",
+        SessionKeys.derive(bytes(32), bytes(32), initiator=True),
+        Offer.make(random),
+        THEIRS,
+    )
+    return PlainTransport(agreement, counters, 0.0, 0.0)
+
+
 @pytest.fixture
 def pair() -> Pair:
     return Pair()
 
 
+def anyone(packet: Buffer) -> bool:
+    """Whoever sends may send anything."""
+    return True
+
+
 def tcp(number: int, segments: int, size: int = 100) -> Packet:
-    """A super-packet of its own content, yet with headers like every other one."""
-    payload = bytes([number]) * size * segments
-    return Packet(protocol=TCP, payload=payload, segment_size=size)
+    """A super-packet of its own content, yet with a frame word like every other's."""
+    return Packet(
+        protocol=TCP,
+        payload=bytes([number]) * size * segments,
+        sequence=number * 1_000_000,
+        segment_size=size,
+    )
 
 
 # -- sending
@@ -68,7 +95,7 @@ def tcp(number: int, segments: int, size: int = 100) -> Packet:
 def test_a_super_packet_goes_in_as_few_sends_as_the_kernel_allows(pair):
     out = Outbox()
     packet = tcp(1, 2 * MAX_DATAGRAMS + 1)
-    pair.sender.outgoing(frames.cut(packet.frame(), 1400), out, pair.sent)
+    pair.sender.outgoing(frames.cut(packet.frame(), 1400), 0.0, out)
     assert [send.count for send in out.sends] == [MAX_DATAGRAMS, MAX_DATAGRAMS, 1]
     assert sum(send.packets for send in out.sends) == 2 * MAX_DATAGRAMS + 1
 
@@ -77,7 +104,7 @@ def test_no_send_is_larger_than_a_udp_datagram_may_be(pair):
     out = Outbox()
     packet = tcp(1, 45, 1400)
     for _ in range(2):
-        pair.sender.outgoing(frames.cut(packet.frame(), 1440), out, pair.sent)
+        pair.sender.outgoing(frames.cut(packet.frame(), 1440), 0.0, out)
     assert all(send.size <= MAX_SEND_BYTES for send in out.sends)
     assert sum(send.packets for send in out.sends) == 90
 
@@ -85,7 +112,7 @@ def test_no_send_is_larger_than_a_udp_datagram_may_be(pair):
 def test_a_packet_no_datagram_can_hold_is_left_to_the_kernel_to_refuse(pair):
     out = Outbox()
     packet = Packet(payload=bytes(MAX_SEND_BYTES - 28))
-    pair.sender.outgoing(frames.cut(packet.frame(), 65_535), out, pair.sent)
+    pair.sender.outgoing(frames.cut(packet.frame(), 65_535), 0.0, out)
     (send,) = out.sends
     assert send.size > MAX_SEND_BYTES
 
@@ -94,7 +121,7 @@ def test_small_packets_of_one_size_share_a_send(pair):
     out = Outbox()
     for _ in range(3):
         packet = Packet(payload=bytes(50))
-        pair.sender.outgoing(frames.cut(packet.frame(), 1400), out, pair.sent)
+        pair.sender.outgoing(frames.cut(packet.frame(), 1400), 0.0, out)
     (send,) = out.sends
     assert (send.count, send.packets) == (3, 3)
 
@@ -103,7 +130,7 @@ def test_a_shorter_packet_ends_a_send_and_a_longer_one_begins_another(pair):
     out = Outbox()
     for size in (50, 40, 50, 60):
         packet = Packet(payload=bytes(size))
-        pair.sender.outgoing(frames.cut(packet.frame(), 1400), out, pair.sent)
+        pair.sender.outgoing(frames.cut(packet.frame(), 1400), 0.0, out)
     assert [send.count for send in out.sends] == [2, 1, 1]
     for send in out.sends:
         *full, last = [sum(map(len, parts)) for parts in send.datagrams()]
@@ -117,7 +144,7 @@ def test_every_send_is_one_the_kernel_takes(shapes):
     out, pair = Outbox(), Pair()
     packets = [tcp(i, segments, size) for i, (size, segments) in enumerate(shapes)]
     for packet in packets:
-        pair.sender.outgoing(frames.cut(packet.frame(), 1400), out, pair.sent)
+        pair.sender.outgoing(frames.cut(packet.frame(), 1400), 0.0, out)
     arrived = []
     for send in out.sends:
         datagrams = [b"".join(parts) for parts in send.datagrams()]
@@ -194,7 +221,7 @@ def test_a_datagram_of_another_session_ends_the_run(pair):
     run = b"".join(datagrams[:2]) + bytes(len(datagrams[0]))
     out = Outbox()
     consumed, _ = pair.receiver.incoming(
-        memoryview(run), len(datagrams[0]), lambda packet: True, out, pair.counters
+        memoryview(run), len(datagrams[0]), REMOTE, b"", anyone, 0.0, out
     )
     assert consumed == 2 * len(datagrams[0])
 
@@ -213,7 +240,7 @@ def test_a_datagram_without_a_body_is_a_keepalive_or_malformed(pair, size):
 
 def test_a_keepalive_counts_once(pair):
     out = Outbox()
-    pair.sender.keepalive(out, pair.sent)
+    pair.sender.keepalive(0.0, out)
     ((datagram,),) = out.sends[0].datagrams()
     pair.receive(datagram)
     assert pair.arrival is Arrival.KEEPALIVE
@@ -244,12 +271,13 @@ def test_mangled_datagrams_are_delivered_or_counted(pair):
             run[random.randrange(len(run))] ^= 1 << random.randrange(8)
         word = pair.receiver.word_in.to_bytes(8)
         stride, counters, out = len(datagrams[0]), Counters(), Outbox()
+        pair.receiver.counters = counters
         for at in range(0, len(run), stride):
             run[at : at + 8] = word
         view, seen = memoryview(run), 0
         while view:
             consumed, _ = pair.receiver.incoming(
-                view, stride, lambda packet: True, out, counters
+                view, stride, REMOTE, b"", anyone, 0.0, out
             )
             view = view[consumed:]
         for deliver in out.delivers:
