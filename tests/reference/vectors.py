@@ -1,0 +1,403 @@
+"""The test vectors in tests/vectors, made by the reference implementation.
+
+``python -m tests.reference.vectors`` writes them anew.  Inputs are fixed: every secret
+is the hash of its name, so that nobody has to wonder where it came from.
+"""
+
+import json
+from hashlib import sha256
+from pathlib import Path
+from struct import pack
+
+from tests.reference import alpha
+
+FOLDER = Path(__file__).parents[1] / "vectors"
+SUITE_ALPHA, SUITE_PLAIN = 1, 2
+FIRST_LENGTH, LATER_LENGTH = 1024, 4096
+INITIATOR_ID, RESPONDER_ID = 0x11223344, 0x55667788
+
+
+def secret(name, size):
+    """``size`` bytes, at most 32, that belong to ``name``."""
+    return sha256(name.encode()).digest()[:size]
+
+
+class Side:
+    """What one host brings into the handshake of all vectors."""
+
+    def __init__(self, name, connection_id):
+        self.name, self.connection_id = name, connection_id
+        self.seed = secret(f"{name} identity", 32)
+        self.nonce = secret(f"{name} nonce", 16)
+        self.share = secret(f"{name} share", 32)
+        self.signature_seed = secret(f"{name} signature chain", 16)
+        self.acknowledgment_seed = secret(f"{name} acknowledgment chain", 16)
+        self.signatures = self.chain(b"s", 0, self.signature_seed, FIRST_LENGTH)
+        self.acknowledgments = self.chain(
+            b"a", 0, self.acknowledgment_seed, FIRST_LENGTH
+        )
+
+    def chain(self, use, association, seed, length):
+        return alpha.chain(alpha.chain_id(self.nonce, use, association), seed, length)
+
+    @property
+    def anchors(self):
+        return self.signatures[0], self.acknowledgments[0]
+
+    def inputs(self):
+        return {
+            "identity_seed": self.seed,
+            "identity": alpha.public_key(self.seed),
+            "connection_id": self.connection_id,
+            "nonce": self.nonce,
+            "share_private": self.share,
+            "share": alpha.public_share(self.share),
+            "signature_chain_seed": self.signature_seed,
+            "acknowledgment_chain_seed": self.acknowledgment_seed,
+            "signature_anchor": self.anchors[0],
+            "acknowledgment_anchor": self.anchors[1],
+        }
+
+
+class Session:
+    """The handshake all other vectors stand on."""
+
+    def __init__(self, suite=SUITE_ALPHA, cookie=alpha.NOTHING):
+        self.initiator = Side("initiator", INITIATOR_ID)
+        self.responder = Side("responder", RESPONDER_ID)
+        one, two = self.initiator, self.responder
+        self.syn = alpha.syn(
+            suite,
+            one.connection_id,
+            one.nonce,
+            alpha.public_key(one.seed),
+            alpha.public_share(one.share),
+            one.anchors,
+            cookie,
+        )
+        share = alpha.public_share(two.share)
+        self.ack = alpha.ack(
+            suite, self.syn, two.connection_id, two.nonce, two.seed, share, two.anchors
+        )
+        self.ackack = alpha.ackack(suite, self.syn, self.ack, one.seed)
+        self.keys = alpha.session_keys(one.share, share, self.syn, self.ack)
+
+
+# Files
+
+
+def primitives():
+    nonce, seed = secret("nonce", 16), secret("seed", 16)
+    identifier = alpha.chain_id(nonce, b"s", 3)
+    elements = alpha.chain(identifier, seed, 16)
+    key, number = elements[6], 2
+    packets = [secret(f"packet {i}", 24) for i in range(5)]
+    leaves = alpha.blocks(identifier, number, packets, 2)[1]
+    return {
+        "chain": {
+            "nonce": nonce,
+            "use": b"s",
+            "association": 3,
+            "chain_id": identifier,
+            "seed": seed,
+            "length": 16,
+            "elements": elements,
+        },
+        "pre_signature": {
+            "chain_id": identifier,
+            "round": number,
+            "key": key,
+            "packets": packets,
+            "key_block": alpha.key_block(identifier, number, key),
+            "macs": alpha.pre_signatures(identifier, number, key, packets, 0),
+            "leaf_of_packet_4": leaves[0],
+            "node_of_packets_4_and_5": alpha.node(leaves[0], leaves[1]),
+            "roots": {
+                str(depth): alpha.pre_signatures(
+                    identifier, number, key, packets, depth
+                )
+                for depth in (1, 2, 3)
+            },
+            "branches_at_depth_3": [
+                alpha.branch_of_packet(identifier, number, packets, 3, i)
+                for i in range(5)
+            ],
+        },
+        "acknowledgment_trees": [acknowledgment_tree(count) for count in (1, 3)],
+        "hkdf": hkdf(),
+        "keystream": keystream(),
+        "tag": {
+            "key": secret("tag key", 32),
+            "message": b"message",
+            "tag": alpha.tagged(secret("tag key", 32), b"message")[-8:],
+        },
+    }
+
+
+def acknowledgment_tree(packets):
+    identifier, seed = alpha.chain_id(secret("n", 16), b"a", 0), secret("acks", 16)
+    key, number = secret("acknowledgment key", 16), 9
+    leaves = alpha.ack_leaves(identifier, number, seed, packets)
+    half = len(leaves) // 2
+    return {
+        "chain_id": identifier,
+        "round": number,
+        "key": key,
+        "seed": seed,
+        "packets": packets,
+        "root": alpha.root(identifier, number, key, leaves),
+        "openings": [
+            {
+                "index": index,
+                "verdict": verdict,
+                "secret": alpha.ack_secret(seed, index, verdict),
+                "branch": alpha.branch(leaves, index + half * (1 - verdict)),
+            }
+            for index in range(packets)
+            for verdict in (1, 0)
+        ],
+    }
+
+
+def hkdf():
+    salt, shared = secret("transcript", 32), secret("shared", 32)
+    info = b"alpha-trio session keys 1"
+    output = alpha.hkdf(salt, shared, info, 128)
+    return {"salt": salt, "secret": shared, "info": info, "output": output}
+
+
+def keystream():
+    key, association, number = secret("cipher key", 32), 0x0102, 0x03040506
+    zeros = bytes(40)
+    return {
+        "key": key,
+        "association": association,
+        "round": number,
+        "from_offset_0": alpha.encrypt(key, association, number, 0, zeros),
+        "from_offset_21": alpha.encrypt(key, association, number, 21, zeros),
+    }
+
+
+def handshake():
+    cookie_secret, place = secret("cookie", 32), ("192.0.2.1", 1234)
+    asked = alpha.cookie(cookie_secret, *place)
+    plain, busy = Session(SUITE_PLAIN), Session(cookie=asked)
+    session = Session()
+    return {
+        "initiator": session.initiator.inputs(),
+        "responder": session.responder.inputs(),
+        "alpha": messages_of(session),
+        "plain": messages_of(plain),
+        "cookie": {
+            "secret": cookie_secret,
+            "host": place[0],
+            "port": place[1],
+            "cookie": asked,
+            "message": alpha.cookie_message(session.syn, asked),
+            **messages_of(busy),
+        },
+    }
+
+
+def messages_of(session):
+    names = "to_responder", "to_initiator", "tag_to_responder", "tag_to_initiator"
+    return {
+        "syn": session.syn,
+        "ack": session.ack,
+        "ackack": session.ackack,
+        "keys": dict(zip(names, session.keys, strict=True)),
+    }
+
+
+IPV4_ICMP = bytes.fromhex("4500001c000040004001a516c0a80a3cc0a80a3d0800f7ff00000000")
+UDP_SEGMENTS = bytes.fromhex(
+    "4500000000014000401100 00c0a80a3cc0a80a3d 0923091300000000"
+)
+"""IPv4 and UDP header of a super-packet, before its lengths are filled in."""
+SEGMENT_SIZE = 32
+
+
+def whole_packet():
+    """A body: frame word of a packet that is not segmented, and the packet."""
+    return bytes(8) + IPV4_ICMP
+
+
+def super_packet(count):
+    """Headers and segments of a UDP super-packet, the last one shorter."""
+    sizes = [SEGMENT_SIZE] * (count - 1) + [9]
+    segments = [secret(f"segment {i}", size) for i, size in enumerate(sizes)]
+    payload, headers = sum(sizes), bytearray(UDP_SEGMENTS)
+    headers[2:4] = pack("!H", 28 + payload)
+    headers[24:26] = pack("!H", 8 + payload)
+    return bytes(headers), segments
+
+
+def segment_bodies(headers, segments):
+    """Bodies: frame words of UDP segments (type 5), the headers, a segment each."""
+    words = [
+        pack("!BBBBHH", 5, 28, 20, 0x80 | 6, SEGMENT_SIZE, i)
+        for i in range(len(segments))
+    ]
+    return [
+        word + headers + segment for word, segment in zip(words, segments, strict=True)
+    ]
+
+
+class RoundVector:
+    """A round of association 0, by default from the initiator to the responder."""
+
+    def __init__(self, bodies, depth, flags=0, ack_seed=None, number=0, back=False):
+        session = Session()
+        one, two = session.initiator, session.responder
+        forth_keys, back_keys = session.keys[::2], session.keys[1::2]
+        if back:
+            one, two, forth_keys, back_keys = two, one, back_keys, forth_keys
+        self.sender_id, self.receiver_id = one.connection_id, two.connection_id
+        self.number, self.shape = number, flags | depth
+        cipher, self.tag_forth, self.tag_back = *forth_keys, back_keys[1]
+        if flags & alpha.CONTROL:
+            cipher = None
+        self.signing = alpha.chain_id(one.nonce, b"s", 0)
+        self.acknowledging = alpha.chain_id(two.nonce, b"a", 0)
+        self.signatures, self.acks = one.signatures, two.acknowledgments
+        self.key = self.signatures[2 * number + 2]
+        self.packets = alpha.packets_of_round(cipher, 0, number, bodies)
+        self.depth, self.ack_seed = depth, ack_seed
+
+    def head(self, kind, receiver_id, element):
+        place = 0, self.shape, self.number, element
+        return alpha.head(kind, receiver_id, *place)
+
+    def s1(self):
+        signatures = alpha.pre_signatures(
+            self.signing, self.number, self.key, self.packets, self.depth
+        )
+        start = self.head(
+            alpha.S1, self.receiver_id, self.signatures[2 * self.number + 1]
+        )
+        return alpha.s1(start, len(self.packets), signatures, self.tag_forth)
+
+    def ack_leaves(self):
+        count = len(self.packets)
+        return alpha.ack_leaves(self.acknowledging, self.number, self.ack_seed, count)
+
+    def a1(self):
+        ack_root = alpha.NOTHING
+        if self.ack_seed is not None:
+            key = self.acks[2 * self.number + 2]
+            place = self.acknowledging, self.number, key
+            ack_root = alpha.root(*place, self.ack_leaves())
+        start = self.head(alpha.A1, self.sender_id, self.acks[2 * self.number + 1])
+        return alpha.a1(start, self.s1(), ack_root, self.tag_back)
+
+    def s2(self):
+        start = self.head(alpha.S2, self.receiver_id, self.key)
+        place = self.signing, self.number, self.packets, self.depth
+        return [
+            start + alpha.branch_of_packet(*place, index) + packet
+            for index, packet in enumerate(self.packets)
+        ]
+
+    def a2(self, index, verdict):
+        leaves = self.ack_leaves()
+        at = index + (1 - verdict) * len(leaves) // 2
+        opening = alpha.ack_secret(self.ack_seed, index, verdict)
+        start = self.head(alpha.A2, self.sender_id, self.acks[2 * self.number + 2])
+        siblings = alpha.branch(leaves, at)
+        return alpha.a2(start, index, verdict, opening, siblings, self.tag_back)
+
+    def messages(self):
+        return {"s1": self.s1(), "a1": self.a1(), "s2": self.s2()}
+
+
+def rounds():
+    """A round in each mode; datagram_size is what limits the roots of an S1."""
+    whole = {"bodies": [whole_packet()], **RoundVector([whole_packet()], 0).messages()}
+    empty = {"bodies": [bytes(8)], **RoundVector([bytes(8)], 0).messages()}
+    return {
+        "n": {"depth": 0, "datagram_size": 1472, **whole},
+        "c": super_packet_round(3, 0, 1472),
+        "m": super_packet_round(5, 3, 1472),
+        "cm": super_packet_round(11, 3, 304),
+        "keepalive": {"depth": 0, "datagram_size": 1472, **empty},
+    }
+
+
+def super_packet_round(count, depth, datagram_size):
+    headers, segments = super_packet(count)
+    bodies = segment_bodies(headers, segments)
+    return {
+        "depth": depth,
+        "datagram_size": datagram_size,
+        "headers": headers,
+        "segments": segments,
+        "bodies": bodies,
+        **RoundVector(bodies, depth).messages(),
+    }
+
+
+def controls():
+    """OPEN of association 1 in round 0, and CLOSE of it in round 1."""
+    one, two = Session().initiator, Session().responder
+    seed = secret("initiator signature chain 1", 16)
+    ack_seed = secret("responder acknowledgment chain 1", 16)
+    anchor = one.chain(b"s", 1, seed, LATER_LENGTH)[0]
+    ack_anchor = two.chain(b"a", 1, ack_seed, LATER_LENGTH)[0]
+    opening = alpha.control(alpha.OPEN, 1, anchor)
+    return {
+        "chain_length": LATER_LENGTH,
+        "signature_chain_seed": seed,
+        "acknowledgment_chain_seed": ack_seed,
+        "open": control_round(opening, 0, 1),
+        "accept": control_round(
+            alpha.control(alpha.ACCEPT, 1, ack_anchor), 0, 1, back=True
+        ),
+        "close": control_round(alpha.control(alpha.CLOSE, 1), 1, 1),
+        "unknown": control_round(alpha.control(9, 1), 2, 0),
+    }
+
+
+def control_round(message, number, verdict, back=False):
+    flags, seed = alpha.RELIABLE | alpha.CONTROL, secret(f"acks of {number}", 16)
+    round_ = RoundVector([message], 0, flags, seed, number, back)
+    return {
+        "message": message,
+        "acknowledgment_seed": seed,
+        "verdict": verdict,
+        **round_.messages(),
+        "a2": round_.a2(0, verdict),
+    }
+
+
+def plain():
+    """Datagrams of a plain session from the initiator."""
+    headers, segments = super_packet(2)
+    bodies = [whole_packet(), *segment_bodies(headers, segments)]
+    return {
+        "bodies": bodies,
+        "data": [alpha.data(RESPONDER_ID, i, body) for i, body in enumerate(bodies)],
+        "keepalive": alpha.data(RESPONDER_ID, len(bodies)),
+    }
+
+
+FILES = {
+    "primitives": primitives,
+    "handshake": handshake,
+    "rounds": rounds,
+    "control": controls,
+    "plain": plain,
+}
+
+
+def text_of(name):
+    """What the file of that name has to contain."""
+    return json.dumps(FILES[name](), indent=2, default=bytes.hex) + "\n"
+
+
+def main():
+    for name in FILES:
+        (FOLDER / f"{name}.json").write_text(text_of(name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,404 @@
+"""The core makes and takes exactly the bytes of the independent implementation."""
+
+import json
+from collections.abc import Iterable
+
+import pytest
+from attrs import evolve
+
+from alpha_trio.proto import acks, chain, cipher, cookies, presign
+from alpha_trio.proto.alpha import LATER_SPACING, AlphaTransport
+from alpha_trio.proto.batch import Counters, Drop, Outbox
+from alpha_trio.proto.frames import Cut
+from alpha_trio.proto.handshake import FIRST_SPACING, HalfOpen, Initiation
+from alpha_trio.proto.identity import Identity
+from alpha_trio.proto.line import Line
+from alpha_trio.proto.plain import Arrival, PlainTransport
+from alpha_trio.proto.sender import MODES
+from alpha_trio.proto.wire import (
+    Cookie,
+    parse_ack_untrusted,
+    parse_ackack_untrusted,
+    parse_cookie_untrusted,
+    parse_syn_untrusted,
+)
+from tests.reference import vectors
+
+REMOTE = ("192.0.2.1", 1234)
+HANDSHAKES = ("alpha", "plain", "cookie")
+ROUNDS = ("n", "c", "m", "cm", "keepalive")
+CONTROLS = ("open", "close", "unknown")
+
+
+def load(name):
+    return json.loads((vectors.FOLDER / f"{name}.json").read_text())
+
+
+def raw(value):
+    """A vector with bytes in the place of hexadecimal text."""
+    if isinstance(value, str):
+        return bytes.fromhex(value)
+    if isinstance(value, list):
+        return [raw(item) for item in value]
+    return value
+
+
+class Scripted:
+    """Instead of the system's generator: gives the bytes it was made with, in turn."""
+
+    def __init__(self, *values: bytes) -> None:
+        self.values = list(values)
+
+    def __call__(self, size: int) -> bytes:
+        value = self.values.pop(0)
+        assert len(value) == size
+        return value
+
+
+@pytest.mark.parametrize("name", vectors.FILES)
+def test_files_are_what_the_reference_makes(name):
+    assert (vectors.FOLDER / f"{name}.json").read_text() == vectors.text_of(name)
+
+
+# Primitives
+
+
+def test_chain():
+    vector = load("primitives")["chain"]
+    name = chain.chain_id(
+        raw(vector["nonce"]), raw(vector["use"]), vector["association"]
+    )
+    made = chain.HashChain.make(name, raw(vector["seed"]), 4)
+    assert name == raw(vector["chain_id"])
+    assert made.length == vector["length"]
+    assert made.anchor == raw(vector["elements"][0])
+    assert [made.element(i) for i in range(1, 17)] == raw(vector["elements"][1:])
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+def test_pre_signatures(depth):
+    vector = load("primitives")["pre_signature"]
+    place = raw(vector["chain_id"]), vector["round"], raw(vector["key"])
+    packets = raw(vector["packets"])
+    presigner = presign.Presigner.sign(*place, packets, depth)
+    roots = raw(vector["roots"][str(depth)] if depth else vector["macs"])
+    assert presigner.roots == roots
+    branches = [presigner.branch(i) for i in range(5)] if depth else None
+    if depth == 3:
+        assert branches == raw(vector["branches_at_depth_3"])
+    checker = presign.Checker.with_key(*place, depth, roots)
+    heads = [(i, 0, 0) for i in range(5)]
+    assert checker.check(heads, packets, branches) == [True] * 5
+    assert checker.check(heads, packets[::-1], branches) == [i == 2 for i in range(5)]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_acknowledgment_tree(number):
+    vector = load("primitives")["acknowledgment_trees"][number]
+    place = raw(vector["chain_id"]), vector["round"], raw(vector["key"])
+    tree = acks.AckTree(*place, raw(vector["seed"]), vector["packets"])
+    assert tree.root == raw(vector["root"])
+    for entry in vector["openings"]:
+        opening = entry["index"], entry["verdict"]
+        shown = raw(entry["secret"]), raw(entry["branch"])
+        assert tree.opening(*opening) == shown
+        root = tree.root, vector["packets"]
+        assert acks.opens(*place, *root, *opening, *shown)
+        assert not acks.opens(*place, *root, opening[0], 1 - opening[1], *shown)
+
+
+def test_keys():
+    vector = load("primitives")["hkdf"]
+    secret, salt = raw(vector["secret"]), raw(vector["salt"])
+    there = cipher.SessionKeys.derive(secret, salt, initiator=True)
+    back = cipher.SessionKeys.derive(secret, salt, initiator=False)
+    keys = there.send_cipher, there.receive_cipher, there.send_tag, there.receive_tag
+    assert b"".join(keys) == raw(vector["output"])
+    swapped = back.receive_cipher, back.send_cipher, back.receive_tag, back.send_tag
+    assert swapped == keys
+
+
+def test_keystream_and_tag():
+    vector = load("primitives")["keystream"]
+    keystream = cipher.Keystream(raw(vector["key"]))
+    for offset in (0, 21):
+        place = vector["association"], vector["round"], offset
+        made = keystream.apply(*place, bytes(40))
+        assert made == raw(vector[f"from_offset_{offset}"])
+    vector = load("primitives")["tag"]
+    tagger = cipher.Tagger(raw(vector["key"]))
+    assert tagger.tag(raw(vector["message"])) == raw(vector["tag"])
+
+
+# Handshake
+
+
+class Host:
+    """One side of the vectors' handshake, with its secrets."""
+
+    def __init__(self, name: str) -> None:
+        vector = load("handshake")[name]
+        self.identity = Identity(raw(vector["identity_seed"]))
+        self.id = vector["connection_id"]
+        secrets = (
+            "nonce",
+            "signature_chain_seed",
+            "acknowledgment_chain_seed",
+            "share_private",
+        )
+        self.secrets = [raw(vector[key]) for key in secrets]
+        assert self.identity.public == raw(vector["identity"])
+
+    def initiation(self, suite: int) -> Initiation:
+        random = Scripted(*self.secrets)
+        return Initiation.begin(self.identity, suite, self.id, random, 0.0)
+
+    def answer(self, syn) -> HalfOpen:
+        random = Scripted(*self.secrets)
+        return HalfOpen.answer(syn, self.identity, self.id, random, REMOTE, b"", 0.0)
+
+
+def agreements(name: str):
+    """Both ends of the handshake called ``name``, after it went over the wire."""
+    handshake = load("handshake")
+    vector = handshake[name]
+    syn = parse_syn_untrusted(raw(vector["syn"]))
+    initiation = Host("initiator").initiation(syn.suite)
+    if name == "cookie":
+        cookie = parse_cookie_untrusted(raw(vector["message"]))
+        initiation.take_cookie_untrusted(cookie, 0.0)
+    assert initiation.syn.pack() == raw(vector["syn"])
+    half_open = Host("responder").answer(syn)
+    assert half_open.ack.pack() == raw(vector["ack"])
+    ack = parse_ack_untrusted(raw(vector["ack"]))
+    ackack = initiation.finish_untrusted(ack, Host("initiator").identity)
+    assert ackack.pack() == raw(vector["ackack"])
+    half_open.verify_untrusted(parse_ackack_untrusted(raw(vector["ackack"])))
+    return initiation.agree_untrusted(ack, REMOTE, b""), half_open.agree_untrusted()
+
+
+@pytest.mark.parametrize("name", HANDSHAKES)
+def test_handshake(name):
+    here, there = agreements(name)
+    vector, ours = load("handshake")[name]["keys"], here.keys
+    assert ours.send_cipher == raw(vector["to_responder"])
+    assert ours.receive_cipher == raw(vector["to_initiator"])
+    assert ours.send_tag == raw(vector["tag_to_responder"])
+    assert ours.receive_tag == raw(vector["tag_to_initiator"])
+    assert here.offer.signatures.length == FIRST_SPACING**2 == vectors.FIRST_LENGTH
+    assert there.keys == evolve(
+        ours,
+        send_cipher=ours.receive_cipher,
+        receive_cipher=ours.send_cipher,
+        send_tag=ours.receive_tag,
+        receive_tag=ours.send_tag,
+    )
+
+
+def test_cookie():
+    vector = load("handshake")["cookie"]
+    place = vector["host"], vector["port"]
+    door = cookies.Doorkeeper(Scripted(raw(vector["secret"])))
+    cookie = door.cookie(place, 1.0)
+    assert cookie == raw(vector["cookie"])
+    assert door.admit(place, cookie, 1.0)
+    syn = parse_syn_untrusted(raw(load("handshake")["alpha"]["syn"]))
+    message = Cookie(syn.sender_id, syn.nonce, cookie)
+    assert message.pack() == raw(vector["message"])
+
+
+# Rounds
+
+
+class Ends:
+    """Both ends of an established session; ``out`` of each is what it sent."""
+
+    def __init__(self, datagram_size: int = 1472, *responder: bytes) -> None:
+        one, two = agreements("alpha")
+        self.one = transport(one, datagram_size, Scripted())
+        self.two = transport(two, datagram_size, Scripted(*responder))
+        self.out = Outbox()
+
+    def sent(self) -> list[bytes]:
+        """The datagrams sent since the last call."""
+        datagrams = [
+            b"".join(parts) for send in self.out.sends for parts in send.datagrams()
+        ]
+        self.out.sends.clear()
+        return datagrams
+
+    def arrive(self, at: AlphaTransport, datagrams: Iterable[bytes]) -> list[Arrival]:
+        return [
+            at.incoming(
+                memoryview(datagram),
+                len(datagram),
+                REMOTE,
+                b"",
+                lambda packet: True,
+                0.0,
+                self.out,
+            )[1]
+            for datagram in datagrams
+        ]
+
+    def delivered(self) -> list[bytes]:
+        """What would be written to the TUN, without virtio headers."""
+        return [b"".join(d.parts)[10:] for d in self.out.delivers]
+
+
+def transport(agreement, datagram_size: int, random: Scripted) -> AlphaTransport:
+    line = Line(agreement, Counters(), random, datagram_size)
+    made = AlphaTransport(line, 0.0, 0.0)
+    made.add_first(agreement)
+    return made
+
+
+def cut_of(vector) -> Cut:
+    first = raw(vector["bodies"][0])
+    if "segments" not in vector:
+        return Cut(0, b"", [first[8:]], len(first) - 8, len(first) - 8)
+    headers, segments = raw(vector["headers"]), raw(vector["segments"])
+    word = int.from_bytes(first[:8])
+    return Cut(word, headers, segments, len(segments[0]), 0)
+
+
+def last_inner(vector) -> list[bytes]:
+    """What comes out of the tunnel: one packet, one super-packet, or nothing."""
+    if "segments" in vector:
+        return [raw(vector["headers"]) + b"".join(raw(vector["segments"]))]
+    packet = raw(vector["bodies"][0])[8:]
+    return [packet] if packet else []
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_sender_makes_the_round(name):
+    vector = load("rounds")[name]
+    ends = Ends(vector["datagram_size"])
+    mode = "adaptive" if name == "keepalive" else name
+    ends.one.sender.restrict(mode, dict.fromkeys(MODES, 0))
+    if name == "keepalive":
+        ends.one.keepalive(0.0, ends.out)
+    else:
+        ends.one.outgoing(cut_of(vector), 0.0, ends.out)
+    assert ends.sent() == [raw(vector["s1"])]
+    ends.arrive(ends.one, [raw(vector["a1"])])
+    assert ends.sent() == raw(vector["s2"])
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_receiver_takes_the_round(name):
+    vector = load("rounds")[name]
+    ends = Ends()
+    ends.arrive(ends.two, [raw(vector["s1"])])
+    assert ends.sent() == [raw(vector["a1"])]
+    ends.arrive(ends.two, raw(vector["s2"]))
+    assert len(ends.delivered()) == len(vector.get("segments", last_inner(vector)))
+    assert ends.two.line.counters.drops == {}
+
+
+@pytest.mark.parametrize("name", ["n", "c", "m", "cm"])
+def test_receiver_gives_back_what_was_sent(name):
+    vector = load("rounds")[name]
+    ends = Ends()
+    ends.arrive(ends.two, [raw(vector["s1"])])
+    ends.sent()
+    s2 = raw(vector["s2"])
+    run = b"".join(s2)
+    consumed, arrival = ends.two.incoming(
+        memoryview(run), len(s2[0]), REMOTE, b"", lambda packet: True, 0.0, ends.out
+    )
+    assert (consumed, arrival) == (len(run), Arrival.DATA)
+    assert ends.delivered() == last_inner(vector)
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_receiver_refuses_the_round_with_any_packet_altered(name):
+    vector = load("rounds")[name]
+    ends = Ends()
+    ends.arrive(ends.two, [raw(vector["s1"])])
+    s2 = [bytes([*d[:-1], d[-1] ^ 1]) for d in raw(vector["s2"])]
+    ends.arrive(ends.two, s2)
+    assert ends.delivered() == []
+    assert ends.two.line.counters.drops == {Drop.FORGED: len(s2)}
+
+
+# Control messages
+
+
+def control_ends() -> Ends:
+    vector = load("control")
+    seeds = [raw(vector[name]["acknowledgment_seed"]) for name in CONTROLS]
+    chain_seed = raw(vector["acknowledgment_chain_seed"])
+    return Ends(1472, seeds[0], chain_seed, *seeds[1:])
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_sender_makes_the_control_round(name):
+    control = load("control")
+    ends = control_ends()
+    for before in CONTROLS[: CONTROLS.index(name)]:
+        vector = control[before]
+        ends.one.sender.send_control(raw(vector["message"]), 0.0, ends.out)
+        ends.arrive(ends.one, [raw(vector["a1"]), raw(vector["a2"])])
+    ends.sent()
+    vector = control[name]
+    assert ends.one.sender.send_control(raw(vector["message"]), 0.0, ends.out)
+    assert ends.sent() == [raw(vector["s1"])]
+    ends.arrive(ends.one, [raw(vector["a1"])])
+    assert ends.sent() == raw(vector["s2"])
+    association = ends.one.sender.associations[0]
+    assert association.round is not None
+    ends.arrive(ends.one, [raw(vector["a2"])])
+    assert association.round is None
+    assert ends.one.line.counters.drops == {}
+
+
+def test_receiver_takes_control_messages_and_accepts_an_association():
+    vector = load("control")
+    ends = control_ends()
+    answer_control(ends, vector["open"])
+    while ends.two.deadline < 0:
+        ends.two.on_deadline(0.0, ends.out)
+    opened = ends.two.receiver.associations[1]
+    assert opened.chain.length == vector["chain_length"] == LATER_SPACING**2
+    assert opened.chain.anchor == raw(vector["accept"]["message"])[4:]
+    assert opened.signatures.element == raw(vector["open"]["message"])[4:]
+    assert ends.sent() == [raw(vector["accept"]["s1"])]
+    ends.arrive(ends.two, [raw(vector["accept"]["a1"])])
+    assert ends.sent() == raw(vector["accept"]["s2"])
+    answer_control(ends, vector["close"])
+    assert set(ends.two.receiver.associations) == {0}
+    answer_control(ends, vector["unknown"])
+
+
+def answer_control(ends: Ends, vector) -> None:
+    ends.arrive(ends.two, [raw(vector["s1"])])
+    assert ends.sent() == [raw(vector["a1"])]
+    ends.arrive(ends.two, raw(vector["s2"]))
+    assert ends.sent() == [raw(vector["a2"])]
+
+
+# Without protection
+
+
+def test_plain_datagrams():
+    vector = load("plain")
+    here, there = agreements("plain")
+    sender = PlainTransport(here, Counters(), 0.0, 0.0)
+    receiver = PlainTransport(there, Counters(), 0.0, 0.0)
+    whole, *segmented = raw(vector["bodies"])
+    headers, segments = segmented[0][8:36], [body[36:] for body in segmented]
+    word = int.from_bytes(segmented[0][:8])
+    out = Outbox()
+    sender.outgoing(Cut(0, b"", [whole[8:]], len(whole) - 8, 0), 0.0, out)
+    sender.outgoing(Cut(word, headers, segments, len(segments[0]), 0), 0.0, out)
+    sender.keepalive(0.0, out)
+    sent = [b"".join(parts) for send in out.sends for parts in send.datagrams()]
+    assert sent == [*raw(vector["data"]), raw(vector["keepalive"])]
+    arrivals = []
+    for datagram in sent:
+        view = memoryview(datagram), len(datagram), REMOTE, b""
+        taken = receiver.incoming(*view, lambda packet: True, 0.0, out)
+        arrivals.append(taken[1])
+    assert arrivals == [Arrival.DATA] * 3 + [Arrival.KEEPALIVE]
+    assert b"".join(out.delivers[0].parts)[10:] == whole[8:]
