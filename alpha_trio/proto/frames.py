@@ -130,6 +130,10 @@ def _word(gso_type: int, length: int, start: int, offset: int, size: int) -> int
     return int.from_bytes(_WORD.pack(gso_type, length, start, offset, size, 0))
 
 
+_UDP_OVER_IPV4 = _word(GSO_NONE, 0, 20, 6 | _CSUM_FLAG, 0)
+_UDP_OVER_IPV6 = _word(GSO_NONE, 0, 40, 6 | _CSUM_FLAG, 0)
+
+
 def join_untrusted(word: int, segments: list[Buffer]) -> list[Buffer]:
     """The TUN frame for a run of bodies: virtio header and headers, then payload.
 
@@ -159,6 +163,45 @@ def join_untrusted(word: int, segments: list[Buffer]) -> list[Buffer]:
             NEEDS_CSUM, gso_type, length, size, start, offset & ~_CSUM_FLAG
         )
     return [virtio + headers, first[length:], *segments[1:]]
+
+
+def same_flow(word: int, first: Buffer, other: Buffer) -> bool:
+    """Whether two whole UDP packets could be datagrams of one super-packet.
+
+    ``word`` is the frame word of both.  Only where the checksum is still to be
+    completed, so that no wrong one is made right; same addresses, ports, TTL and
+    class; no fragments and no options; ``other`` may be the shorter, last one.
+    """
+    if word == _UDP_OVER_IPV4:
+        return (
+            first[0] == 0x45
+            and first[9] == _UDP
+            and first[12:24] == other[12:24]
+            and first[8:10] == other[8:10]
+            and first[:2] == other[:2]
+            and first[6:8] == other[6:8]
+            and not first[6] & 0x3F
+            and not first[7]
+            and 28 < len(other) <= len(first)
+        )
+    return (
+        word == _UDP_OVER_IPV6
+        and first[6] == _UDP
+        and first[6:44] == other[6:44]
+        and first[:4] == other[:4]
+        and 48 < len(other) <= len(first)
+    )
+
+
+def join_datagrams(word: int, packets: list[Buffer]) -> list[Buffer]:
+    """The TUN frame for whole UDP packets of ``same_flow``: one super-packet."""
+    start, first = word >> 40 & _MAX_BYTE, packets[0]
+    length = start + 8
+    headers, size = bytearray(first[:length]), len(first) - length
+    payload = sum(map(len, packets)) - len(packets) * length
+    _adjust(headers, GSO_UDP_L4, start, 0, size, payload)
+    virtio = VIRTIO.pack(NEEDS_CSUM, GSO_UDP_L4, length, size, start, 6)
+    return [virtio + headers, *[packet[length:] for packet in packets]]
 
 
 def finished(parts: list[Buffer]) -> list[Buffer]:

@@ -28,7 +28,9 @@ from alpha_trio.proto.frames import (
     FRAME_WORD_SIZE,
     GSO_NONE,
     Cut,
+    join_datagrams,
     join_untrusted,
+    same_flow,
 )
 from alpha_trio.proto.handshake import Agreement
 from alpha_trio.proto.replay import ReplayWindow
@@ -259,26 +261,49 @@ def deliver_untrusted(
     out: Outbox,
     counters: Counters,
 ) -> None:
-    """Join runs of consecutive segments and hand them to the TUN."""
+    """Join segments of a super-packet, or datagrams of a flow, for the TUN."""
     at, count = 0, len(frames)
     while at < count:
-        frame = frames[at]
+        frame, body = frames[at], bodies[at]
         until = at + 1
-        length = 0
+        if not owns_source(body):
+            counters.drop(Drop.WRONG_SOURCE)
+            at = until
+            continue
         if frame >> _GSO_SHIFT != GSO_NONE:
             length = frame >> 48 & 0xFF
             while until < count and frames[until] == frame + until - at:
                 until += 1
-        body = bodies[at]
-        if not owns_source(body):
-            counters.drop(Drop.WRONG_SOURCE, until - at)
-        else:
             segments = [body, *[piece[length:] for piece in bodies[at + 1 : until]]]
-            try:
-                parts = join_untrusted(frame, segments)
-            except BadPacket:
-                counters.drop(Drop.MALFORMED, until - at)
+        else:
+            until = _end_of_flow(frames, bodies, at)
+            segments = bodies[at:until]
+        size = sum(map(len, bodies[at:until]))
+        try:
+            if len(segments) > 1 and frame >> _GSO_SHIFT == GSO_NONE:
+                parts = join_datagrams(frame, segments)
             else:
-                size = sum(map(len, bodies[at:until]))
-                out.deliver(parts, counters, until - at, size)
+                parts = join_untrusted(frame, segments)
+        except BadPacket:
+            counters.drop(Drop.MALFORMED, until - at)
+        else:
+            out.deliver(parts, counters, until - at, size)
         at = until
+
+
+def _end_of_flow(frames: list[int], bodies: list[Buffer], at: int) -> int:
+    """One past the last whole packet that can share a super-packet with ``at``'s."""
+    frame, first, size = frames[at], bodies[at], len(bodies[at])
+    until, room = at + 1, min(len(frames), at + MAX_DATAGRAMS)
+    total = size
+    while (
+        until < room
+        and frames[until] == frame
+        and len(bodies[until - 1]) == size
+        and same_flow(frame, first, bodies[until])
+    ):
+        total += len(bodies[until])
+        if total > MAX_SEND_BYTES:
+            break
+        until += 1
+    return until

@@ -60,12 +60,11 @@ _DEPTHS = {"n": 0, "c": 0, "m": 6, "cm": 3, "adaptive": 3}
 
 QUEUE_BYTES = 4 << 20  # waiting for an association; oldest dropped first
 QUEUE_AGE = 2.0  # s, likewise
-# A few small packets wait for a round that is under way rather than have one of their
-# own, which costs as much as ten packets do in a larger one.  Not on long ways: there
-# rounds are few and waiting is long.
-SMALL_QUEUE = 8  # packets
-SMALL_ROUNDS = 2  # under way, and one more for each ...
-SMALL_ROUNDS_EVERY = 0.004  # s of round-trip time
+# While some rounds are under way, what does not fill another one waits for the next
+# A1: a round costs as much as twenty packets do in it.  Not on long ways: there rounds
+# are few and waiting is long.
+ROUNDS_AT_ONCE = 2  # and one more for each ...
+ROUNDS_EVERY = 0.004  # s of round-trip time
 
 FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
 ROUND_LIFETIME = 10.0  # s until an unanswered round is given up
@@ -256,10 +255,10 @@ class Sender:
         self.starved = True
 
     def _better_wait(self) -> bool:
-        if self.queued_count >= SMALL_QUEUE or self.rtt.smoothed is None:
+        if self.rtt.smoothed is None or self.queued_count >= self._capacity()[0]:
             return False
-        more = int(self.rtt.smoothed / SMALL_ROUNDS_EVERY)
-        return self.under_way >= SMALL_ROUNDS + more
+        more = int(self.rtt.smoothed / ROUNDS_EVERY)
+        return self.under_way >= ROUNDS_AT_ONCE + more
 
     def _capacity(self) -> tuple[int, int]:
         """Most packets for the next round, and most roots its S1 may carry."""
