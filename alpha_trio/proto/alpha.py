@@ -187,8 +187,10 @@ class AlphaTransport:
     # -- associations --------------------------------------------------------------
 
     def _want_more(self) -> None:
-        """Packets had to wait because every association was busy."""
-        if not self._coming():
+        """Packets have to wait because every association is busy."""
+        if self._wanted == MOST_ASSOCIATIONS:
+            self.sender.trees = True
+        elif not self._coming():
             wanted = max(START_ASSOCIATIONS, self._wanted + 1)
             self._wanted = min(wanted, MOST_ASSOCIATIONS)
             self._open_wanted()

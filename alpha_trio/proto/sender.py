@@ -170,7 +170,8 @@ class Sender:
     queued_count: int = 0  # packets
     under_way: int = 0  # rounds whose A1 has not come
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
-    starved: bool = False  # something waited because every association was busy
+    starved: bool = False  # something waits because every association is busy
+    trees: bool = False  # and there are as many of those as there may be
 
     def restrict(self, mode: str, rounds: dict[str, int]) -> None:
         """Use one mode only, for measuring, or "adaptive"; count into ``rounds``."""
@@ -251,6 +252,7 @@ class Sender:
             if association.round is None and association.rounds_left > 0:
                 self._start_round(association, self._take(), 0, now, out)
                 if not self.queue:
+                    self.starved = self.trees = False
                     return
         self.starved = True
 
@@ -270,7 +272,7 @@ class Sender:
             return 1 << depth, 1
         if self.mode == "cm":
             return roots << depth, max(1, roots >> depth)
-        if self.mode == "c" or not self.starved:
+        if self.mode == "c" or not self.trees:
             return roots, roots
         return roots << depth, roots
 
