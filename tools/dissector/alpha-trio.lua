@@ -1,0 +1,334 @@
+-- Wireshark dissector of the alpha-trio protocol, as docs/protocol.md defines it.
+--
+-- Every message is a list of fields of known sizes, so each is described by a table
+-- and shown by one function, `show`.  What does not fit its description gets the expert
+-- information "malformed"; nothing is ever read beyond the datagram.
+
+local alpha = Proto("alphatrio", "alpha-trio (ALPHA)")
+
+local VERSION = 1
+local HEADER_SIZE, NODE_SIZE, TAG_SIZE = 8, 16, 8
+local KINDS = {
+    [1] = "SYN", [2] = "ACK", [3] = "ACKACK", [4] = "DATA",
+    [5] = "S1", [6] = "A1", [7] = "S2", [8] = "A2", [9] = "COOKIE",
+}
+local SUITES = { [0] = "of the session", [1] = "ALPHA", [2] = "plain" }
+local VERDICTS = { [0] = "nack", [1] = "ack" }
+local CONTROLS = { [1] = "OPEN", [2] = "ACCEPT", [3] = "CLOSE" }
+local GSO_TYPES = { [0] = "none", [1] = "TCP/IPv4", [4] = "TCP/IPv6", [5] = "UDP" }
+
+local fields = {
+    kind = ProtoField.uint8("alphatrio.kind", "Kind", base.DEC, KINDS),
+    version = ProtoField.uint8("alphatrio.version", "Version"),
+    suite = ProtoField.uint16("alphatrio.suite", "Suite", base.DEC, SUITES),
+    receiver = ProtoField.uint32("alphatrio.receiver_id", "Receiver's id", base.HEX),
+    sender = ProtoField.uint32("alphatrio.sender_id", "Sender's id", base.HEX),
+    zero = ProtoField.bytes("alphatrio.zero", "Zero"),
+    nonce = ProtoField.bytes("alphatrio.nonce", "Nonce"),
+    identity = ProtoField.bytes("alphatrio.identity", "Identity (Ed25519)"),
+    share = ProtoField.bytes("alphatrio.share", "Share (X25519)"),
+    signature_anchor = ProtoField.bytes(
+        "alphatrio.signature_anchor", "Anchor of the signature chain"),
+    ack_anchor = ProtoField.bytes(
+        "alphatrio.acknowledgment_anchor", "Anchor of the acknowledgment chain"),
+    cookie = ProtoField.bytes("alphatrio.cookie", "Cookie"),
+    padding = ProtoField.bytes("alphatrio.padding", "Padding"),
+    signature = ProtoField.bytes("alphatrio.signature", "Signature (Ed25519)"),
+    association = ProtoField.uint16("alphatrio.association", "Association"),
+    shape = ProtoField.uint8("alphatrio.shape", "Shape", base.HEX),
+    reliable = ProtoField.bool(
+        "alphatrio.reliable", "Reliable", 8, { "answered by A2", "no" }, 0x80),
+    control = ProtoField.bool(
+        "alphatrio.control", "Control", 8, { "control messages", "no" }, 0x40),
+    depth = ProtoField.uint8(
+        "alphatrio.depth", "Depth of the trees", base.DEC, nil, 0x07),
+    round = ProtoField.uint32("alphatrio.round", "Round"),
+    element = ProtoField.bytes("alphatrio.element", "Chain element"),
+    packets = ProtoField.uint16("alphatrio.packets", "Packets"),
+    roots = ProtoField.uint16("alphatrio.roots", "Roots"),
+    root = ProtoField.bytes("alphatrio.root", "Root"),
+    digest = ProtoField.bytes("alphatrio.digest", "Digest of the S1"),
+    ack_root = ProtoField.bytes("alphatrio.acknowledgment_root", "Acknowledgment root"),
+    branch = ProtoField.bytes("alphatrio.branch", "Branch node"),
+    index = ProtoField.uint16("alphatrio.index", "Packet of the round"),
+    offset = ProtoField.uint32("alphatrio.offset", "Offset in the keystream"),
+    body = ProtoField.bytes("alphatrio.body", "Body"),
+    body_length = ProtoField.uint32("alphatrio.body_length", "Body length"),
+    verdict = ProtoField.uint8("alphatrio.verdict", "Verdict", base.DEC, VERDICTS),
+    secret = ProtoField.bytes("alphatrio.secret", "Secret"),
+    tag = ProtoField.bytes("alphatrio.tag", "Tag of the two ends"),
+    what = ProtoField.uint8("alphatrio.control_kind", "Kind", base.DEC, CONTROLS),
+    anchor = ProtoField.bytes("alphatrio.control_anchor", "Anchor"),
+    counter = ProtoField.uint64("alphatrio.counter", "Packet counter"),
+    gso_type = ProtoField.uint8(
+        "alphatrio.frame.gso_type", "Segmentation", base.DEC, GSO_TYPES, 0x7f),
+    gso_ecn = ProtoField.bool("alphatrio.frame.ecn", "ECN", 8, nil, 0x80),
+    header_length = ProtoField.uint8(
+        "alphatrio.frame.header_length", "Header length"),
+    csum_start = ProtoField.uint8("alphatrio.frame.csum_start", "Checksum start"),
+    needs_csum = ProtoField.bool(
+        "alphatrio.frame.needs_csum", "Checksum to be completed", 8, nil, 0x80),
+    csum_offset = ProtoField.uint8(
+        "alphatrio.frame.csum_offset", "Checksum offset", base.DEC, nil, 0x7f),
+    segment_size = ProtoField.uint16("alphatrio.frame.segment_size", "Segment size"),
+    segment = ProtoField.uint16("alphatrio.frame.segment", "Segment"),
+    packet = ProtoField.bytes("alphatrio.packet", "Inner packet"),
+}
+alpha.fields = fields
+
+local malformed = ProtoExpert.new(
+    "alphatrio.malformed", "Malformed", expert.group.MALFORMED, expert.severity.ERROR)
+alpha.experts = { malformed }
+
+local HEADER = {
+    { fields.kind, 1 }, { fields.version, 1 }, { fields.suite, 2 },
+    { fields.receiver, 4 },
+}
+local INTRODUCTION = {
+    { fields.sender, 4 }, { fields.zero, 4 }, { fields.nonce, 16 },
+    { fields.identity, 32 }, { fields.share, 32 },
+    { fields.signature_anchor, 16 }, { fields.ack_anchor, 16 },
+}
+local SYN_END = { { fields.cookie, 16 }, { fields.padding, 48 } }
+local SIGNATURE = { { fields.signature, 64 } }
+local COOKIE = { { fields.nonce, 16 }, { fields.cookie, 16 } }
+local ROUND = {
+    { fields.association, 2 },
+    { fields.shape, 1, { fields.reliable, fields.control, fields.depth } },
+    { fields.zero, 1 }, { fields.round, 4 }, { fields.element, 16 },
+}
+local S1_COUNTS = { { fields.packets, 2 }, { fields.roots, 2 }, { fields.zero, 4 } }
+local A1 = { { fields.digest, 16 }, { fields.ack_root, 16 }, { fields.tag, 8 } }
+local S2_TAIL = { { fields.index, 2 }, { fields.zero, 2 }, { fields.offset, 4 } }
+local A2 = {
+    { fields.index, 2 }, { fields.verdict, 1 }, { fields.zero, 1 },
+    { fields.secret, 16 },
+}
+local CONTROL = {
+    { fields.what, 1 }, { fields.zero, 1 }, { fields.association, 2 },
+    { fields.anchor, 16 },
+}
+local FRAME_WORD = {
+    { fields.gso_type, 1, { fields.gso_type, fields.gso_ecn }, true },
+    { fields.header_length, 1 }, { fields.csum_start, 1 },
+    { fields.csum_offset, 1, { fields.needs_csum, fields.csum_offset }, true },
+    { fields.segment_size, 2 }, { fields.segment, 2 },
+}
+
+-- Adds the fields of `layout` from `at` on.  Returns where they end, or nil and an
+-- expert information if the datagram ends before.  A third entry of a field are the
+-- parts of its byte: below it, or with a fourth entry in its place.
+local function show(buffer, at, tree, layout)
+    for _, entry in ipairs(layout) do
+        local field, size, parts, in_place = entry[1], entry[2], entry[3], entry[4]
+        if at + size > buffer:len() then
+            tree:add_proto_expert_info(malformed, "Cut short")
+            return nil
+        end
+        local range = buffer(at, size)
+        local below = in_place and tree or tree:add(field, range)
+        for _, part in ipairs(parts or {}) do
+            below:add(part, range)
+        end
+        at = at + size
+    end
+    return at
+end
+
+local function times(layout, count)
+    local repeated = {}
+    for _ = 1, count do
+        for _, entry in ipairs(layout) do
+            repeated[#repeated + 1] = entry
+        end
+    end
+    return repeated
+end
+
+local function show_rest(buffer, at, tree, field)
+    local length = buffer:len() - at
+    tree:add(fields.body_length, length):set_generated()
+    if length > 0 then
+        tree:add(field, buffer(at))
+    end
+    return buffer:len()
+end
+
+local function show_controls(buffer, at, tree)
+    while at and at < buffer:len() do
+        local name = CONTROLS[buffer(at, 1):uint()]
+        local item = tree:add(buffer(at), "Control message " .. (name or "?"))
+        if not name then
+            item:add_proto_expert_info(malformed, "Unknown control message")
+        end
+        at = show(buffer, at, item, CONTROL)
+    end
+    return at
+end
+
+-- One function a kind: takes what comes after the header, returns where it ends.
+
+local function depth_of(buffer)
+    return buffer(10, 1):bitfield(5, 3)
+end
+
+local function dissect_s1(buffer, tree)
+    local at = show(buffer, 8, tree, ROUND)
+    at = at and show(buffer, at, tree, S1_COUNTS)
+    if not at then
+        return nil
+    end
+    local packets, roots = buffer(32, 2):uint(), buffer(34, 2):uint()
+    local wanted = math.ceil(packets / 2 ^ depth_of(buffer))
+    if packets == 0 or roots ~= wanted then
+        tree:add_proto_expert_info(malformed, "Packets, depth and roots do not agree")
+    end
+    at = show(buffer, at, tree, times({ { fields.root, NODE_SIZE } }, roots))
+    return at and show(buffer, at, tree, { { fields.tag, TAG_SIZE } })
+end
+
+local function dissect_a1(buffer, tree)
+    local at = show(buffer, 8, tree, ROUND)
+    return at and show(buffer, at, tree, A1)
+end
+
+local function dissect_s2(buffer, tree)
+    local at = show(buffer, 8, tree, ROUND)
+    if not at then
+        return nil
+    end
+    local branch = times({ { fields.branch, NODE_SIZE } }, depth_of(buffer))
+    at = show(buffer, at, tree, branch)
+    at = at and show(buffer, at, tree, S2_TAIL)
+    if not at then
+        return nil
+    end
+    if buffer(10, 1):bitfield(1, 1) == 1 then
+        return show_controls(buffer, at, tree)
+    end
+    return show_rest(buffer, at, tree, fields.body)
+end
+
+local function dissect_a2(buffer, tree)
+    local at = show(buffer, 8, tree, ROUND)
+    at = at and show(buffer, at, tree, A2)
+    if not at then
+        return nil
+    end
+    local nodes = math.max(0, math.floor((buffer:len() - at - TAG_SIZE) / NODE_SIZE))
+    at = show(buffer, at, tree, times({ { fields.branch, NODE_SIZE } }, nodes))
+    return at and show(buffer, at, tree, { { fields.tag, TAG_SIZE } })
+end
+
+local function dissect_data(buffer, tree)
+    local at = show(buffer, 8, tree, { { fields.counter, 8 } })
+    if not at or at == buffer:len() then
+        return at
+    end
+    at = show(buffer, at, tree, FRAME_WORD)
+    return at and show_rest(buffer, at, tree, fields.packet)
+end
+
+local function dissector_of(...)
+    local parts = { ... }
+    return function(buffer, tree)
+        local at = 8
+        for _, layout in ipairs(parts) do
+            at = at and show(buffer, at, tree, layout)
+        end
+        return at
+    end
+end
+
+local DISSECTORS = {
+    SYN = dissector_of(INTRODUCTION, SYN_END),
+    ACK = dissector_of(INTRODUCTION, SIGNATURE),
+    ACKACK = dissector_of(SIGNATURE),
+    COOKIE = dissector_of(COOKIE),
+    DATA = dissect_data,
+    S1 = dissect_s1,
+    A1 = dissect_a1,
+    S2 = dissect_s2,
+    A2 = dissect_a2,
+}
+
+local function summary(buffer, name)
+    if name:match("^[SA][12]$") and buffer:len() >= 16 then
+        local association, round = buffer(8, 2):uint(), buffer(12, 4):uint()
+        return string.format("%s  association %d  round %d", name, association, round)
+    end
+    return name
+end
+
+local function dissect_message(buffer, tree)
+    local top = tree:add(alpha, buffer())
+    if not show(buffer, 0, top, HEADER) then
+        return "cut short"
+    end
+    local name = KINDS[buffer(0, 1):uint()]
+    if buffer(1, 1):uint() ~= VERSION or not name then
+        top:add_proto_expert_info(malformed, "Unknown kind or version")
+        return "unknown message"
+    end
+    local text = summary(buffer, name)
+    top:append_text(", " .. text)
+    local at = DISSECTORS[name](buffer, top)
+    if at and at < buffer:len() then
+        top:add_proto_expert_info(malformed, "Longer than its kind")
+    end
+    return text
+end
+
+-- Where the message that begins at `start` ends.  A capture on the host that sends shows
+-- a whole run of datagrams as one, as it was before the kernel or the device cut it up
+-- (UDP_SEGMENT).  So a message ends where the next header to the same receiver begins.
+local function end_of(buffer, start)
+    local size = buffer:len()
+    if size - start <= HEADER_SIZE or buffer(start + 4, 4):uint() == 0 then
+        return size
+    end
+    local bytes = buffer:raw()
+    local wanted = string.char(VERSION, 0, 0) .. bytes:sub(start + 5, start + 8)
+    local found = start + HEADER_SIZE
+    while true do
+        found = bytes:find(wanted, found + 1, true)
+        if not found then
+            return size
+        end
+        if KINDS[bytes:byte(found - 1)] and found - 2 >= start + HEADER_SIZE then
+            return found - 2
+        end
+    end
+end
+
+function alpha.dissector(buffer, pinfo, tree)
+    pinfo.cols.protocol = "ALPHA"
+    local texts, start = {}, 0
+    repeat
+        local until_ = end_of(buffer, start)
+        local message = buffer(start, until_ - start):tvb()
+        texts[#texts + 1] = dissect_message(message, tree)
+        start = until_
+    until start >= buffer:len()
+    pinfo.cols.info = texts[1] .. (#texts > 1 and ", and " .. #texts - 1 .. " more" or "")
+end
+
+-- Where it is used
+
+alpha.prefs.port = Pref.uint("UDP port", 1234, "Port of the daemons")
+
+local registered
+local function register()
+    local ports = DissectorTable.get("udp.port")
+    if registered then
+        ports:remove(registered, alpha)
+    end
+    registered = alpha.prefs.port
+    ports:add(registered, alpha)
+end
+
+function alpha.prefs_changed()
+    register()
+end
+
+register()
