@@ -1,76 +1,38 @@
-"""Rules, routes, links and look-ups, to and from the words of rtnetlink."""
+"""Rules, routes, links and look-ups: our words for what pyroute2 does."""
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
-import struct
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
+from typing import Any
 
-from attrs import frozen
+from attrs import define, field, frozen
+from pyroute2.iproute.linux import IPRoute
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, nlmsg
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTM_GETROUTE, rt_type
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from alpha_trio.config import IPAddress, IPInterface, IPNetwork
 from alpha_trio.errors import RoutingError
-from alpha_trio.net.netlink import (
-    CREATE,
-    EXCLUSIVE,
-    REPLACE,
-    Message,
-    Netlink,
-    NetlinkError,
-    Request,
-    attribute,
-    attribute_u32,
-    nested,
-    number,
-    parse_attributes,
-)
 from alpha_trio.net.plan import Action, Route, Rule
 
-# linux/rtnetlink.h
-_GETLINK, _SETLINK = 18, 19
-_NEWADDR = 20
-_NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
-_NEWRULE, _DELRULE, _GETRULE = 32, 33, 34
-_GETNETCONF = 82
-
-# struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
-_ROUTE = struct.Struct("=BBBBBBBBI")
-_RTA_DST, _RTA_OIF, _RTA_PREFSRC, _RTA_METRICS, _RTA_TABLE = 1, 4, 7, 8, 15
-_RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
-_RTAX_LOCK, _RTAX_MTU = 1, 2
-_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
-_UNICAST, _LOCAL = 1, 2  # types of route
-
-# struct fib_rule_hdr: family, dst_len, src_len, tos, table, -, -, action, flags
-_RULE = struct.Struct("=BBBBBBBBI")
-_FRA_DST, _FRA_IIF, _FRA_GOTO, _FRA_PRIORITY = 1, 3, 4, 6
-_FRA_MARK, _FRA_SUPPRESS, _FRA_TABLE, _FRA_MASK = 10, 14, 15, 16
-_FRA_TAG, _FRA_PROTOCOL, _FRA_SPORT, _FRA_DPORT = 21, 22, 23, 24
-_INVERT = 2
-_PORTS = struct.Struct("=HH")
-_NO_SUPPRESSION = 0xFFFFFFFF
-
-# struct ifinfomsg: family, -, type, index, flags, mask
-_LINK = struct.Struct("=BxHiII")
-_IFLA_NAME, _IFLA_MTU, _IFLA_QUEUE, _IFLA_AF_SPEC, _IFLA_GSO_MAX_SIZE = 3, 4, 13, 26, 41
-_INET6_ADDR_GEN_MODE, _GEN_MODE_NONE = 8, 1
-_IFF_UP = 1
-
-# struct ifaddrmsg: family, prefix length, flags, scope, interface index
-_ADDRESS = struct.Struct("=BBBBI")
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_IFA_F_NODAD = 2
-
-# struct netconfmsg: family, padded
-_NETCONF = struct.Struct("=B3x")
-_NETCONFA_IFINDEX, _NETCONFA_RP_FILTER = 1, 3
-_ALL_INTERFACES, _LOOPBACK = -1, 1
-
 _UDP = 17
+_INVERT = 2  # FIB_RULE_INVERT
+_NO_SUPPRESSION = 0xFFFFFFFF
+_LOCK_MTU = 1 << 2  # 1 << RTAX_MTU
+_NO_OWN_ADDRESSES = 1  # IN6_ADDR_GEN_MODE_NONE
+_NODAD = 2  # IFA_F_NODAD
+
+# What there already is need not be added, what is gone need not be removed.
+_PRESENT = (errno.EEXIST,)
+_GONE = (errno.ENOENT, errno.ESRCH)
+# There is no such table yet, or no IPv6.
+_NOTHING = (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
 
 
 @frozen
@@ -83,294 +45,348 @@ class Installed:
 
 
 @frozen
-class Path:
-    """What the kernel says about the way to an address."""
-
-    interface: int
-    mtu: int  # of the path if it is known, else 0
-    source: IPAddress | None
-    local: bool  # an address of this host
-
-
-def family_of(address: IPAddress | IPNetwork | IPInterface) -> int:
-    """Return socket.AF_INET or AF_INET6."""
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
-
-
-# --- rules
-
-
-def add_rule(rule: Rule, tag: int) -> Request:
-    """Ask for a rule; EEXIST if there is one like it."""
-    return Request(_NEWRULE, _rule_body(rule, tag), CREATE | EXCLUSIVE)
-
-
-def delete_rule(rule: Rule, tag: int) -> Request:
-    """Ask for the removal of a rule with our tag."""
-    return Request(_DELRULE, _rule_body(rule, tag))
-
-
-def _rule_body(rule: Rule, tag: int) -> bytes:
-    length = rule.to.prefixlen if rule.to else 0
-    flags = _INVERT if rule.inverted else 0
-    body = [
-        _RULE.pack(rule.family, length, 0, 0, 0, 0, 0, rule.action, flags),
-        attribute_u32(_FRA_PRIORITY, rule.priority),
-        attribute(_FRA_TAG, bytes([tag])),
-    ]
-    if rule.action is not Action.NOP:
-        kind = _FRA_GOTO if rule.action is Action.GOTO else _FRA_TABLE
-        body.append(attribute_u32(kind, rule.target))
-    if rule.to is not None:
-        body.append(attribute(_FRA_DST, rule.to.network_address.packed))
-    if rule.iif:
-        body.append(attribute(_FRA_IIF, rule.iif.encode() + b"\0"))
-    if rule.protocol:
-        body.append(attribute(_FRA_PROTOCOL, bytes([rule.protocol])))
-    for kind, ports in ((_FRA_SPORT, rule.sport), (_FRA_DPORT, rule.dport)):
-        if ports is not None:
-            body.append(attribute(kind, _PORTS.pack(*ports)))
-    if rule.mark:
-        body.append(attribute_u32(_FRA_MARK, rule.mark))
-        body.append(attribute_u32(_FRA_MASK, rule.mark))
-    if rule.suppress is not None:
-        body.append(attribute_u32(_FRA_SUPPRESS, rule.suppress))
-    return b"".join(body)
-
-
-def rules(netlink: Netlink, family: int) -> list[tuple[Rule, int]]:
-    """Return the rules of a family, each with its tag.  NetlinkError."""
-    found = netlink.dump(_GETRULE, _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0))
-    return [_parse_rule(message) for message in found]
-
-
-def _parse_rule(message: Message) -> tuple[Rule, int]:
-    family, length, *_, action, flags = _RULE.unpack_from(message.body)
-    found = message.attributes(_RULE.size)
-    suppress = number(found.get(_FRA_SUPPRESS), _NO_SUPPRESSION)
-    known = action in (Action.LOOKUP, Action.GOTO)
-    rule = Rule(
-        family,
-        number(found.get(_FRA_PRIORITY)),
-        Action(action) if known else Action.NOP,
-        number(found.get(_FRA_GOTO if action == Action.GOTO else _FRA_TABLE)),
-        to=_network(found[_FRA_DST], length) if _FRA_DST in found else None,
-        iif=found.get(_FRA_IIF, b"").rstrip(b"\0").decode(errors="replace"),
-        inverted=bool(flags & _INVERT),
-        protocol=number(found.get(_FRA_PROTOCOL)),
-        sport=_ports(found.get(_FRA_SPORT)),
-        dport=_ports(found.get(_FRA_DPORT)),
-        mark=number(found.get(_FRA_MARK)),
-        suppress=None if suppress == _NO_SUPPRESSION else suppress,
-    )
-    return rule, number(found.get(_FRA_TAG))
-
-
-def _ports(value: bytes | None) -> tuple[int, int] | None:
-    if value is None:
-        return None
-    first, last = _PORTS.unpack_from(value)
-    return first, last
-
-
-def _network(packed: bytes, length: int) -> IPNetwork:
-    return ipaddress.ip_network((packed, length), strict=False)
-
-
-# --- routes
-
-
-def put_route(route: Route, interface: int, tag: int) -> Request:
-    """Ask for a route, in place of one for the same prefix if there is one."""
-    metrics = [attribute_u32(_RTAX_MTU, route.mtu)]
-    if route.prefix.version == 6:
-        # Else a change of the interface's MTU silently changes the route's; for IPv4
-        # there is no such change, and a lock would stop path MTU discovery.
-        metrics.append(attribute_u32(_RTAX_LOCK, 1 << _RTAX_MTU))
-    body = _route_body(route.table, route.prefix, tag)
-    body += nested(_RTA_METRICS, *metrics)
-    body += attribute_u32(_RTA_OIF, interface)
-    if route.source is not None:
-        body += attribute(_RTA_PREFSRC, route.source.packed)
-    return Request(_NEWROUTE, body, CREATE | REPLACE)
-
-
-def delete_route(table: int, prefix: IPNetwork, tag: int) -> Request:
-    """Ask for the removal of a route with our tag."""
-    return Request(_DELROUTE, _route_body(table, prefix, tag))
-
-
-def _route_body(table: int, prefix: IPNetwork, tag: int) -> bytes:
-    scope = _SCOPE_LINK if prefix.version == 4 else _SCOPE_UNIVERSE
-    header = _ROUTE.pack(
-        family_of(prefix), prefix.prefixlen, 0, 0, 0, tag, scope, _UNICAST, 0
-    )
-    address = attribute(_RTA_DST, prefix.network_address.packed)
-    return header + attribute_u32(_RTA_TABLE, table) + address
-
-
-def routes(netlink: Netlink, family: int, table: int) -> list[Installed]:
-    """Return the routes of a table.  NetlinkError."""
-    body = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
-    try:
-        found = netlink.dump(_GETROUTE, body + attribute_u32(_RTA_TABLE, table))
-    except NetlinkError as error:
-        if error.errno == errno.ENOENT:  # no such table yet
-            return []
-        raise
-    return [_parse_route(message) for message in found]
-
-
-def _parse_route(message: Message) -> Installed:
-    family, length, _, _, table, tag, *_ = _ROUTE.unpack_from(message.body)
-    found = message.attributes(_ROUTE.size)
-    table = number(found.get(_RTA_TABLE), table)
-    anything = bytes(4 if family == socket.AF_INET else 16)
-    prefix = _network(found.get(_RTA_DST, anything), length)
-    source = _address(found.get(_RTA_PREFSRC))
-    route = Route(table, prefix, _metric_mtu(found), source)
-    return Installed(route, tag, number(found.get(_RTA_OIF)))
-
-
-def _metric_mtu(found: dict[int, bytes]) -> int:
-    return number(parse_attributes(found.get(_RTA_METRICS, b"")).get(_RTAX_MTU))
-
-
-def _address(packed: bytes | None) -> IPAddress | None:
-    return None if packed is None else ipaddress.ip_address(packed)
-
-
-def look_up(address: IPAddress, port: int) -> Request:
-    """Ask for the way of a UDP datagram from our ``port`` to ``address``."""
-    length = 32 if address.version == 4 else 128
-    body = _ROUTE.pack(family_of(address), length, 0, 0, 0, 0, 0, 0, 0)
-    ports = port.to_bytes(2, "big")
-    body += attribute(_RTA_DST, address.packed)
-    body += attribute(_RTA_IP_PROTO, bytes([_UDP]))
-    body += attribute(_RTA_SPORT, ports) + attribute(_RTA_DPORT, ports)
-    return Request(_GETROUTE, body)
-
-
-def parse_path(message: Message) -> Path:
-    """Decode the answer to ``look_up``."""
-    kind = _ROUTE.unpack_from(message.body)[7]
-    found = message.attributes(_ROUTE.size)
-    return Path(
-        number(found.get(_RTA_OIF)),
-        _metric_mtu(found),
-        _address(found.get(_RTA_PREFSRC)),
-        kind == _LOCAL,
-    )
-
-
-# --- links and addresses
-
-
-@frozen
 class Link:
     """A network interface."""
 
-    index: int
     name: str
     mtu: int
 
 
-def links(netlink: Netlink) -> dict[int, Link]:
-    """Return all network interfaces, by index."""
-    found = {}
-    for message in netlink.dump(_GETLINK, _LINK.pack(0, 0, 0, 0, 0)):
-        _, _, index, _, _ = _LINK.unpack_from(message.body)
-        named = message.attributes(_LINK.size)
-        name = named[_IFLA_NAME].rstrip(b"\0").decode(errors="replace")
-        found[index] = Link(index, name, number(named.get(_IFLA_MTU)))
-    return found
+@frozen
+class Path:
+    """What the kernel says about the way to an address."""
+
+    interface: int
+    device: str
+    mtu: int  # of the path if it is known, else of the device
+    source: IPAddress | None
+    local: bool  # an address of this host
 
 
-def set_mtu(interface: int, mtu: int) -> Request:
-    """Ask for another MTU of an interface, in bytes."""
-    header = _LINK.pack(0, 0, interface, 0, 0)
-    return Request(_SETLINK, header + attribute_u32(_IFLA_MTU, mtu))
+class _LookUp(nlmsg):  # type: ignore[misc]  # pyroute2 has no type information
+    """A route look-up with protocol and ports, of which pyroute2 does not know.
 
-
-def set_queue(interface: int, packets: int, gso_bytes: int) -> Request:
-    """Ask for another transmit queue length and largest super-packet."""
-    header = _LINK.pack(0, 0, interface, 0, 0)
-    queue = attribute_u32(_IFLA_QUEUE, packets)
-    size = attribute_u32(_IFLA_GSO_MAX_SIZE, gso_bytes)
-    return Request(_SETLINK, header + queue + size)
-
-
-def set_up(interface: int) -> Request:
-    """Ask for an interface to come up."""
-    return Request(_SETLINK, _LINK.pack(0, 0, interface, _IFF_UP, _IFF_UP))
-
-
-def set_no_own_addresses(interface: int) -> Request:
-    """Ask that the kernel gives an interface no IPv6 address by itself.
-
-    Without one it sends no router solicitations either.
+    Not a subclass of rtmsg, or once that was used its attributes would be ours.
     """
-    mode = attribute(_INET6_ADDR_GEN_MODE, bytes([_GEN_MODE_NONE]))
-    spec = nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, mode))
-    return Request(_SETLINK, _LINK.pack(0, 0, interface, 0, 0) + spec)
 
-
-def add_address(interface: int, address: IPInterface) -> Request:
-    """Ask for an address on an interface; it need not be there yet."""
-    header = _ADDRESS.pack(
-        family_of(address), address.network.prefixlen, _IFA_F_NODAD, 0, interface
+    prefix = "RTA_"
+    fields = rtmsg.fields
+    nla_map = (
+        (1, "RTA_DST", "target"),
+        (27, "RTA_IP_PROTO", "uint8"),
+        (28, "RTA_SPORT", "be16"),
+        (29, "RTA_DPORT", "be16"),
     )
-    packed = address.ip.packed
-    body = header + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
-    return Request(_NEWADDR, body, CREATE | REPLACE)
 
 
-def strict_interfaces(netlink: Netlink) -> set[int]:
-    """Return the interfaces on which strict rp_filter is in effect.
+@contextmanager
+def connect(tag: int) -> Iterator[Kernel]:
+    """Open a conversation about the routing of this thread's network namespace.
 
-    That is the maximum of the setting for all and the interface's own.
+    To be ended in the same thread, as pyroute2 keeps an event loop for each.  Then
+    comes the RoutingError for the first change that was refused; those after it were
+    tried nevertheless.  A question that is refused ends it at once, likewise.
     """
-    settings = {}
-    for message in netlink.dump(_GETNETCONF, _NETCONF.pack(socket.AF_INET)):
-        found = message.attributes(_NETCONF.size)
-        index = int.from_bytes(found[_NETCONFA_IFINDEX], sys.byteorder, signed=True)
-        settings[index] = number(found.get(_NETCONFA_RP_FILTER))
-    everywhere = settings.get(_ALL_INTERFACES, 0)
-    return {
-        index
-        for index, own in settings.items()
-        if index > _LOOPBACK and max(everywhere, own) == 1
-    }
+    try:
+        with IPRoute(ext_ack=True, strict_check=True) as ip:
+            ip.bind(groups=0)  # so that the port is known before the first change
+            kernel = Kernel(ip, tag)
+            yield kernel
+    except NetlinkError as error:
+        raise RoutingError(f"kernel routing: {_reason(error)}") from error
+    kernel.raise_refusal()
 
 
-def commit(netlink: Netlink, changes: Sequence[Request], *ignored: int) -> None:
-    """Carry changes out; the first refusal not among ``ignored`` is raised.
+@define(eq=False)
+class Kernel:
+    """The kernel's routing; what we put there bears ``tag`` as its protocol number.
 
-    RoutingError, after all of them were tried.
+    Each call blocks for up to a millisecond.
     """
-    for request, refusal in zip(changes, netlink.change(changes), strict=True):
-        if refusal is not None and refusal.errno not in ignored:
-            raise RoutingError(f"{_describe(request)}: {_reason(refusal)}") from refusal
+
+    _ip: Any  # pyroute2's IPRoute
+    tag: int
+    _links: dict[int, Link] = field(factory=dict)
+    _refusals: list[RoutingError] = field(factory=list)
+
+    @property
+    def port(self) -> int:
+        """The netlink port that notices of our changes name as their cause."""
+        return int(self._ip.epid)
+
+    def raise_refusal(self) -> None:
+        """Raise RoutingError if a change was refused."""
+        if self._refusals:
+            raise self._refusals[0]
+
+    # --- questions
+
+    def rules(self, family: int) -> list[tuple[Rule, int]]:
+        """Return the rules of a family, each with its tag."""
+        return [_parse_rule(found) for found in self._dump(self._ip.rule, family)]
+
+    def routes(self, family: int, table: int) -> list[Installed]:
+        """Return the routes of a table."""
+        found = self._dump(self._ip.route, family, table=table)
+        return [_parse_route(message) for message in found]
+
+    def link(self, interface: int) -> Link:
+        """Return an interface as it was when first asked for."""
+        if interface not in self._links:
+            (found,) = self._ip.link("get", index=interface)
+            name, mtu = found.get_attr("IFLA_IFNAME"), found.get_attr("IFLA_MTU")
+            self._links[interface] = Link(name, mtu)
+        return self._links[interface]
+
+    def look_up(self, address: IPAddress, port: int) -> Path:
+        """Return the way of a UDP datagram from our ``port`` to ``address``.
+
+        RoutingError if there is none.
+        """
+        request = _LookUp()
+        request.setvalue(
+            {
+                "header": {"type": RTM_GETROUTE, "flags": NLM_F_REQUEST | NLM_F_ACK},
+                "family": family_of(address),
+                "dst_len": address.max_prefixlen,
+                "attrs": [
+                    ("RTA_DST", str(address)),
+                    ("RTA_IP_PROTO", _UDP),
+                    ("RTA_SPORT", port),
+                    ("RTA_DPORT", port),
+                ],
+            }
+        )
+        try:
+            (answer,) = self._ip.nlm_request_batch([request])
+            return self._parse_path(answer)
+        except NetlinkError as error:
+            raise RoutingError(f"no route to {address}: {_reason(error)}") from error
+
+    def _parse_path(self, answer: Any) -> Path:
+        interface = answer.get_attr("RTA_OIF")
+        link = self.link(interface)
+        source = answer.get_attr("RTA_PREFSRC")
+        return Path(
+            interface,
+            link.name,
+            _metric_mtu(answer) or link.mtu,
+            ip_address(source) if source else None,
+            answer["type"] == rt_type["local"],
+        )
+
+    def _dump(self, request: Callable[..., Any], family: int, **fields: int) -> Any:
+        try:
+            # No dump_filter: the kernel narrows the answer down, not pyroute2 after
+            # it has decoded all of the host's routes.
+            return list(request("dump", family=family, dump_filter=None, **fields))
+        except NetlinkError as error:
+            if error.code in _NOTHING:
+                return []
+            raise
+
+    # --- changes
+
+    def add_rule(self, rule: Rule) -> None:
+        """Add a rule unless there is one like it."""
+        self._change(
+            f"routing rule of priority {rule.priority}",
+            _PRESENT,
+            self._ip.rule,
+            "add",
+            **self._rule_fields(rule),
+        )
+
+    def delete_rule(self, rule: Rule) -> None:
+        """Remove a rule with our tag."""
+        self._change(
+            f"routing rule of priority {rule.priority}",
+            _GONE,
+            self._ip.rule,
+            "delete",
+            **self._rule_fields(rule),
+        )
+
+    def put_route(self, route: Route, interface: int) -> None:
+        """Set a route, in place of one for the same prefix if there is one."""
+        metrics = {"mtu": route.mtu}
+        if route.prefix.version == 6:
+            # Else a change of the interface's MTU silently changes the route's; for
+            # IPv4 there is no such change, and a lock would stop path MTU discovery.
+            metrics["lock"] = _LOCK_MTU
+        self._change(
+            f"route to {route.prefix} in table {route.table}",
+            (),
+            self._ip.route,
+            "replace",
+            oif=interface,
+            prefsrc=str(route.source) if route.source else None,
+            metrics=metrics,
+            **self._route_fields(route.table, route.prefix),
+        )
+
+    def delete_route(self, table: int, prefix: IPNetwork) -> None:
+        """Remove a route with our tag."""
+        self._change(
+            f"route to {prefix} in table {table}",
+            _GONE,
+            self._ip.route,
+            "delete",
+            **self._route_fields(table, prefix),
+        )
+
+    def set_no_own_addresses(self, interface: int) -> None:
+        """Have the kernel give an interface no IPv6 address by itself.
+
+        Without one it sends no router solicitations either.
+        """
+        mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _NO_OWN_ADDRESSES)]}
+        families = {"attrs": [("AF_INET6", mode)]}
+        no_ipv6 = (errno.EAFNOSUPPORT,)
+        self._set_link(interface, no_ipv6, af_spec=families)
+
+    def set_queue(self, interface: int, packets: int, gso_bytes: int) -> None:
+        """Set the transmit queue length and the largest super-packet."""
+        self._set_link(interface, txqlen=packets, gso_max_size=gso_bytes)
+
+    def set_mtu(self, interface: int, mtu: int) -> None:
+        """Set the MTU of an interface, in bytes."""
+        self._set_link(interface, mtu=mtu)
+
+    def set_up(self, interface: int) -> None:
+        """Bring an interface up."""
+        self._set_link(interface, state="up")
+
+    def add_address(self, interface: int, address: IPInterface) -> None:
+        """Put an address on an interface; it may be there already."""
+        self._change(
+            f"address {address}",
+            (),
+            self._ip.addr,
+            "replace",
+            index=interface,
+            address=str(address.ip),
+            prefixlen=address.network.prefixlen,
+            flags=_NODAD,
+        )
+
+    def _set_link(
+        self, interface: int, harmless: tuple[int, ...] = (), **fields: Any
+    ) -> None:
+        request = self._ip.link
+        self._change(
+            "network interface", harmless, request, "set", index=interface, **fields
+        )
+
+    def _change(
+        self,
+        what: str,
+        harmless: tuple[int, ...],
+        request: Callable[..., Any],
+        command: str,
+        **fields: Any,
+    ) -> None:
+        try:
+            request(command, **fields)
+        except NetlinkError as refusal:
+            if refusal.code not in harmless:
+                self._refusals.append(RoutingError(f"{what}: {_reason(refusal)}"))
+
+    def _rule_fields(self, rule: Rule) -> dict[str, Any]:
+        """Say it in pyroute2's words; None: not to be looked at."""
+        return {
+            "family": rule.family,
+            "priority": rule.priority,
+            "protocol": self.tag,
+            "action": int(rule.action),
+            "table": rule.target if rule.action is Action.LOOKUP else None,
+            "goto": rule.target if rule.action is Action.GOTO else None,
+            "dst": str(rule.to.network_address) if rule.to else None,
+            "dst_len": rule.to.prefixlen if rule.to else None,
+            "iifname": rule.iif or None,
+            "flags": _INVERT if rule.inverted else None,
+            "ip_proto": rule.protocol or None,
+            "sport_range": _port_range(rule.sport),
+            "dport_range": _port_range(rule.dport),
+            "fwmark": rule.mark or None,
+            "fwmask": rule.mark or None,
+            "suppress_prefixlen": rule.suppress,
+        }
+
+    def _route_fields(self, table: int, prefix: IPNetwork) -> dict[str, Any]:
+        return {
+            "family": family_of(prefix),
+            "dst": str(prefix),
+            "table": table,
+            "proto": self.tag,
+            "scope": "link" if prefix.version == 4 else "universe",
+        }
+
+
+def family_of(address: IPAddress | IPNetwork) -> int:
+    """Return socket.AF_INET or AF_INET6."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _port_range(ports: tuple[int, int] | None) -> str | None:
+    return None if ports is None else f"{ports[0]}:{ports[1]}"
+
+
+def _parse_rule(message: Any) -> tuple[Rule, int]:
+    known = message["action"] in (Action.LOOKUP, Action.GOTO)
+    action = Action(message["action"]) if known else Action.NOP
+    target = "FRA_GOTO" if action is Action.GOTO else "FRA_TABLE"
+    destination = message.get_attr("FRA_DST")
+    suppress = message.get_attr("FRA_SUPPRESS_PREFIXLEN", _NO_SUPPRESSION)
+    rule = Rule(
+        message["family"],
+        message.get_attr("FRA_PRIORITY", 0),
+        action,
+        message.get_attr(target, 0),
+        to=_network(destination, message["dst_len"]) if destination else None,
+        iif=message.get_attr("FRA_IIFNAME", ""),
+        inverted=bool(message["flags"] & _INVERT),
+        protocol=message.get_attr("FRA_IP_PROTO", 0),
+        sport=_ports(message.get_attr("FRA_SPORT_RANGE")),
+        dport=_ports(message.get_attr("FRA_DPORT_RANGE")),
+        mark=message.get_attr("FRA_FWMARK", 0),
+        suppress=None if suppress == _NO_SUPPRESSION else suppress,
+    )
+    return rule, message.get_attr("FRA_PROTOCOL", 0)
+
+
+def _parse_route(message: Any) -> Installed:
+    anything = "0.0.0.0" if message["family"] == socket.AF_INET else "::"
+    source = message.get_attr("RTA_PREFSRC")
+    route = Route(
+        message.get_attr("RTA_TABLE"),
+        _network(message.get_attr("RTA_DST", anything), message["dst_len"]),
+        _metric_mtu(message),
+        ip_address(source) if source else None,
+    )
+    return Installed(route, message["proto"], message.get_attr("RTA_OIF", 0))
+
+
+def _metric_mtu(message: Any) -> int:
+    metrics = message.get_attr("RTA_METRICS")
+    return metrics.get_attr("RTAX_MTU", 0) if metrics else 0
+
+
+def _ports(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, last = text.split(":")
+    return int(first), int(last)
+
+
+def _network(address: str, length: int) -> IPNetwork:
+    return ip_network(f"{address}/{length}", strict=False)
 
 
 def _reason(refusal: NetlinkError) -> str:
-    if refusal.errno == errno.EPERM:
+    if refusal.code == errno.EPERM:
         return "not permitted; run as root or with CAP_NET_ADMIN"
-    number_, text = refusal.errno, refusal.strerror
-    known = os.strerror(number_) if number_ else ""
+    _, text = refusal.args
+    known = os.strerror(refusal.code)
+    text = text.rstrip(".")
     return text if text == known else f"{text} ({known})"
-
-
-def _describe(request: Request) -> str:
-    """Say what was asked for, as far as a user needs it."""
-    if request.kind in (_NEWRULE, _DELRULE):
-        rule, _ = _parse_rule(Message(request.kind, 0, request.body))
-        return f"routing rule of priority {rule.priority}"
-    if request.kind in (_NEWROUTE, _DELROUTE):
-        route = _parse_route(Message(request.kind, 0, request.body)).route
-        return f"route to {route.prefix} in table {route.table}"
-    if request.kind == _NEWADDR:
-        length = _ADDRESS.unpack_from(request.body)[1]
-        packed = parse_attributes(request.body, _ADDRESS.size)[_IFA_LOCAL]
-        return f"address {ipaddress.ip_address(packed)}/{length}"
-    return "network interface"

@@ -67,6 +67,11 @@ class Forwarder:
             udp.setblocking(False)
             udp.bind((wildcard, self.port))
 
+    def close(self):
+        os.close(self.tun)
+        for udp in self.udp.values():
+            udp.close()
+
     def endpoint(self, packet):
         where = packet[16:20] if packet[0] >> 4 == 4 else packet[24:40]
         destination = ip_address(where)
@@ -122,6 +127,7 @@ async def serve(settings):
     finally:
         with trio.CancelScope(shield=True):
             await router.close()
+        forwarder.close()
 
 
 async def answer(router, peers):
