@@ -283,7 +283,7 @@ def _selection(
             settings.routing.priority + _ONLY,
             Action.LOOKUP,
             settings.routing.table + 1,
-            to=prefix,
+            to=prefix if prefix.prefixlen else None,  # as the kernel gives it back
             protocol=selection.protocol,
             sport=sport,
             dport=dport,

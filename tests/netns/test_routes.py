@@ -7,7 +7,7 @@ vm1 192.168.10.60                     vm2 192.168.10.61
 from __future__ import annotations
 
 import json
-import os
+import select
 import socket
 import subprocess
 import sys
@@ -293,9 +293,7 @@ class Monitor:
 
     def __enter__(self):
         # It listens once it reports what happens.
-        os.set_blocking(self.process.stdout.fileno(), False)
         wait_until(self._is_listening, "ip monitor")
-        os.set_blocking(self.process.stdout.fileno(), True)
         self.lines()
         return self
 
@@ -304,8 +302,10 @@ class Monitor:
             self.process.kill()
 
     def _is_listening(self):
-        ip(self.host, "route replace 10.98.0.0/16 via 192.168.10.61")
-        return self.process.stdout.read()
+        for change in ("add", "del"):
+            ip(self.host, f"route {change} 10.98.0.0/16 via 192.168.10.61")
+        readable, _, _ = select.select([self.process.stdout], [], [], 0)
+        return readable
 
     def lines(self):
         """Return what was reported up to now."""
@@ -348,6 +348,18 @@ def test_selection_takes_what_it_names_and_leaves_the_rest(pair, backend):
         assert not through_tunnel(vm1, lambda: web_answers(*pair, 82))
         assert not through_tunnel(vm1, lambda: ping(vm1, vm2.address))
         assert through_tunnel(vm1, lambda: big_udp_arrives(*pair))
+
+
+def test_selection_of_every_address_is_found_again(pair):
+    vm1, _ = pair
+    web = ["vm2", "192.168.10.61", ["0.0.0.0/0"], [[TCP, [80, 80]]]]
+    with Routed(vm1) as one:
+        one.apply(web)
+        before = ip(vm1, "rule")
+        assert "dport 80 lookup 5183" in before
+        one.mark_stale()
+        one.apply(web)
+        assert ip(vm1, "rule") == before
 
 
 @pytest.fixture(params=["nft", "iptables"])
