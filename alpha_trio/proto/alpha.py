@@ -55,6 +55,7 @@ from alpha_trio.proto.wire import (
 
 LATER_SPACING = 64  # 4,096 elements, 2,047 rounds: made in slices
 START_ASSOCIATIONS = 4  # as soon as one was too few
+LONG_WAY = 0.005  # s of round-trip time on which one is too few from the start
 MOST_ASSOCIATIONS = 16  # of ours; the peer may have more
 RENEW_BELOW = 0.3  # share of a chain's rounds that is left when its successor opens
 
@@ -191,7 +192,7 @@ class AlphaTransport:
         if self._wanted == MOST_ASSOCIATIONS:
             self.sender.trees = True
         elif not self._coming():
-            wanted = max(START_ASSOCIATIONS, self._wanted + 1)
+            wanted = max(START_ASSOCIATIONS, 2 * self._wanted)
             self._wanted = min(wanted, MOST_ASSOCIATIONS)
             self._open_wanted()
 
@@ -217,6 +218,8 @@ class AlphaTransport:
 
     def _renew(self) -> None:
         """Open successors of associations that run out, forget those that did."""
+        if self.sender.rtt.smoothed and self.sender.rtt.smoothed > LONG_WAY:
+            self._wanted = max(self._wanted, START_ASSOCIATIONS)
         for association in list(self.sender.associations.values()):
             if association.rounds_left > 0 or association.round is not None:
                 continue

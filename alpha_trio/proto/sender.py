@@ -58,7 +58,8 @@ MODES = ("n", "c", "m", "cm")
 _DEPTHS = {"n": 0, "c": 0, "m": 6, "cm": 3, "adaptive": 3}
 """Deepest trees by mode: their branches cost room in every S2."""
 
-QUEUE_BYTES = 4 << 20  # waiting for an association; oldest dropped first
+HELD_BYTES = 7_500_000  # waiting and under way; oldest waiting dropped first
+UNDER_WAY_BYTES = 5_000_000  # in rounds whose key is not disclosed yet
 QUEUE_AGE = 2.0  # s, likewise
 # While some rounds are under way, what does not fill another one waits for the next
 # A1: a round costs as much as twenty packets do in it.  Not on long ways: there rounds
@@ -105,6 +106,7 @@ class Round:
     number: int
     shape: int
     packets: int
+    size: int  # bytes of all packets
     groups: list[tuple[int, int, int]]  # first packet, one past the last, size
     bodies: list[Buffer]  # the packets, heads filled in, encrypted
     presigner: Presigner
@@ -168,6 +170,7 @@ class Sender:
     queue: deque[Waiting] = field(factory=deque)
     queued_bytes: int = 0
     queued_count: int = 0  # packets
+    under_way_bytes: int = 0
     under_way: int = 0  # rounds whose A1 has not come
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
     starved: bool = False  # something waits because every association is busy
@@ -188,6 +191,7 @@ class Sender:
             for waiting in old.reopen(round_, now):
                 self._queue(waiting)
         old.order.clear()
+        old.under_way_bytes = 0
         while old.queue:
             self._queue(old.queue.popleft())
         old.queued_bytes = old.queued_count = 0
@@ -231,7 +235,7 @@ class Sender:
         self.queue.append(waiting)
         self.queued_bytes += len(waiting.plain)
         self.queued_count += waiting.count
-        while self.queued_bytes > QUEUE_BYTES:
+        while self.queue and self.queued_bytes + self.under_way_bytes > HELD_BYTES:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
@@ -247,6 +251,8 @@ class Sender:
         while self.queue and now - self.queue[0].since > QUEUE_AGE:
             self._drop_oldest()
         if not self.queue or self._better_wait():
+            return
+        if self.under_way_bytes > UNDER_WAY_BYTES:
             return
         for association in self.associations.values():
             if association.round is None and association.rounds_left > 0:
@@ -328,6 +334,7 @@ class Sender:
             number,
             shape,
             packets,
+            len(plain),
             groups,
             bodies,
             presigner,
@@ -340,6 +347,7 @@ class Sender:
         self.under_way += 1
         if not flags & CONTROL:
             self.order.append(round_)
+            self.under_way_bytes += len(plain)
             self.modes[_mode(packets, depth, len(presigner.roots))] += 1
         self.line.send(s1, out)
 
@@ -390,7 +398,9 @@ class Sender:
     def _release(self, now: float, out: Outbox) -> None:
         """Disclose what is agreed, in the order in which it was started."""
         while self.order and self.order[0].agreed:
-            self._disclose(self.order.popleft(), now, out)
+            round_ = self.order.popleft()
+            self.under_way_bytes -= round_.size
+            self._disclose(round_, now, out)
         self.start(now, out)
 
     def _disclose(self, round_: Round, now: float, out: Outbox) -> None:
@@ -513,6 +523,7 @@ class Sender:
         self.under_way -= not round_.agreed
         if round_ in self.order:
             self.order.remove(round_)
+            self.under_way_bytes -= round_.size
             self.line.counters.drop(Drop.NO_AGREEMENT, round_.packets)
 
 
