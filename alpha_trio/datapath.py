@@ -105,7 +105,7 @@ class DataPath:
                     break
                 view, stride, remote, local = received
                 if trace.enabled():
-                    trace.received(len(view), stride, remote)
+                    trace.received(view, stride, remote)
                 self._table.incoming(view, stride, remote, local, now, out)
                 self._flush(out, now)
                 self._drop_waiting(out)

@@ -19,9 +19,6 @@ _FAILURES_KEPT = 4096
 
 _LINES = {
     EventKind.SYN_SENT: "Initiating handshake with {host}, sending SYN.",
-    EventKind.SYN_RECEIVED: (
-        "Got SYN packet. {host} has initiated a handshake! Sending ACK."
-    ),
     EventKind.ACK_RECEIVED: (
         "Got ACK packet. Handshake with {host} is done! Sending ACKACK."
     ),
@@ -31,6 +28,10 @@ _LINES = {
 }
 
 _FAILURES = {
+    # None if the handshake comes to its end; but anyone can begin one as the peer.
+    EventKind.SYN_RECEIVED: (
+        "Got SYN packet. {host} has initiated a handshake! Sending ACK."
+    ),
     EventKind.GAVE_UP: "No answer from {peer} ({host}). New traffic will try again.",
     EventKind.SILENT: (
         "Nothing heard from {peer} ({host}) although we send. Asking it anew."

@@ -7,9 +7,11 @@ from ipaddress import ip_address
 
 from alpha_trio.proto.batch import Deliver, Remote, Send
 from alpha_trio.proto.frames import VIRTIO_SIZE
+from alpha_trio.proto.wire import Kind
 
 _log = logging.getLogger("alpha_trio.trace")
 
+_OF_A_ROUND = {int(kind): kind.name for kind in (Kind.S1, Kind.A1, Kind.A2)}
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 
@@ -47,16 +49,22 @@ def to_tun(deliver: Deliver) -> None:
 
 def sent(send: Send) -> None:
     """Datagrams were sent; those of a handshake have lines of their own."""
+    target = address(send.remote)
     for _ in range(send.packets):
-        _log.debug("Sending encapsulated packet to %s", address(send.remote))
+        _log.debug("Sending encapsulated packet to %s", target)
+    for first, *others in send.datagrams():
+        if (name := _OF_A_ROUND.get(first[0])) is not None:
+            size = len(first) + sum(map(len, others))
+            _log.debug("Sending %s (%d bytes) to %s", name, size, target)
 
 
-def received(size: int, stride: int, remote: Remote) -> None:
+def received(view: memoryview, stride: int, remote: Remote) -> None:
     """Datagrams arrived, ``stride`` bytes apart; 0 is that of an empty one."""
+    source, size = address(remote), len(view)
     for at in range(0, size, max(stride, 1)):
+        name = _OF_A_ROUND.get(view[at], "encapsulated packet")
         length = min(stride, size - at)
-        source = address(remote)
-        _log.debug("Received encapsulated packet (%d bytes) from %s", length, source)
+        _log.debug("Received %s (%d bytes) from %s", name, length, source)
 
 
 def address(remote: Remote) -> str:

@@ -13,6 +13,7 @@ import re
 import pytest
 
 from tests.netns.traffic import (
+    OVERHEAD,
     Tap,
     add,
     assert_none_lost,
@@ -29,6 +30,7 @@ from tools.lab import Daemon, wait_until
 
 pytestmark = pytest.mark.netns
 
+MTU = 1500 - OVERHEAD  # of inner packets
 OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
 STATUS_KEYS = {
     *("schema", "version", "uptime_seconds", "interface", "port", "key", "peers"),
@@ -82,7 +84,7 @@ def test_peers_at_ipv6_addresses(pair):
         talk(vm1, vm2, vm2.address6)
         assert_only_tunnel(tap.packets())
         assert peer(one, "vm2")["endpoint"] == f"[{vm2.address6}]:1234"
-        assert peer(one, "vm2")["mtu"] == 1500 - 40 - 8 - 24
+        assert peer(one, "vm2")["mtu"] == MTU - 20  # the header is longer
         assert_none_lost(one, two)
 
 
@@ -111,8 +113,9 @@ def test_large_packets_are_fragmented_or_refused_by_the_sender(pair):
     with Daemon(vm1) as one, Daemon(vm2) as two:
         introduce(one, two)
         ping(vm1, vm2.address, "-s", "8000")
-        ping(vm1, vm2.address, "-M", "do", "-s", str(1448 - 28))
-        assert ping(vm1, vm2.address, "-M", "do", "-s", "1421", check=False) is None
+        ping(vm1, vm2.address, "-M", "do", "-s", str(MTU - 28))
+        too_large = ("-M", "do", "-s", str(MTU - 27))
+        assert ping(vm1, vm2.address, *too_large, check=False) is None
         assert_none_lost(one, two)
 
 
@@ -121,25 +124,50 @@ def test_the_log_tells_of_the_handshake_in_the_agreed_words(pair):
     with Daemon(vm1) as one, Daemon(vm2) as two:
         introduce(one, two)
         ping(vm1, vm2.address)
-        two.wait_log("ACKACK")
-        assert log_lines(one)[-5:] == [
+        two.wait_log("Got ACKACK")
+        assert log_lines(one)[-6:] == [
             "Successfully opened tun device (alpha0)",
             "Binding listening socket to port 1234",
             "Adding host vm2 (192.168.10.61).",
             "Initiating handshake with 192.168.10.61, sending SYN.",
+            "Pinned the key of vm2 (192.168.10.61): from now on it must have it.",
             "Got ACK packet. Handshake with 192.168.10.61 is done! Sending ACKACK.",
         ]
-        assert log_lines(two)[-3:] == [
+        assert log_lines(two)[-4:] == [
             "Adding host vm1 (192.168.10.60).",
             "Got SYN packet. 192.168.10.60 has initiated a handshake! Sending ACK.",
+            "Pinned the key of vm1 (192.168.10.60): from now on it must have it.",
             "Got ACKACK packet. Handshake with 192.168.10.60 is done!",
         ]
+
+
+def test_vv_logs_every_packet_and_its_round(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1, "-vv") as one, Daemon(vm2, "-vv") as two:
+        introduce(one, two)
+        ping(vm1, vm2.address)
+        send_udp(vm1, vm2, vm2.address, b"this is a test\n")
+        inner = "udp packet from 192.168.10.60 to 192.168.10.61 (ttl 64, 43 bytes)"
+        wait_in_order(
+            one,
+            f"--tun--> {inner}",
+            "Sending S1 (64 bytes) to 192.168.10.61:1234",
+            "Received A1 (72 bytes) from 192.168.10.61:1234",
+            "Sending encapsulated packet to 192.168.10.61:1234",
+        )
+        wait_in_order(
+            two,
+            "Received S1 (64 bytes) from 192.168.10.60:1234",
+            "Sending A1 (72 bytes) to 192.168.10.60:1234",
+            "Received encapsulated packet (91 bytes) from 192.168.10.60:1234",
+            f"<--tun-- {inner}",
+        )
 
 
 def test_vv_logs_every_packet_in_the_agreed_words(pair):
     vm1, vm2 = pair
     with Daemon(vm1, "-vv") as one, Daemon(vm2, "-vv") as two:
-        introduce(one, two)
+        introduce(one, two, mode="plain")
         ping(vm1, vm2.address)
         send_udp(vm1, vm2, vm2.address, b"this is a test\n")
         inner = "udp packet from 192.168.10.60 to 192.168.10.61 (ttl 64, 43 bytes)"
@@ -159,6 +187,16 @@ def wait_lines(daemon, *lines):
     """Wait until these lines follow each other in a daemon's log."""
     text = "\n".join(lines)
     wait_until(lambda: text in "\n".join(log_lines(daemon)), f"lines {lines}")
+
+
+def wait_in_order(daemon, *lines):
+    """Wait until these lines come one after the other, whatever is between."""
+
+    def found():
+        rest = iter(log_lines(daemon))
+        return all(line in rest for line in lines)
+
+    wait_until(found, f"lines {lines}")
 
 
 def test_vv_under_load(pair):
@@ -197,10 +235,11 @@ def test_one_end_without_offloads(pair):
         assert_none_lost(one, two)
 
 
-def test_status_has_what_scripts_rely_on(pair):
+@pytest.mark.parametrize("mode", ["adaptive", "plain"])
+def test_status_has_what_scripts_rely_on(pair, mode):
     vm1, vm2 = pair
     with Daemon(vm1) as one, Daemon(vm2) as two:
-        introduce(one, two)
+        introduce(one, two, mode=mode)
         ping(vm1, vm2.address)
         status = json.loads(one.cli("status", "--json").stdout)
         assert status["schema"] == 1
@@ -215,7 +254,10 @@ def test_status_has_what_scripts_rely_on(pair):
         assert entry["allowed"] == ["192.168.10.61/32"]
         assert entry["tx_bytes"] == entry["rx_bytes"] == 84
         assert 0 < entry["rtt_ms"] < 1000
-        assert any("neither authenticated" in line for line in status["health"])
+        assert entry["mode"] == ("plain" if mode == "plain" else "alpha")
+        assert (entry["rounds"]["n"] > 0) == (mode == "adaptive")
+        warned = [line for line in status["health"] if "neither authenticated" in line]
+        assert len(warned) == (mode == "plain")
 
 
 # Part of the traffic only
