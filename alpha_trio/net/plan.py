@@ -219,7 +219,11 @@ def _rules(
         for table, prefix in routes
         if prefix.version == version and table == routing.table
     }
-    if not lengths and not selections:
+    # The many rules of the strict case are made at the start: the first peer that
+    # is added should not have to wait for them.
+    by_rules = routing.backend is Backend.RULES
+    strict = by_rules and family == socket.AF_INET and facts.strict
+    if not lengths and not selections and not strict:
         return
     if len(lengths) > MAX_LENGTHS:
         raise RoutingError(

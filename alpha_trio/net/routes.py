@@ -34,7 +34,7 @@ __all__ = ["PeerRoute", "Router", "Underlay", "cleanup"]
 
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _QUEUE = 1000  # packets that wait in the interface for the daemon
-_GSO_BYTES = 61_440  # a super-packet and our headers then fit into one UDP send
+_GSO_BYTES = 61_200  # a super-packet and our headers then fit into one UDP send
 _SETTLE = 0.1  # seconds; one change of a link brings a dozen messages
 
 # Bits of sockaddr_nl.nl_groups: links, IPv4 and IPv6 addresses, routes and rules,
