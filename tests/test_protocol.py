@@ -1,0 +1,96 @@
+"""docs/protocol.md against the code: what it names exists, what it counts agrees."""
+
+import re
+from importlib import import_module
+from operator import attrgetter
+
+import pytest
+
+from alpha_trio.proto import alpha, frames, wire
+from alpha_trio.proto.batch import Drop
+from tests.test_docs import ROOT, section
+
+PAGE = "docs/protocol.md"
+TEXT = (ROOT / PAGE).read_text()
+CONSTANT = re.compile(r"^\| `(\w+)\.(\w+)` \| ([\d.]+) \|", re.MULTILINE)
+ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
+COOKIE_SIZE = wire.HEADER_SIZE + wire.NONCE_SIZE + wire.COOKIE_SIZE
+
+
+def below(heading):
+    """What stands below a heading of any rank, up to the next one."""
+    match = re.search(rf"^#+ {re.escape(heading)}$(.*?)(?=^#)", TEXT, re.M | re.S)
+    assert match, heading
+    return match[1]
+
+
+@pytest.mark.parametrize(("module", "name", "value"), CONSTANT.findall(TEXT))
+def test_constants_are_those_of_the_code(module, name, value):
+    found = getattr(import_module(f"alpha_trio.proto.{module}"), name)
+    assert float(found) == float(value)
+
+
+def test_all_constants_are_in_tables_that_were_read():
+    rows = ROW.findall(section(PAGE, "Constants"))
+    headings = sum(row.startswith(("| constant", "|---")) for row in rows)
+    assert len(CONSTANT.findall(TEXT)) == len(rows) - headings > 50
+
+
+def drawn_size(heading):
+    """Bytes of the first drawing below a heading, without parts of variable size."""
+    drawing = re.search(r"^```\n(.*?)^```$", below(heading), re.M | re.S)[1]
+    rows = [row for row in drawing.splitlines() if row.startswith("|")]
+    return sum(map(size_of_row, rows))
+
+
+def size_of_row(row):
+    if size := re.search(r"\((\d+) bytes\)", row):
+        return int(size[1])
+    return 0 if "bytes" in row else 4
+
+
+@pytest.mark.parametrize(
+    ("heading", "size"),
+    [
+        ("Header", wire.HEADER_SIZE),
+        ("SYN", wire.SYN_SIZE),
+        ("ACK", wire.ACK_SIZE),
+        ("ACKACK", wire.ACKACK_SIZE),
+        ("COOKIE", COOKIE_SIZE),
+        ("Rounds", wire.ROUND_HEAD_SIZE),
+        ("S1", wire.S1_FIXED_SIZE + 8),
+        ("A1", wire.A1_SIZE),
+        ("S2", wire.S2_SIZE),
+        ("A2", wire.ROUND_HEAD_SIZE + wire.A2_OPENING.size + 8),
+        ("Bodies", frames.FRAME_WORD_SIZE),
+        ("Associations", 4 + 16),
+        ("Plain mode", wire.DATA_SIZE),
+    ],
+)
+def test_drawings_have_the_size_of_the_messages(heading, size):
+    assert drawn_size(heading) == size
+
+
+@pytest.mark.parametrize(
+    ("heading", "numbers"), [("Header", wire.Kind), ("Associations", alpha.Control)]
+)
+def test_numbers_of_messages(heading, numbers):
+    rows = re.findall(r"^\| (\d+) \| `?(\w+)`? \|", below(heading), re.MULTILINE)
+    assert {name: int(number) for number, name in rows} == {
+        number.name: number.value for number in numbers
+    }
+
+
+def test_functions_that_hold_the_rules_exist():
+    named = re.findall(
+        r"`(\w+)\.([A-Za-z]\w*(?:\.\w+)?)`", section(PAGE, "Security argument")
+    )
+    assert len(named) > 20
+    for module, path in named:
+        assert callable(attrgetter(path)(import_module(f"alpha_trio.proto.{module}")))
+
+
+def test_reasons_for_drops_in_the_state_tables_exist():
+    reasons = set(re.findall(r"`([a-z-]+)`", section(PAGE, "State tables")))
+    assert len(reasons) > 5
+    assert reasons <= set(map(str, Drop))
