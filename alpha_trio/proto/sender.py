@@ -64,7 +64,7 @@ QUEUE_AGE = 2.0  # s, likewise
 # While some rounds are under way, what does not fill another one waits for the next
 # A1: a round costs as much as twenty packets do in it.  Not on long ways: there rounds
 # are few and waiting is long.
-ROUNDS_AT_ONCE = 2  # and one more for each ...
+ROUNDS_AT_ONCE = 1  # and one more for each ...
 ROUNDS_EVERY = 0.004  # s of round-trip time
 
 FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
