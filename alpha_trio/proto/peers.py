@@ -414,11 +414,17 @@ class PeerTable:
             heappush(self._heap, (session.wake, next(self._order), session))
 
     def on_deadline(self, now: float, out: Outbox) -> None:
-        """Let every session whose time has come do what is due."""
+        """Let every session whose time has come do what is due, once.
+
+        One that works in slices is due again at once; packets come in between.
+        """
+        due = []
         while self._heap and self._heap[0][0] <= now:
             when, _, session = heappop(self._heap)
             if self._planned.get(session) != when:
                 continue  # it was moved forward, or its peer removed
             del self._planned[session]
+            due.append(session)
+        for session in due:
             session.on_deadline(now, out)
             self._plan(session)

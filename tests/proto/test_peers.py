@@ -422,6 +422,24 @@ def test_deadlines_do_not_pile_up():
     assert len(vm1.table._heap) <= 100
 
 
+def test_long_work_is_done_in_slices_with_room_for_packets_between():
+    """A further association needs a hash chain, which takes milliseconds to make."""
+    sim = Simulation(mode="adaptive")
+    vm1, _ = sim.pair()
+    assert sim.ping("vm1", "vm2")
+    session = sim.session("vm1", "vm2")
+    sim.run(1)
+    before = session.statistics(sim.now).associations
+    session.current._open_one()
+    sim.send("vm1", "vm2")
+    for _ in range(3):
+        vm1.table.on_deadline(sim.now, vm1.out)
+        assert vm1.table.deadline <= sim.now
+    sim.run(1)
+    assert vm1.table.deadline > sim.now
+    assert session.statistics(sim.now).associations == before + 1
+
+
 def test_sessions_over_ipv6_carry_both_families():
     sim = Simulation()
     sim.host("vm1", "fd00::60")

@@ -92,7 +92,7 @@ def test_keepalives_flow_as_often_as_configured():
     assert keepalives(sim, "vm1") == pytest.approx(expected)
     assert not keepalives(sim, "vm2")
     sim.run(10_000)
-    assert sim.hosts["vm1"].wakeups <= 800
+    assert sim.hosts["vm1"].wakeups <= 1000
 
 
 def test_a_keepalive_peer_that_is_away_is_asked_again_and_again():
