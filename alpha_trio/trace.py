@@ -11,7 +11,7 @@ from alpha_trio.proto.wire import Kind
 
 _log = logging.getLogger("alpha_trio.trace")
 
-_OF_A_ROUND = {int(kind): kind.name for kind in (Kind.S1, Kind.A1, Kind.A2)}
+_MESSAGES = {int(kind): kind.name for kind in Kind if kind is not Kind.DATA}
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 
@@ -48,23 +48,28 @@ def to_tun(deliver: Deliver) -> None:
 
 
 def sent(send: Send) -> None:
-    """Datagrams were sent; those of a handshake have lines of their own."""
+    """Datagrams were sent; those that carry a packet have a line for it as well."""
     target = address(send.remote)
+    for parts in send.datagrams():
+        if (name := _MESSAGES.get(parts[0][0])) is not None:
+            _log.debug(
+                "Sending %s (%d bytes) to %s", name, sum(map(len, parts)), target
+            )
     for _ in range(send.packets):
         _log.debug("Sending encapsulated packet to %s", target)
-    for first, *others in send.datagrams():
-        if (name := _OF_A_ROUND.get(first[0])) is not None:
-            size = len(first) + sum(map(len, others))
-            _log.debug("Sending %s (%d bytes) to %s", name, size, target)
 
 
 def received(view: memoryview, stride: int, remote: Remote) -> None:
     """Datagrams arrived, ``stride`` bytes apart; 0 is that of an empty one."""
     source, size = address(remote), len(view)
     for at in range(0, size, max(stride, 1)):
-        name = _OF_A_ROUND.get(view[at], "encapsulated packet")
         length = min(stride, size - at)
-        _log.debug("Received %s (%d bytes) from %s", name, length, source)
+        name = _MESSAGES.get(view[at])
+        if name is not None:
+            _log.debug("Received %s (%d bytes) from %s", name, length, source)
+        if name is None or view[at] == Kind.S2:
+            line = "Received encapsulated packet (%d bytes) from %s"
+            _log.debug(line, length, source)
 
 
 def address(remote: Remote) -> str:
