@@ -128,11 +128,20 @@ class OutAssociation:
     acks: ChainVerifier
     next_round: int = 0
     round: Round | None = None
+    rounds: int = field(init=False)  # the chain has elements for
+
+    def __attrs_post_init__(self) -> None:
+        self.rounds = (self.chain.length - 2) // 2
 
     @property
     def rounds_left(self) -> int:
         """Rounds the chain still has elements for."""
-        return (self.chain.length - 2) // 2 - self.next_round
+        return self.rounds - self.next_round
+
+    @property
+    def idle(self) -> bool:
+        """Whether a round can start."""
+        return self.round is None and self.next_round < self.rounds
 
 
 @define(eq=False)
@@ -171,6 +180,7 @@ class Sender:
     queued_bytes: int = 0
     queued_count: int = 0  # packets
     under_way_bytes: int = 0
+    deadline: float = inf  # when an answer may be overdue; looked at anew then
     under_way: int = 0  # rounds whose A1 has not come
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
     starved: bool = False  # something waits because every association is busy
@@ -255,7 +265,7 @@ class Sender:
         if self.under_way_bytes > UNDER_WAY_BYTES:
             return
         for association in self.associations.values():
-            if association.round is None and association.rounds_left > 0:
+            if association.idle:
                 self._start_round(association, self._take(), 0, now, out)
                 if not self.queue:
                     self.starved = self.trees = False
@@ -344,6 +354,7 @@ class Sender:
             now + self.rtt.timeout(1),
         )
         association.round = round_
+        self.deadline = min(self.deadline, round_.resend_at)
         self.under_way += 1
         if not flags & CONTROL:
             self.order.append(round_)
@@ -419,6 +430,7 @@ class Sender:
             self._send_s2(parts, fixed, size, bool(round_.shape & CONTROL), out)
         if round_.shape & RELIABLE:
             round_.resend_at = now + self.rtt.timeout(round_.attempts)
+            self.deadline = min(self.deadline, round_.resend_at)
         else:
             association.round = None
 
@@ -426,7 +438,8 @@ class Sender:
         self, parts: list[Buffer], fixed: int, size: int, control: bool, out: Outbox
     ) -> None:
         stride = fixed + size
-        step = min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride)
+        # At least one: a datagram no send takes is for the kernel to refuse.
+        step = max(1, min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride))
         for at in range(0, len(parts), 2 * step):
             chunk = parts[at : at + 2 * step]
             count, last = len(chunk) // 2, len(chunk[-1])
@@ -448,7 +461,7 @@ class Sender:
     def send_control(self, message: bytes, now: float, out: Outbox) -> bool:
         """Send a control message in a reliable round; False if none can start now."""
         for association in self.associations.values():
-            if association.round is None and association.rounds_left > 0:
+            if association.idle:
                 plain = _HOLE + message
                 waiting = Waiting(plain, 1, len(plain), now)
                 self._start_round(association, [waiting], RELIABLE | CONTROL, now, out)
@@ -491,16 +504,10 @@ class Sender:
 
     # -- time --------------------------------------------------------------------
 
-    @property
-    def deadline(self) -> float:
-        """When an answer is overdue; inf while none is expected."""
-        return min(
-            (a.round.resend_at for a in self.associations.values() if a.round),
-            default=inf,
-        )
-
     def on_deadline(self, now: float, out: Outbox) -> None:
         """Repeat what was not answered, give up what is too old."""
+        if now < self.deadline:
+            return
         for association in self.associations.values():
             round_ = association.round
             if round_ is None or now < round_.resend_at:
@@ -516,6 +523,8 @@ class Sender:
                 self._disclose(round_, now, out)
             else:
                 round_.resend_at = inf  # waits for those before it
+        open_rounds = [a.round for a in self.associations.values() if a.round]
+        self.deadline = min((r.resend_at for r in open_rounds), default=inf)
         self._release(now, out)
 
     def _give_up(self, round_: Round) -> None:

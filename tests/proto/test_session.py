@@ -282,6 +282,17 @@ def test_a_packet_too_big_is_answered_and_counted():
     assert session.counters.rx_packets == 1  # the pong, not our own answer
 
 
+@pytest.mark.parametrize("mode", ["plain", "adaptive"])
+def test_the_largest_packet_of_a_loopback_path_passes(mode):
+    """It is larger than a send of several datagrams may be."""
+    sim = established(mode=mode)
+    sim.session("vm1", "vm2").mtu = 65_400
+    packet = sim.packet("vm1", "vm2", payload=bytes(65_372))
+    sim.emit("vm1", packet.frame())
+    sim.run(1)
+    assert sim.hosts["vm2"].payloads()[-1] == packet.payload
+
+
 def test_a_udp_super_packet_too_big_counts_as_its_packets():
     sim = established()
     packet = sim.packet("vm1", "vm2", payload=bytes(4200), segment_size=1400)
