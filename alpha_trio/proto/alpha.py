@@ -59,6 +59,8 @@ LONG_WAY = 0.005  # s of round-trip time on which one is too few from the start
 MOST_ASSOCIATIONS = 16  # of ours; the peer may have more
 RENEW_BELOW = 0.3  # share of a chain's rounds that is left when its successor opens
 
+_RENEW_EVERY = 16  # rounds: often enough, and no work for each one
+
 _CONTROL = Struct("!BxH 16s")
 
 
@@ -84,6 +86,7 @@ class AlphaTransport:
     established: float
     sender: Sender = field(init=False)
     receiver: Receiver = field(init=False)
+    _answers: int = 0
     _wanted: int = 1  # associations, besides those that are running out
     _next_association: int = 1
     _making: list[tuple[Control, int, HashChain, bytes]] = field(factory=list)
@@ -175,7 +178,9 @@ class AlphaTransport:
         elif datagram[0] == Kind.A1:
             self.sender.on_a1_untrusted(datagram, remote, local, now, out)
             self._send_controls(now, out)
-            self._renew()
+            if self._answers % _RENEW_EVERY == 0:
+                self._renew()
+            self._answers += 1
         else:
             self.sender.on_a2_untrusted(datagram, now, out)
             self._send_controls(now, out)

@@ -181,7 +181,7 @@ class Sender:
     queued_count: int = 0  # packets
     under_way_bytes: int = 0
     deadline: float = inf  # when an answer may be overdue; looked at anew then
-    under_way: int = 0  # rounds whose A1 has not come
+    under_way: int = 0  # rounds whose A1 has not come, but is not overdue either
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
     starved: bool = False  # something waits because every association is busy
     trees: bool = False  # and there are as many of those as there may be
@@ -388,7 +388,7 @@ class Sender:
         if round_.attempts == 1:
             self.rtt.sample(now - round_.started)
         round_.agreed, round_.ack_root = True, root
-        self.under_way -= 1
+        self.under_way -= round_.attempts == 1
         if round_.shape & CONTROL:
             self._disclose(round_, now, out)
         else:
@@ -515,6 +515,7 @@ class Sender:
             if now - round_.started >= ROUND_LIFETIME:
                 self._give_up(round_)
             elif not round_.agreed:
+                self.under_way -= round_.attempts == 1  # others need not wait for it
                 round_.attempts += 1
                 round_.resend_at = now + self.rtt.timeout(round_.attempts)
                 self.line.send(round_.s1, out)
@@ -529,7 +530,7 @@ class Sender:
 
     def _give_up(self, round_: Round) -> None:
         round_.association.round = None
-        self.under_way -= not round_.agreed
+        self.under_way -= not round_.agreed and round_.attempts == 1
         if round_ in self.order:
             self.order.remove(round_)
             self.under_way_bytes -= round_.size
