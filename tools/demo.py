@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
+from alpha_trio.proto.wire import CONTROL, Kind
 from tools import measure
 from tools.lab import Daemon, Host, Lab, LabError, run_tool, shell_command, wait_until
 
 TEXT = "this is a test"
 UDP_PORT = 2323
+
+ALL_FRAMES = 3  # ETH_P_ALL
+IPV4, UDP = b"\x08\x00", 17
+# Offsets in an Ethernet frame that holds IPv4 without options, and UDP.
+ETHER_TYPE, PROTOCOL, CHECKSUM, PAYLOAD = 12, 23, 40, 42
+SHAPE = PAYLOAD + 10  # of an S2's round
 
 
 def heading(text: str) -> None:
@@ -71,36 +80,133 @@ def tcpdump(host: Host) -> Iterator[list[str]]:
         seen += process.communicate(timeout=10)[0].strip().splitlines()
 
 
-def send_text(one: Daemon, two: Daemon) -> None:
-    """Send one UDP packet and show every place where it can be seen."""
-    heading(f'vm1 sends "{TEXT}" by UDP to port {UDP_PORT} of vm2')
-    vm1, vm2 = one.host, two.host
-    marks = len(one.log), len(two.log)
-    arrived = vm2.directory / "arrived"
-    show_command(vm2, f"nc -u -l {UDP_PORT} &")
+@contextmanager
+def listening(host: Host) -> Iterator[Path]:
+    """Receive UDP by nc within the block; the file gets what arrives."""
+    arrived = host.directory / "arrived"
+    show_command(host, f"nc -u -l {UDP_PORT} &")
     with arrived.open("w") as output:
-        receiver = vm2.popen("nc", "-u", "-l", str(UDP_PORT), stdout=output)
+        receiver = host.popen("nc", "-u", "-l", str(UDP_PORT), stdout=output)
     bound = ("ss", "-Hlun", "sport", "=", f":{UDP_PORT}")
-    wait_until(lambda: vm2.run(*bound).stdout, "nc listening")
-    with tcpdump(vm2) as seen:
-        command = f"nc -u -w 1 {vm2.address} {UDP_PORT}"
-        show_command(vm1, f'echo "{TEXT}" | {command}')
-        vm1.run(*command.split(), stdin=f"{TEXT}\n")
+    wait_until(lambda: host.run(*bound).stdout, "nc listening")
+    try:
+        yield arrived
+    finally:
+        receiver.terminate()
+        receiver.wait()
+
+
+def protect_one_packet(one: Daemon, two: Daemon) -> None:
+    """Send a text, show what became of it, and that a forged one is refused."""
+    heading(f'vm1 sends "{TEXT}" by UDP to port {UDP_PORT} of vm2')
+    with listening(two.host) as arrived, open_cable(one.host) as cable:
+        send_text(one, two, arrived)
+        frames = received_nowait(cable)
+        if any(TEXT.encode() in frame for frame in frames):
+            raise LabError("the text could be read on the link")
+        forge(two, arrived, cable, captured_s2(frames))
+
+
+def open_cable(host: Host) -> socket.socket:
+    """Where its link begins: frames are seen and added here, past host and daemon."""
+    cable = host.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ALL_FRAMES))
+    cable.bind(("eth0", 0))
+    return cable
+
+
+def send_text(one: Daemon, two: Daemon, arrived: Path) -> None:
+    """Send one UDP packet and show every place where it can be seen."""
+    marks = len(one.log), len(two.log)
+    with tcpdump(two.host) as seen:
+        command = f"nc -u -w 1 {two.host.address} {UDP_PORT}"
+        show_command(one.host, f'echo "{TEXT}" | {command}')
+        one.host.run(*command.split(), stdin=f"{TEXT}\n")
         wait_until(lambda: TEXT in arrived.read_text(), f"{TEXT!r} on vm2")
         # The log of the last step may be written a moment after the packet arrived.
         two.wait_log("<--tun-- udp", since=marks[1])
-    receiver.terminate()
-    receiver.wait()
 
     heading("What arrived at nc on vm2")
     show(arrived.read_text())
+    explain_round()
     for daemon, mark in zip((one, two), marks, strict=True):
         heading(f"What the daemon on {daemon.host.name} says to it")
         show(daemon.log[mark:])
-    heading("What tcpdump saw on the link between them: UDP port 1234, nothing else")
+    heading(
+        "What tcpdump saw on the link between them: UDP port 1234, nothing else, "
+        "and not the text"
+    )
     show("\n".join(seen))
     if not seen or any(".1234 > " not in line for line in seen):
         raise LabError("something else than the tunnel's UDP was on the link")
+
+
+def explain_round() -> None:
+    """Print what the messages in the log are for."""
+    heading("How the packet crosses")
+    show(
+        "SYN, ACK, ACKACK  a session: both prove by signatures who they are\n"
+        "S1  announces the packet: a code of it, made with a key still secret\n"
+        "A1  agrees: the receiver has this code\n"
+        "S2  carries the packet, encrypted, and the key by which anybody can check it"
+    )
+
+
+def received_nowait(cable: socket.socket) -> list[bytes]:
+    """All frames that have been on the link since the socket was opened."""
+    cable.setblocking(False)
+    frames = []
+    while True:
+        try:
+            frames.append(cable.recv(1 << 16))
+        except BlockingIOError:
+            return frames
+
+
+def captured_s2(frames: Sequence[bytes]) -> bytes:
+    """The frame with the packet's S2, its UDP checksum left out, so that all fits."""
+    found = next(
+        frame
+        for frame in frames
+        if frame[ETHER_TYPE : ETHER_TYPE + 2] == IPV4
+        and frame[PROTOCOL] == UDP
+        and frame[PAYLOAD] == Kind.S2
+        and not frame[SHAPE] & CONTROL
+    )
+    return found[:CHECKSUM] + bytes(2) + found[PAYLOAD:]
+
+
+def forge(two: Daemon, arrived: Path, cable: socket.socket, s2: bytes) -> None:
+    """Send the S2 changed, then as it was, and show that neither is delivered."""
+    heading("Somebody on the link has caught the S2, and so has the key by now")
+    before = arrived.read_text()
+    show_counters(two)
+    mark = len(two.log)
+    print("The packet's last byte is changed, and the S2 sent to vm2 as if by vm1;")
+    cable.send(s2[:-1] + bytes([s2[-1] ^ 1]))
+    print("then the S2 once more as it was.  What the daemon on vm2 says to it:")
+    cable.send(s2)
+    wait_until(lambda: sum(drops(two).values()) == 2, "both refused")
+    show(two.log[mark:])
+    print("Both came in, but nothing goes on to the interface (no <--tun--):")
+    show_counters(two)
+    heading("What arrived at nc on vm2 altogether")
+    show(arrived.read_text())
+    if arrived.read_text() != before:
+        raise LabError("a forged packet was delivered")
+
+
+def drops(daemon: Daemon) -> dict[str, int]:
+    """What was dropped of its one peer, by reason."""
+    (peer,) = daemon.status()["peers"]
+    counts: dict[str, int] = peer["drops"]
+    return counts
+
+
+def show_counters(daemon: Daemon) -> None:
+    """Show how many packets came from vm1, and what was refused."""
+    show_command(daemon.host, "alpha-trio status vm1 | grep -E 'received|dropped'")
+    page = daemon.cli("status", "vm1").stdout.splitlines()
+    show("\n".join(line for line in page if line.startswith(("received", "dropped"))))
 
 
 def restart(daemons: Sequence[Daemon]) -> None:
@@ -168,7 +274,7 @@ def run(stay: bool) -> None:
         heading("The daemon on both, with a log line per packet")
         start(daemons, "-vv")
         join(one, two)
-        send_text(one, two)
+        protect_one_packet(one, two)
         restart(daemons)
         ping(one, two)
         throughput(one, two)
