@@ -93,7 +93,6 @@ class AlphaTransport:
     """Chains being made: what to say when done, association, chain, peer's anchor."""
     _opening: dict[int, HashChain] = field(factory=dict)  # OPEN sent, no ACCEPT yet
     _accepted: dict[int, bytes] = field(factory=dict)  # our answers, by association
-    _unsent: list[bytes] = field(factory=list)  # control messages
 
     def __attrs_post_init__(self) -> None:
         self.sender, self.receiver = Sender(self.line), Receiver(self.line)
@@ -177,13 +176,11 @@ class AlphaTransport:
             self.receiver.on_s1_untrusted(datagram, remote, local, out)
         elif datagram[0] == Kind.A1:
             self.sender.on_a1_untrusted(datagram, remote, local, now, out)
-            self._send_controls(now, out)
             if self._answers % _RENEW_EVERY == 0:
-                self._renew()
+                self._renew(now, out)
             self._answers += 1
         else:
             self.sender.on_a2_untrusted(datagram, now, out)
-            self._send_controls(now, out)
 
     def keepalive(self, now: float, out: Outbox) -> None:
         """A round that carries one empty packet: the A1 tells that the peer lives."""
@@ -221,7 +218,7 @@ class AlphaTransport:
         chain = HashChain(name, self.line.random(ELEMENT_SIZE), LATER_SPACING)
         self._making.append((Control.OPEN, number, chain, b""))
 
-    def _renew(self) -> None:
+    def _renew(self, now: float, out: Outbox) -> None:
         """Open successors of associations that run out, forget those that did."""
         if self.sender.rtt.smoothed and self.sender.rtt.smoothed > LONG_WAY:
             self._wanted = max(self._wanted, START_ASSOCIATIONS)
@@ -231,7 +228,7 @@ class AlphaTransport:
             if len(self.sender.associations) > 1:
                 del self.sender.associations[association.number]
                 close = _CONTROL.pack(Control.CLOSE, association.number, b"")
-                self._unsent.append(close)
+                self.sender.send_control(close, now, out)
         self._open_wanted()
 
     def _make_some(self, now: float, out: Outbox) -> None:
@@ -244,14 +241,8 @@ class AlphaTransport:
         else:
             self._add_in(number, chain, anchor)
             self._accepted[number] = chain.anchor
-        self._unsent.append(_CONTROL.pack(what, number, chain.anchor))
-        self._send_controls(now, out)
-
-    def _send_controls(self, now: float, out: Outbox) -> None:
-        while self._unsent and self.sender.send_control(
-            b"".join(self._unsent), now, out
-        ):
-            self._unsent.clear()
+        message = _CONTROL.pack(what, number, chain.anchor)
+        self.sender.send_control(message, now, out)
 
     def _on_control(self, message: ControlMessage, now: float, out: Outbox) -> None:
         try:
@@ -306,4 +297,3 @@ class AlphaTransport:
         if self._making:
             self._make_some(now, out)
         self.sender.on_deadline(now, out)
-        self._send_controls(now, out)

@@ -182,6 +182,7 @@ class Sender:
     under_way_bytes: int = 0
     deadline: float = inf  # when an answer may be overdue; looked at anew then
     under_way: int = 0  # rounds whose A1 has not come, but is not overdue either
+    controls: list[bytes] = field(factory=list)  # waiting, and first in turn
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
     starved: bool = False  # something waits because every association is busy
     trees: bool = False  # and there are as many of those as there may be
@@ -258,6 +259,8 @@ class Sender:
 
     def start(self, now: float, out: Outbox) -> None:
         """Start a round on every idle association, as long as something waits."""
+        if self.controls:
+            self._start_control(now, out)
         while self.queue and now - self.queue[0].since > QUEUE_AGE:
             self._drop_oldest()
         if not self.queue or self._better_wait():
@@ -458,15 +461,18 @@ class Sender:
 
     # -- control messages and A2 ---------------------------------------------------
 
-    def send_control(self, message: bytes, now: float, out: Outbox) -> bool:
-        """Send a control message in a reliable round; False if none can start now."""
+    def send_control(self, message: bytes, now: float, out: Outbox) -> None:
+        """Send a control message in a reliable round, before any packet that waits."""
+        self.controls.append(message)
+        self._start_control(now, out)
+
+    def _start_control(self, now: float, out: Outbox) -> None:
         for association in self.associations.values():
-            if association.idle:
-                plain = _HOLE + message
+            if self.controls and association.idle:
+                plain = _HOLE + b"".join(self.controls)
+                self.controls.clear()
                 waiting = Waiting(plain, 1, len(plain), now)
                 self._start_round(association, [waiting], RELIABLE | CONTROL, now, out)
-                return True
-        return False
 
     def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> None:
         """The receiver's verdict on a reliable round; either way it is over.
