@@ -10,8 +10,11 @@ import click
 import pytest
 from alpha_trio_cli.main import main
 
+from alpha_trio import registry
 from alpha_trio.journal import Journal
 from alpha_trio.proto.batch import Drop, Event, EventKind
+from alpha_trio.proto.session import State
+from alpha_trio.settings import Mode
 
 ROOT = Path(__file__).parent.parent
 PAGES = ["README.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*"))]
@@ -30,16 +33,16 @@ def prose(page):
     return FENCE.sub("", text_of(page))
 
 
-def section(page, heading):
+def section(page, heading, rank="##"):
     """What stands below a heading, up to the next one of its rank."""
-    _, _, rest = text_of(page).partition(f"\n## {heading}\n")
+    _, _, rest = text_of(page).partition(f"\n{rank} {heading}\n")
     assert rest, f"{page} has no section {heading!r}"
-    return rest.partition("\n## ")[0]
+    return re.split(rf"\n#{{2,{len(rank)}}} ", rest)[0]
 
 
-def first_cells(page, heading):
+def first_cells(page, heading, rank="##"):
     """All that is written as code in the first column of a section's tables."""
-    rows = re.findall(r"^\| (`.*?) \|", section(page, heading), re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", section(page, heading, rank), re.MULTILINE)
     return {code for row in rows for code in re.findall("`(.*?)`", row)}
 
 
@@ -67,6 +70,12 @@ def test_files_that_are_named_exist(page):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_every_module_has_its_place_in_the_architecture():
+    modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("alpha_trio/**/*.py")}
+    named = first_cells("docs/architecture.md", "Folders")
+    assert {name for name in modules if not name.endswith("__init__.py")} <= named
+
+
 def module_of(path):
     return import_module(path.removesuffix(".py").replace("/", "."))
 
@@ -92,6 +101,28 @@ def test_the_way_of_a_packet_names_code_that_exists():
 def test_every_reason_for_a_drop_is_explained():
     explained = first_cells("docs/operations.md", "Why packets are dropped")
     assert explained == set(map(str, Drop))
+
+
+def test_every_state_is_explained():
+    explained = first_cells("docs/operations.md", "States", "###")
+    assert explained == set(map(str, State))
+
+
+def test_every_mode_is_explained_with_its_mtu():
+    rows = re.findall(
+        r"^\| (`.*`) \| (\d+) \| (\d+) \|$",
+        section("docs/operations.md", "Modes and rounds"),
+        re.MULTILINE,
+    )
+    documented = {
+        mode: (int(ipv4), int(ipv6))
+        for modes, ipv4, ipv6 in rows
+        for mode in re.findall("`(.*?)`", modes)
+    }
+    assert documented == {
+        str(mode): tuple(1500 - registry.overhead(v, str(mode)) for v in (4, 6))
+        for mode in Mode
+    }
 
 
 def test_every_event_is_explained():
