@@ -187,6 +187,10 @@ class AlphaTransport:
         empty = Cut(0, b"", [b""], 0, 0)
         self.sender.outgoing(empty, now, out)
 
+    def abandon(self) -> None:
+        """The session ends: count what is lost with it."""
+        self.sender.abandon()
+
     # -- associations --------------------------------------------------------------
 
     def _want_more(self) -> None:

@@ -106,6 +106,9 @@ class Transport(Protocol):
     def on_deadline(self, now: float, out: Outbox) -> None:
         """Do what is due."""
 
+    def abandon(self) -> None:
+        """The session ends: count what is lost with it."""
+
 
 @define(eq=False)
 class PlainTransport:
@@ -252,6 +255,9 @@ class PlainTransport:
 
     def on_deadline(self, now: float, out: Outbox) -> None:
         """Nothing is ever due."""
+
+    def abandon(self) -> None:
+        """Nothing ever waits."""
 
 
 def deliver_untrusted(

@@ -74,6 +74,7 @@ HEAD_OF_LINE_LIFETIME = 3.0  # s one lost round may hold up those behind it
 _HEAD = S2_TAIL.size
 _HOLE = bytes(_HEAD)  # where the tail of the S2 header goes, in front of each body
 _FRAME = Struct("!8xQ")
+_HEADS = _FRAME.size
 
 
 def depth_of(mode: str) -> int:
@@ -89,6 +90,11 @@ class Waiting:
     count: int
     size: int  # bytes of every packet but the last
     since: float
+
+    @property
+    def packets(self) -> int:
+        """Inner packets; a keepalive is none."""
+        return self.count if self.size > _HEADS else 0
 
     def split(self, count: int) -> tuple[Waiting, Waiting]:
         """The first ``count`` bodies, and the rest."""
@@ -117,6 +123,14 @@ class Round:
     attempts: int = 1
     agreed: bool = False
     ack_root: bytes = b""
+
+    @property
+    def inner_packets(self) -> int:
+        """Inner packets; a keepalive is none, nor is a control message."""
+        if self.shape & CONTROL:
+            return 0
+        spans = [until - first for first, until, size in self.groups if size > _HEADS]
+        return sum(spans)
 
 
 @define(eq=False)
@@ -208,6 +222,13 @@ class Sender:
         old.queued_bytes = old.queued_count = 0
         self.start(now, out)
 
+    def abandon(self) -> None:
+        """The session ends: count what is lost with it."""
+        if lost := self.queued_packets:
+            self.line.counters.drop(Drop.NO_SESSION, lost)
+        self.queue.clear()
+        self.order.clear()
+
     def reopen(self, round_: Round, now: float) -> Iterator[Waiting]:
         """The packets of an undisclosed round, as they were in the queue."""
         number = round_.association.number
@@ -222,7 +243,8 @@ class Sender:
     @property
     def queued_packets(self) -> int:
         """Packets that wait for an association, or for their A1."""
-        return self.queued_count + sum(round_.packets for round_ in self.order)
+        under_way = sum(round_.inner_packets for round_ in self.order)
+        return under_way + sum(waiting.packets for waiting in self.queue)
 
     @property
     def elements_left(self) -> int:
@@ -238,7 +260,7 @@ class Sender:
         pack = _FRAME.pack
         parts[::2] = [pack(word + i) + headers for i in range(count)]
         parts[1::2] = cut.segments
-        size = _FRAME.size + len(headers) + len(cut.segments[0])
+        size = _HEADS + len(headers) + len(cut.segments[0])
         self._queue(Waiting(b"".join(parts), count, size, now))
         self.start(now, out)
 
@@ -253,7 +275,7 @@ class Sender:
         oldest = self.queue.popleft()
         self.queued_bytes -= len(oldest.plain)
         self.queued_count -= oldest.count
-        self.line.counters.drop(Drop.QUEUE_FULL, oldest.count)
+        self.line.counters.drop(Drop.QUEUE_FULL, oldest.packets)
 
     # -- S1 --------------------------------------------------------------------
 
@@ -446,7 +468,7 @@ class Sender:
         for at in range(0, len(parts), 2 * step):
             chunk = parts[at : at + 2 * step]
             count, last = len(chunk) // 2, len(chunk[-1])
-            inner = (count - 1) * size + last - count * _FRAME.size
+            inner = (count - 1) * size + last - count * _HEADS
             out.send(
                 self.line.remote,
                 self.line.local,
@@ -540,7 +562,7 @@ class Sender:
         if round_ in self.order:
             self.order.remove(round_)
             self.under_way_bytes -= round_.size
-            self.line.counters.drop(Drop.NO_AGREEMENT, round_.packets)
+            self.line.counters.drop(Drop.NO_AGREEMENT, round_.inner_packets)
 
 
 def _lay_out(

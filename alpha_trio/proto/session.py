@@ -378,7 +378,7 @@ class Session:
 
     def _establish(self, transport: Transport, now: float, out: Outbox) -> None:
         if self.previous is not None:
-            self.ids.free(self.previous.local_id)
+            self._forget_transport(self.previous)
         self.ids.bind(self, transport)
         # What is under way on the old one still arrives; nothing new is sent on it.
         self.previous, self.current = self.current, transport
@@ -520,6 +520,7 @@ class Session:
         elif owed or due:
             transport.keepalive(now, out)
             self._sent(now)
+            self._rekey(transport, now)  # keepalives alone keep a session, too
 
     def _repeat_ackack(self, now: float, out: Outbox) -> None:
         """Nothing was heard in the new session: perhaps the peer does not have it."""
@@ -539,7 +540,7 @@ class Session:
             if now >= previous.deadline:
                 previous.on_deadline(now, out)
             if now >= previous.heard + PREVIOUS_LIFETIME:
-                self.ids.free(previous.local_id)
+                self._forget_transport(previous)
                 self.previous = None
         if self.current is not None and now >= self.current.deadline:
             self.current.on_deadline(now, out)
@@ -603,9 +604,13 @@ class Session:
     def _forget_transports(self) -> None:
         for transport in (self.current, self.previous):
             if transport is not None:
-                self.ids.free(transport.local_id)
+                self._forget_transport(transport)
         self.current = self.previous = None
         self.unanswered_since = self.owed_since = self.ackack_at = inf
+
+    def _forget_transport(self, transport: Transport) -> None:
+        transport.abandon()
+        self.ids.free(transport.local_id)
 
     def _usable(self, now: float) -> Transport | None:
         if self.current is None or now - self.current.established > REFUSE_AFTER:
