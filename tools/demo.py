@@ -15,8 +15,9 @@ from alpha_trio.proto.wire import CONTROL, Kind
 from tools import measure
 from tools.lab import Daemon, Host, Lab, LabError, run_tool, shell_command, wait_until
 
-TEXT = "this is a test"
+TEXT, NEXT_TEXT = "this is a test", "this is the next test"
 UDP_PORT = 2323
+DATAGRAMS = 5  # SYN; ACK; ACKACK and S1, in one batch; A1; S2
 
 ALL_FRAMES = 3  # ETH_P_ALL
 IPV4, UDP = b"\x08\x00", 17
@@ -84,9 +85,10 @@ def tcpdump(host: Host) -> Iterator[list[str]]:
 def listening(host: Host) -> Iterator[Path]:
     """Receive UDP by nc within the block; the file gets what arrives."""
     arrived = host.directory / "arrived"
-    show_command(host, f"nc -u -l {UDP_PORT} &")
+    command = f"nc -k -u -l {UDP_PORT}"
+    show_command(host, f"{command} &")
     with arrived.open("w") as output:
-        receiver = host.popen("nc", "-u", "-l", str(UDP_PORT), stdout=output)
+        receiver = host.popen(*command.split(), stdout=output)
     bound = ("ss", "-Hlun", "sport", "=", f":{UDP_PORT}")
     wait_until(lambda: host.run(*bound).stdout, "nc listening")
     try:
@@ -96,15 +98,15 @@ def listening(host: Host) -> Iterator[Path]:
         receiver.wait()
 
 
-def protect_one_packet(one: Daemon, two: Daemon) -> None:
-    """Send a text, show what became of it, and that a forged one is refused."""
+def protect_packets(one: Daemon, two: Daemon) -> None:
+    """Send a text, show what becomes of it, and that a forged one is refused."""
     heading(f'vm1 sends "{TEXT}" by UDP to port {UDP_PORT} of vm2')
     with listening(two.host) as arrived, open_cable(one.host) as cable:
-        send_text(one, two, arrived)
-        frames = received_nowait(cable)
-        if any(TEXT.encode() in frame for frame in frames):
-            raise LabError("the text could be read on the link")
-        forge(two, arrived, cable, captured_s2(frames))
+        show_one_packet(one, two, arrived)
+        heading("vm1 sends once more, and somebody on the link catches the S2")
+        drain(cable)
+        send_text(one, two, NEXT_TEXT, arrived)
+        forge(two, arrived, cable, captured_s2(drain(cable)))
 
 
 def open_cable(host: Host) -> socket.socket:
@@ -114,30 +116,45 @@ def open_cable(host: Host) -> socket.socket:
     return cable
 
 
-def send_text(one: Daemon, two: Daemon, arrived: Path) -> None:
+def send_text(one: Daemon, two: Daemon, text: str, arrived: Path) -> None:
+    """Send a line by UDP and wait until it has arrived, and is in the log, too."""
+    mark = len(two.log)
+    command = f"nc -u -w 1 {two.host.address} {UDP_PORT}"
+    show_command(one.host, f'echo "{text}" | {command}')
+    one.host.run(*command.split(), stdin=f"{text}\n")
+    wait_until(lambda: text in arrived.read_text(), f"{text!r} on vm2")
+    two.wait_log("<--tun-- udp", since=mark)
+
+
+def show_one_packet(one: Daemon, two: Daemon, arrived: Path) -> None:
     """Send one UDP packet and show every place where it can be seen."""
     marks = len(one.log), len(two.log)
-    with tcpdump(two.host) as seen:
-        command = f"nc -u -w 1 {two.host.address} {UDP_PORT}"
-        show_command(one.host, f'echo "{TEXT}" | {command}')
-        one.host.run(*command.split(), stdin=f"{TEXT}\n")
-        wait_until(lambda: TEXT in arrived.read_text(), f"{TEXT!r} on vm2")
-        # The log of the last step may be written a moment after the packet arrived.
-        two.wait_log("<--tun-- udp", since=marks[1])
-
+    with tcpdump(two.host) as seen, open_cable(one.host) as cable:
+        send_text(one, two, TEXT, arrived)
+        if any(TEXT.encode() in frame for frame in drain(cable)):
+            raise LabError("the text could be read on the link")
     heading("What arrived at nc on vm2")
     show(arrived.read_text())
     explain_round()
-    for daemon, mark in zip((one, two), marks, strict=True):
+    ends = "Sending encapsulated packet", "<--tun-- udp"
+    for daemon, mark, end in zip((one, two), marks, ends, strict=True):
         heading(f"What the daemon on {daemon.host.name} says to it")
-        show(daemon.log[mark:])
-    heading(
-        "What tcpdump saw on the link between them: UDP port 1234, nothing else, "
-        "and not the text"
-    )
-    show("\n".join(seen))
+        show_until(end, daemon.log[mark:].splitlines())
+    heading("What tcpdump saw on the link: UDP port 1234, nothing else, and no text")
     if not seen or any(".1234 > " not in line for line in seen):
         raise LabError("something else than the tunnel's UDP was on the link")
+    show("\n".join(seen[:DATAGRAMS]))
+    if seen[DATAGRAMS:]:
+        show(f"and {len(seen) - DATAGRAMS} more like these, about further hash chains")
+
+
+def show_until(end: str, lines: Sequence[str]) -> None:
+    """Print the lines up to the first with ``end``.
+
+    More may follow: chains for later packets are opened when the way seems long.
+    """
+    last = next(number for number, line in enumerate(lines) if end in line)
+    show("\n".join(lines[: last + 1]))
 
 
 def explain_round() -> None:
@@ -151,8 +168,8 @@ def explain_round() -> None:
     )
 
 
-def received_nowait(cable: socket.socket) -> list[bytes]:
-    """All frames that have been on the link since the socket was opened."""
+def drain(cable: socket.socket) -> list[bytes]:
+    """All frames on the link since it was opened, or since the last call."""
     cable.setblocking(False)
     frames = []
     while True:
@@ -177,17 +194,16 @@ def captured_s2(frames: Sequence[bytes]) -> bytes:
 
 def forge(two: Daemon, arrived: Path, cable: socket.socket, s2: bytes) -> None:
     """Send the S2 changed, then as it was, and show that neither is delivered."""
-    heading("Somebody on the link has caught the S2, and so has the key by now")
     before = arrived.read_text()
     show_counters(two)
     mark = len(two.log)
-    print("The packet's last byte is changed, and the S2 sent to vm2 as if by vm1;")
+    print("Its key is known now.  The last byte of the packet is changed, and the S2")
+    print("sent to vm2 as if by vm1; then once more as it was.  vm2's daemon says:")
     cable.send(s2[:-1] + bytes([s2[-1] ^ 1]))
-    print("then the S2 once more as it was.  What the daemon on vm2 says to it:")
     cable.send(s2)
     wait_until(lambda: sum(drops(two).values()) == 2, "both refused")
     show(two.log[mark:])
-    print("Both came in, but nothing goes on to the interface (no <--tun--):")
+    print("Both came in, but neither goes on to the interface (no <--tun--):")
     show_counters(two)
     heading("What arrived at nc on vm2 altogether")
     show(arrived.read_text())
@@ -274,7 +290,7 @@ def run(stay: bool) -> None:
         heading("The daemon on both, with a log line per packet")
         start(daemons, "-vv")
         join(one, two)
-        protect_one_packet(one, two)
+        protect_packets(one, two)
         restart(daemons)
         ping(one, two)
         throughput(one, two)
