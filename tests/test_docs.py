@@ -1,5 +1,6 @@
 """The documentation, checked against what it speaks of."""
 
+import ast
 import logging
 import re
 from importlib import import_module
@@ -125,8 +126,21 @@ def test_every_mode_is_explained_with_its_mtu():
     }
 
 
+def calls(name):
+    """The literal first arguments of calls of a method, anywhere in the daemon."""
+    for path in ROOT.glob("alpha_trio/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr=attribute),
+                    args=[ast.Constant(value=str(text)), *_],
+                ) if attribute == name:
+                    yield text
+
+
 def test_every_event_is_explained():
-    assert first_cells("docs/operations.md", "Events") >= set(map(str, EventKind))
+    events = {*map(str, EventKind), *calls("publish"), "lost"}
+    assert first_cells("docs/operations.md", "Events") == events
 
 
 @pytest.mark.parametrize("kind", EventKind)
@@ -135,6 +149,14 @@ def test_the_log_line_of_every_event_is_explained(kind, caplog):
     Journal().record(Event(kind, "NAME", ("HOST", 1234)))
     assert set(caplog.messages) <= first_cells("docs/operations.md", "Log")
     assert caplog.messages
+
+
+@pytest.mark.parametrize("level", ["info", "warning", "error"])
+def test_every_line_of_the_log_is_explained(level):
+    explained = first_cells("docs/operations.md", "Log")
+    for line in calls(level):
+        pattern = re.sub("%[sd]", ".+", re.escape(line))
+        assert any(re.fullmatch(pattern, text) for text in explained), line
 
 
 # Commands
