@@ -40,6 +40,7 @@ _INT = Struct("=i")
 _LINK_LOCAL = b"\xfe\x80"
 
 # What a kernel says that cannot segment, or cannot on the way to this destination.
+_BAD_SOURCE = frozenset({errno.EINVAL, errno.ENETUNREACH})  # IPv6 and IPv4 say so
 _CANNOT_SEGMENT = frozenset({errno.EIO, errno.EINVAL, errno.ENOPROTOOPT})
 
 
@@ -147,6 +148,17 @@ class UdpSocket:
 
         Raises OSError if the kernel refuses it.
         """
+        try:
+            return self._send(send)
+        except OSError as error:
+            if error.errno not in _BAD_SOURCE or not send.local:
+                raise
+        # The address to send from may be ours no more: from any other then.  The
+        # peer follows authentic packets, and its answers tell us the new one.
+        send.local = b""
+        return self._send(send)
+
+    def _send(self, send: Send) -> bool:
         if send.count > 1 and (not self.segments or send.remote in self._unsegmented):
             return self._send_singly(send)
         ancillary = self._source(send.local)

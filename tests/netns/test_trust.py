@@ -6,11 +6,23 @@ vm1 192.168.10.60 --- eth0 === vm2 192.168.10.61
 from __future__ import annotations
 
 import json
+import stat
+from base64 import b64decode
 
 import pytest
 
-from alpha_trio.proto.identity import key_text
-from tests.netns.traffic import add, introduce, peer, ping
+from alpha_trio.proto.identity import fingerprint, key_text
+from alpha_trio.proto.wire import Kind
+from tests.netns.traffic import (
+    Stream,
+    Tap,
+    add,
+    datagrams,
+    introduce,
+    peer,
+    ping,
+    send_udp,
+)
 from tools.lab import Daemon, wait_until
 
 pytestmark = pytest.mark.netns
@@ -126,3 +138,90 @@ def test_a_knocking_host_is_accepted_by_the_command_in_status(pair):
         follow(one, knocking, NAME="vm2")
         ping(vm1, vm2.address)
         assert peer(one, "vm2")["key_source"] == "configured"
+
+
+def test_a_changed_key_is_refused_aloud_and_once(strangers):
+    one, two = strangers
+    ping(one.host, two.host.address, "-W", "0.2", check=False, count=5)
+    refused = "REFUSED: 192.168.10.61 shows another key than vm2 must have."
+    assert one.log.count(refused) == 1
+    entry = peer(one, "vm2")
+    assert entry["key"] == pins_of(one)["vm2"] != two.status()["key"]
+    assert entry["rx_packets"] == 0
+    reason = f"alpha-trio peers set vm2 --key {two.status()['key']}"
+    assert entry["reason"].endswith(reason)
+
+
+def test_the_host_key_is_for_root_only(pair):
+    with Daemon(pair[0]) as one:
+        key = one.host.directory / "state/host.key"
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+        assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
+
+
+def test_a_host_that_knocks_hears_nothing(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two, Tap(vm2) as tap:
+        add(two, "vm1", vm1.address)
+        assert ping(vm2, vm1.address, "-W", "0.2", check=False) is None
+        wait_until(lambda: one.status()["knocking"], "a knocking host")
+        packets = tap.packets()
+        assert [d[0] for d in datagrams(packets, vm2.address)] == [Kind.SYN]
+        assert datagrams(packets, vm1.address) == []
+        (knocking,) = one.status()["knocking"]
+        key = b64decode(two.status()["key"])
+        assert knocking["fingerprint"] == fingerprint(key)
+
+
+def test_a_peer_that_moved_is_followed_by_its_key(pair):
+    vm1, vm2 = pair
+    with (
+        Daemon(vm1, "--address", "10.9.0.1/24") as one,
+        Daemon(vm2, "--address", "10.9.0.2/24") as two,
+    ):
+        add(one, "vm2", vm2.address, allow=["10.9.0.2"])
+        add(two, "vm1", vm1.address, allow=["10.9.0.1"])
+        ping(vm2, "10.9.0.1")
+        vm2.run("ip", "addr", "del", f"{vm2.address}/24", "dev", "eth0")
+        vm2.run("ip", "addr", "add", "192.168.10.77/24", "dev", "eth0")
+
+        ping(vm2, "10.9.0.1")
+        assert one.log.count("Got SYN packet") == 1
+        assert peer(one, "vm2")["endpoint"] == "192.168.10.77:1234"
+        ping(vm1, "10.9.0.2")
+        assert peer(one, "vm2")["key"] == two.status()["key"]
+
+
+def test_different_modes_are_told_and_carry_nothing(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        add(one, "vm2", vm2.address)
+        add(two, "vm1", vm1.address, mode="plain")
+        for source, target in ((vm1, vm2), (vm2, vm1)):
+            assert ping(source, target.address, "-W", "0.2", check=False) is None
+        for daemon, name in ((one, "vm2"), (two, "vm1")):
+            entry = peer(daemon, name)
+            assert entry["state"] != "established"
+            assert entry["rx_packets"] == 0
+            assert "set the same on both sides" in entry["reason"]
+            assert daemon.log.count("wants another mode") == 1
+        two.cli("peers", "set", "vm1", "--mode", "adaptive")
+        ping(vm2, vm1.address)
+        assert peer(one, "vm2")["reason"] is None
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "plain"])
+def test_what_an_onlooker_reads(pair, mode):
+    vm1, vm2 = pair
+    secret = b"attack at dawn, and bring the ladders"
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        introduce(one, two, mode=mode)
+        with Tap(vm1) as tap:
+            # One packet alone, many in a round, and those of a stream.
+            send_udp(vm1, vm2, vm2.address, secret)
+            send_udp(vm2, vm1, vm1.address, *[secret] * 100)
+            stream = Stream(vm1, vm2, vm2.address)
+            stream.client.sendall(secret * 10_000)
+            assert stream.finish() == secret * 10_000
+            seen = b"".join(packet.bytes for packet in tap.packets())
+        assert (secret in seen) == (mode == "plain")
