@@ -174,7 +174,11 @@ def agreements(name: str):
     ackack = initiation.finish_untrusted(ack, Host("initiator").identity)
     assert ackack.pack() == raw(vector["ackack"])
     half_open.verify_untrusted(parse_ackack_untrusted(raw(vector["ackack"])))
-    return initiation.agree_untrusted(ack, REMOTE, b""), half_open.agree_untrusted()
+    there = half_open.remote, half_open.local
+    return (
+        initiation.agree_untrusted(ack, REMOTE, b""),
+        half_open.agree_untrusted(*there),
+    )
 
 
 @pytest.mark.parametrize("name", HANDSHAKES)

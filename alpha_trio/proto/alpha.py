@@ -57,8 +57,10 @@ LATER_SPACING = 64  # 4,096 elements, 2,047 rounds: made in slices
 START_ASSOCIATIONS = 4  # as soon as one was too few
 LONG_WAY = 0.005  # s of round-trip time on which one is too few from the start
 MOST_ASSOCIATIONS = 16  # of ours; the peer may have more
+OPENING_LIFETIME = 15.0  # s until an OPEN without an ACCEPT is given up
 RENEW_BELOW = 0.3  # share of a chain's rounds that is left when its successor opens
 
+_LAST_ASSOCIATION = 0xFFFF
 _RENEW_EVERY = 16  # rounds: often enough, and no work for each one
 
 _CONTROL = Struct("!BxH 16s")
@@ -91,8 +93,8 @@ class AlphaTransport:
     _next_association: int = 1
     _making: list[tuple[Control, int, HashChain, bytes]] = field(factory=list)
     """Chains being made: what to say when done, association, chain, peer's anchor."""
-    _opening: dict[int, HashChain] = field(factory=dict)  # OPEN sent, no ACCEPT yet
-    _accepted: dict[int, bytes] = field(factory=dict)  # our answers, by association
+    _opening: dict[int, tuple[HashChain, float]] = field(factory=dict)
+    """OPEN sent and when, no ACCEPT yet, by association."""
 
     def __attrs_post_init__(self) -> None:
         self.sender, self.receiver = Sender(self.line), Receiver(self.line)
@@ -161,26 +163,27 @@ class AlphaTransport:
             return consumed, arrival
         datagram = bytes(view[:stride])
         try:
-            self._on_message_untrusted(datagram, remote, local, now, out)
+            new = self._on_message_untrusted(datagram, remote, local, now, out)
         except BadPacket:
             self.line.counters.drop(Drop.BAD_ROUND)
-            return len(datagram), Arrival.NOTHING
-        return len(datagram), Arrival.KEEPALIVE
+            new = False
+        # Only what is new is a sign of life: the rest anybody could have repeated.
+        return len(datagram), Arrival.KEEPALIVE if new else Arrival.NOTHING
 
     def _on_message_untrusted(
         self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
-    ) -> None:
+    ) -> bool:
         if len(datagram) < ROUND_HEAD_SIZE:
             raise BadPacket
         if datagram[0] == Kind.S1:
-            self.receiver.on_s1_untrusted(datagram, remote, local, out)
-        elif datagram[0] == Kind.A1:
-            self.sender.on_a1_untrusted(datagram, remote, local, now, out)
-            if self._answers % _RENEW_EVERY == 0:
-                self._renew(now, out)
-            self._answers += 1
-        else:
-            self.sender.on_a2_untrusted(datagram, now, out)
+            return self.receiver.on_s1_untrusted(datagram, remote, local, out)
+        if datagram[0] != Kind.A1:
+            return self.sender.on_a2_untrusted(datagram, now, out)
+        new = self.sender.on_a1_untrusted(datagram, remote, local, now, out)
+        if self._answers % _RENEW_EVERY == 0:
+            self._renew(now, out)
+        self._answers += 1
+        return new
 
     def keepalive(self, now: float, out: Outbox) -> None:
         """A round that carries one empty packet: the A1 tells that the peer lives."""
@@ -217,6 +220,8 @@ class AlphaTransport:
 
     def _open_one(self) -> None:
         number = self._next_association
+        if number > _LAST_ASSOCIATION:
+            return  # the session is used up; when its chains are, a new one is made
         self._next_association += 1
         name = chain_id(self.line.agreement.offer.nonce, SIGNATURE_CHAIN, number)
         chain = HashChain(name, self.line.random(ELEMENT_SIZE), LATER_SPACING)
@@ -226,14 +231,21 @@ class AlphaTransport:
         """Open successors of associations that run out, forget those that did."""
         if self.sender.rtt.smoothed and self.sender.rtt.smoothed > LONG_WAY:
             self._wanted = max(self._wanted, START_ASSOCIATIONS)
+        for number, (_, since) in list(self._opening.items()):
+            if now - since >= OPENING_LIFETIME:  # refused, or the ACCEPT was lost
+                del self._opening[number]
+                self._close(number, now, out)
         for association in list(self.sender.associations.values()):
             if association.rounds_left > 0 or association.round is not None:
                 continue
             if len(self.sender.associations) > 1:
                 del self.sender.associations[association.number]
-                close = _CONTROL.pack(Control.CLOSE, association.number, b"")
-                self.sender.send_control(close, now, out)
+                self._close(association.number, now, out)
         self._open_wanted()
+
+    def _close(self, number: int, now: float, out: Outbox) -> None:
+        close = _CONTROL.pack(Control.CLOSE, number, b"")
+        self.sender.send_control(close, now, out)
 
     def _make_some(self, now: float, out: Outbox) -> None:
         what, number, chain, anchor = self._making[0]
@@ -241,10 +253,9 @@ class AlphaTransport:
             return
         del self._making[0]
         if what is Control.OPEN:
-            self._opening[number] = chain
+            self._opening[number] = chain, now
         else:
             self._add_in(number, chain, anchor)
-            self._accepted[number] = chain.anchor
         message = _CONTROL.pack(what, number, chain.anchor)
         self.sender.send_control(message, now, out)
 
@@ -265,9 +276,9 @@ class AlphaTransport:
         if kind == Control.OPEN:
             self._on_open_untrusted(number, anchor)
         elif kind == Control.ACCEPT:
-            chain = self._opening.pop(number, None)
-            if chain is not None:
-                self._add_out(number, chain, anchor)
+            opening = self._opening.pop(number, None)
+            if opening is not None:
+                self._add_out(number, opening[0], anchor)
                 self.sender.starved = False
         elif kind == Control.CLOSE:
             self.receiver.associations.pop(number, None)
@@ -275,10 +286,9 @@ class AlphaTransport:
             raise BadPacket
 
     def _on_open_untrusted(self, number: int, anchor: bytes) -> None:
-        known = number in self.receiver.associations
-        if known or len(self.receiver.associations) + len(self._making) >= (
-            MAX_ASSOCIATIONS
-        ):
+        making = [n for what, n, *_ in self._making if what is Control.ACCEPT]
+        known = [*self.receiver.associations, *making]
+        if number in known or len(known) >= MAX_ASSOCIATIONS:
             raise BadPacket
         name = chain_id(self.line.agreement.offer.nonce, ACKNOWLEDGMENT_CHAIN, number)
         chain = HashChain(name, self.line.random(ELEMENT_SIZE), LATER_SPACING)

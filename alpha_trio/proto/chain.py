@@ -115,6 +115,8 @@ class HashChain:
 
     def element(self, position: int) -> bytes:
         """The element at ``position``, 0 <= position <= length, of a complete chain."""
+        if position in self._checkpoints:
+            return self._checkpoints[position]
         if not self._top - self.spacing <= position <= self._top:
             self._top = -(-position // self.spacing) * self.spacing
             self._stretch = self._down(self._top, self._checkpoints[self._top])

@@ -56,11 +56,16 @@ class Doorkeeper:
     _secrets: tuple[bytes, bytes] = (b"", b"")  # in force, and the one before
     _since: float = 0.0
 
-    def admit(self, remote: Remote, cookie: bytes, now: float) -> bool | None:
-        """True: answer.  None: ask for a cookie.  False: too much from there."""
+    def admit(
+        self, remote: Remote, cookie: bytes, now: float, *, wary: bool = False
+    ) -> bool | None:
+        """True: answer.  None: ask for a cookie.  False: too much from there.
+
+        ``wary``: ask for a cookie even without load.
+        """
         busy = not self._load.take(now)
         if not any(cookie):
-            return None if busy else True
+            return None if busy or wary else True
         if not self._fits(remote, cookie, now):
             return None
         return self._bucket(remote).take(now)
@@ -80,8 +85,10 @@ class Doorkeeper:
         return any(good)
 
     def _rotate(self, now: float) -> None:
-        if not self._secrets[0] or now - self._since >= SECRET_LIFETIME:
-            self._secrets = self.random(32), self._secrets[0]
+        age = now - self._since
+        if not self._secrets[0] or age >= SECRET_LIFETIME:
+            before = self._secrets[0] if age < 2 * SECRET_LIFETIME else b""
+            self._secrets = self.random(32), before
             self._since = now
 
     def _bucket(self, remote: Remote) -> TokenBucket:

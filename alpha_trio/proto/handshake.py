@@ -250,8 +250,11 @@ class HalfOpen:
         said = self.syn.pack(), self.ack.pack()
         verify_untrusted(self.syn.identity, ackack.signature, b"ACKACK", *said)
 
-    def agree_untrusted(self) -> Agreement:
-        """The session, once the ACKACK is verified.  Raises BadPacket likewise."""
+    def agree_untrusted(self, remote: Remote, local: bytes) -> Agreement:
+        """The session, once the ACKACK is verified.  Raises BadPacket likewise.
+
+        ``remote`` and ``local`` are the ACKACK's: the SYN's were not proven.
+        """
         keys = self.offer.agree_untrusted(self.syn.share, self.syn, self.ack)
         ids = self.ack.sender_id, self.syn.sender_id
-        return Agreement(*ids, self.remote, self.local, keys, self.offer, self.syn)
+        return Agreement(*ids, remote, local, keys, self.offer, self.syn)

@@ -330,7 +330,9 @@ class PeerTable:
         if session is None:
             self._knock(remote, syn.identity, out)
             return
-        admitted = self._door.admit(remote, syn.cookie, now)
+        admitted = self._door.admit(
+            remote, syn.cookie, now, wary=session.is_answering(syn)
+        )
         if admitted is None:
             cookie = self._door.cookie(remote, now)
             answer = Cookie(syn.sender_id, syn.nonce, cookie).pack()
@@ -365,7 +367,7 @@ class PeerTable:
                     session.on_ack_untrusted(ack, remote, local, now, out)
                 elif datagram[0] == Kind.ACKACK:
                     ackack = parse_ackack_untrusted(datagram)
-                    session.on_ackack_untrusted(ackack, now, out)
+                    session.on_ackack_untrusted(ackack, remote, local, now, out)
                 else:
                     cookie = parse_cookie_untrusted(datagram)
                     session.on_cookie_untrusted(cookie, now)

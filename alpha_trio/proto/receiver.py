@@ -44,6 +44,9 @@ from alpha_trio.proto.wire import (
 MAX_ASSOCIATIONS = 64
 """Of one session and direction; more are refused."""
 
+MAX_PACKETS = 4096
+"""Of one round: what has to be remembered of it stays below half a megabyte."""
+
 MAX_RELIABLE = 64
 """Packets of a reliable round: its A1 costs the receiver two leaves for each."""
 
@@ -108,8 +111,11 @@ class Receiver:
 
     def on_s1_untrusted(
         self, datagram: bytes, remote: Remote, local: bytes, out: Outbox
-    ) -> None:
-        """Accept an S1 and answer it.  Raises BadPacket if it is not acceptable."""
+    ) -> bool:
+        """Accept an S1 and answer it; False if it is a repeated one.
+
+        Raises BadPacket if it is not acceptable.
+        """
         message = self.line.untagged_untrusted(datagram)
         if len(message) < S1_FIXED_SIZE:
             raise BadPacket
@@ -123,7 +129,7 @@ class Receiver:
             if known.digest != digest:
                 raise BadPacket  # the pre-signatures are frozen
             self.line.send(known.a1, out)
-            return
+            return False
         if 2 * index + 2 > association.chain.length:
             raise BadPacket  # no element left to answer with
         packets, roots = _roots_untrusted(message, shape)
@@ -135,6 +141,7 @@ class Receiver:
         association.previous, association.current = association.current, accepted
         self.line.move(remote, local)
         self.line.send(accepted.a1, out)
+        return True
 
     def _close_current(
         self, association: InAssociation, position: int, element: bytes
@@ -245,7 +252,9 @@ class Receiver:
         least = start + (_HEAD if found.shape & CONTROL else _HEADS)
         at, end = 0, len(view)
         arrived: list[memoryview] = []
-        while end - at >= least and view[at : at + ROUND_HEAD_SIZE] == prefix:
+        while (
+            min(stride, end - at) >= least and view[at : at + ROUND_HEAD_SIZE] == prefix
+        ):
             arrived.append(view[at + start : at + stride])
             at += stride
         if not arrived:  # fits its round but not the key, or is cut short
@@ -274,6 +283,8 @@ class Receiver:
         if repeated and not found.shape & CONTROL:  # a control message's A2 was lost
             self.line.counters.drop(Drop.REPLAYED, repeated)
         found.seen = seen
+        if seen + 1 == 1 << found.packets:
+            found.checker.forget()
         return min(at, end)
 
     def _deliver(
@@ -336,7 +347,9 @@ def _roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
     """Packets and roots of an S1.  Raises BadPacket if they do not fit together."""
     packets, count, _ = S1_COUNTS.unpack_from(message, ROUND_HEAD_SIZE)
     roots, depth = message[S1_FIXED_SIZE:], shape & DEPTH_MASK
-    if depth > MAX_DEPTH or not packets or len(roots) != count * NODE_SIZE:
+    if depth > MAX_DEPTH or not 0 < packets <= MAX_PACKETS:
+        raise BadPacket
+    if len(roots) != count * NODE_SIZE:
         raise BadPacket
     if (shape & CONTROL and packets != 1) or (
         shape & RELIABLE and packets > MAX_RELIABLE

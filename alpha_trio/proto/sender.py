@@ -68,9 +68,10 @@ ROUNDS_AT_ONCE = 1  # and one more for each ...
 ROUNDS_EVERY = 0.004  # s of round-trip time
 
 FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
-ROUND_LIFETIME = 10.0  # s until an unanswered round is given up
-HEAD_OF_LINE_LIFETIME = 3.0  # s one lost round may hold up those behind it
+ROUND_LIFETIME = 3.0  # s until an unanswered round holds up those behind it no more
+CONTROL_LIFETIME = 10.0  # s until a control message is given up
 
+_CONTROLS_AT_ONCE = 32  # control messages in one datagram, 20 bytes each
 _HEAD = S2_TAIL.size
 _HOLE = bytes(_HEAD)  # where the tail of the S2 header goes, in front of each body
 _FRAME = Struct("!8xQ")
@@ -312,7 +313,8 @@ class Sender:
         if self.mode == "m":
             return 1 << depth, 1
         if self.mode == "cm":
-            return roots << depth, max(1, roots >> depth)
+            trees = max(1, roots >> depth)
+            return trees << depth, trees
         if self.mode == "c" or not self.trees:
             return roots, roots
         return roots << depth, roots
@@ -391,10 +393,11 @@ class Sender:
 
     def on_a1_untrusted(
         self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
-    ) -> None:
+    ) -> bool:
         """The receiver holds the pre-signatures: the key may be disclosed.
 
-        Raises BadPacket unless the A1 answers exactly the S1 of an open round.
+        False if it answers a repeated S1 and tells nothing new.  Raises BadPacket
+        unless the A1 answers exactly the S1 of an open round.
         """
         message = self.line.untagged_untrusted(datagram)
         if len(message) != ROUND_HEAD_SIZE + A1.size:
@@ -403,7 +406,7 @@ class Sender:
         digest, root = A1.unpack_from(message, ROUND_HEAD_SIZE)
         round_ = self._open_round_untrusted(number, index)
         if round_ is None or round_.agreed:
-            return  # the answer to a repeated S1
+            return False
         if digest != round_.digest:
             raise BadPacket
         acks = round_.association.acks
@@ -418,6 +421,7 @@ class Sender:
             self._disclose(round_, now, out)
         else:
             self._release(now, out)
+        return True
 
     def _open_round_untrusted(self, association: int, index: int) -> Round | None:
         """The round a message is about; None if that is over.
@@ -491,15 +495,16 @@ class Sender:
     def _start_control(self, now: float, out: Outbox) -> None:
         for association in self.associations.values():
             if self.controls and association.idle:
-                plain = _HOLE + b"".join(self.controls)
-                self.controls.clear()
+                plain = _HOLE + b"".join(self.controls[:_CONTROLS_AT_ONCE])
+                del self.controls[:_CONTROLS_AT_ONCE]
                 waiting = Waiting(plain, 1, len(plain), now)
                 self._start_round(association, [waiting], RELIABLE | CONTROL, now, out)
 
-    def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> None:
+    def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> bool:
         """The receiver's verdict on a reliable round; either way it is over.
 
-        Raises BadPacket unless it opens the acknowledgment tree of the round's A1.
+        False if it answers a repeated S2 and tells nothing new.  Raises BadPacket
+        unless it opens the acknowledgment tree of the round's A1.
         """
         message = self.line.untagged_untrusted(datagram)
         if len(message) < ROUND_HEAD_SIZE + A2_OPENING.size:
@@ -509,7 +514,7 @@ class Sender:
         branch = message[ROUND_HEAD_SIZE + A2_OPENING.size :]
         round_ = self._open_round_untrusted(number, index)
         if round_ is None:
-            return  # the answer to a repeated S2
+            return False
         if not round_.agreed or not round_.shape & RELIABLE:
             raise BadPacket
         association = round_.association
@@ -529,6 +534,7 @@ class Sender:
         association.acks.accept(2 * index + 2, key)
         association.round = None
         self.start(now, out)
+        return True
 
     # -- time --------------------------------------------------------------------
 
@@ -540,7 +546,8 @@ class Sender:
             round_ = association.round
             if round_ is None or now < round_.resend_at:
                 continue
-            if now - round_.started >= ROUND_LIFETIME:
+            lifetime = CONTROL_LIFETIME if round_.shape & CONTROL else ROUND_LIFETIME
+            if now - round_.started >= lifetime:
                 self._give_up(round_)
             elif not round_.agreed:
                 self.under_way -= round_.attempts == 1  # others need not wait for it

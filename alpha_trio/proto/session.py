@@ -250,6 +250,14 @@ class Session:
 
     # -- handshake -----------------------------------------------------------
 
+    def is_answering(self, syn: Syn) -> bool:
+        """Whether another SYN than this one was answered and waits for its ACKACK.
+
+        Then this one has to show a cookie: who cannot receive what we send must not
+        displace the answer to somebody who can.
+        """
+        return self.half_open is not None and self.half_open.syn.nonce != syn.nonce
+
     def on_syn(
         self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
@@ -262,8 +270,8 @@ class Session:
             self.initiation.hurry(now)
             self._wake_by(self.initiation.resend_at)
             return
-        elif not self._answers.take(now):
-            self.counters.drop(Drop.RATE)
+        elif not any(syn.cookie) and not self._answers.take(now):
+            self.counters.drop(Drop.RATE)  # a proven address has its own rate
             return
         else:
             half_open = self._answer(syn, remote, local, now, out)
@@ -271,6 +279,9 @@ class Session:
 
     def _acceptable(self, said: Syn | Ack, remote: Remote, out: Outbox) -> bool:
         """Whether key and mode are those we want with this peer."""
+        if said.identity == self.identity.public:
+            self.counters.drop(Drop.WRONG_KEY)  # our own message, sent back to us
+            return False
         if self.key is not None and said.identity != self.key:
             self.counters.drop(Drop.WRONG_KEY)
             if self.offered_key != said.identity:
@@ -342,15 +353,21 @@ class Session:
             transport.keepalive(now, out)
             self._sent(now)
 
-    def on_ackack_untrusted(self, ackack: AckAck, now: float, out: Outbox) -> None:
+    def on_ackack_untrusted(
+        self, ackack: AckAck, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
         """The peer has proven itself.  Raises BadPacket if it has not."""
         half_open = self.half_open
         if half_open is None:
             raise BadPacket
         half_open.verify_untrusted(ackack)
-        agreement = half_open.agree_untrusted()
-        self._pin(half_open.syn.identity, half_open.remote, out)
-        out.tell(EventKind.ESTABLISHED, self.name, half_open.remote)
+        # Its key may have been pinned, or set, since the SYN was answered.
+        if not self._acceptable(half_open.syn, remote, out):
+            self._forget_half_open()
+            return
+        agreement = half_open.agree_untrusted(remote, local)
+        self._pin(half_open.syn.identity, remote, out)
+        out.tell(EventKind.ESTABLISHED, self.name, remote)
         transport = self._transport(agreement, now)
         self.half_open = None
         self._forget_initiation()
@@ -367,7 +384,7 @@ class Session:
         self.wrong_mode = False
 
     def _transport(self, agreement: Agreement, now: float) -> Transport:
-        if self.suite == SUITE_PLAIN:
+        if agreement.theirs.suite == SUITE_PLAIN:
             return PlainTransport(agreement, self.counters, now, now)
         size = self.mtu + overhead(self.mode)
         line = Line(agreement, self.counters, self.random, size)
