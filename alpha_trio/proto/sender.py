@@ -165,9 +165,11 @@ class RoundTrip:
 
     smoothed: float | None = None  # s
     variation: float = 0.0  # s
+    least: float = inf  # s
 
     def sample(self, rtt: float) -> None:
         """Take one measurement, of an exchange that was not repeated."""
+        self.least = min(self.least, rtt)
         if self.smoothed is None:
             self.smoothed, self.variation = rtt, rtt / 2
             return
