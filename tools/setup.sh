@@ -15,7 +15,8 @@ need_root() {
 # Debian packages whose command is not there.
 missing_packages() {
     for pair in python3:python3 ip:iproute2 nft:nftables iptables:iptables \
-        iperf3:iperf3 tcpdump:tcpdump ping:iputils-ping nc:netcat-openbsd; do
+        iperf3:iperf3 tcpdump:tcpdump ping:iputils-ping nc:netcat-openbsd \
+        tshark:tshark; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
     python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv

@@ -55,7 +55,7 @@ from alpha_trio.proto.wire import (
 
 LATER_SPACING = 64  # 4,096 elements, 2,047 rounds: made in slices
 START_ASSOCIATIONS = 4  # as soon as one was too few
-LONG_WAY = 0.005  # s of round-trip time on which one is too few from the start
+LONG_WAY = 0.025  # s of round-trip time on which one is too few from the start
 MOST_ASSOCIATIONS = 16  # of ours; the peer may have more
 OPENING_LIFETIME = 15.0  # s until an OPEN without an ACCEPT is given up
 RENEW_BELOW = 0.3  # share of a chain's rounds that is left when its successor opens
@@ -180,7 +180,7 @@ class AlphaTransport:
         if datagram[0] != Kind.A1:
             return self.sender.on_a2_untrusted(datagram, now, out)
         new = self.sender.on_a1_untrusted(datagram, remote, local, now, out)
-        if self._answers % _RENEW_EVERY == 1:
+        if self._answers % _RENEW_EVERY == 0:
             self._renew(now, out)
         self._answers += 1
         return new
@@ -229,7 +229,7 @@ class AlphaTransport:
 
     def _renew(self, now: float, out: Outbox) -> None:
         """Open successors of associations that run out, forget those that did."""
-        if self._answers and LONG_WAY < self.sender.rtt.least < inf:
+        if LONG_WAY < self.sender.rtt.least < inf:
             self._wanted = max(self._wanted, START_ASSOCIATIONS)
         for number, (_, since) in list(self._opening.items()):
             if now - since >= OPENING_LIFETIME:  # refused, or the ACCEPT was lost
