@@ -44,7 +44,8 @@ from alpha_trio.proto.receiver import (
     InAssociation,
     Receiver,
 )
-from alpha_trio.proto.sender import OutAssociation, Sender
+from alpha_trio.proto.rounds import OutAssociation
+from alpha_trio.proto.sender import Sender
 from alpha_trio.proto.wire import (
     ROUND_HEAD_SIZE,
     S2_SIZE,

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Iterator
 from hashlib import sha256
 from math import inf
-from struct import Struct
 
 from attrs import define, field
 
@@ -33,11 +32,19 @@ from alpha_trio.proto.batch import (
     Outbox,
     Remote,
 )
-from alpha_trio.proto.chain import ChainVerifier, HashChain
 from alpha_trio.proto.cipher import TAG_SIZE
 from alpha_trio.proto.frames import Cut
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.presign import NODE_SIZE, Presigner, depth_for
+from alpha_trio.proto.rounds import (
+    FRAME,
+    HEADS_SIZE,
+    HOLE,
+    OutAssociation,
+    Round,
+    RoundTrip,
+    Waiting,
+)
 from alpha_trio.proto.wire import (
     A1,
     A2_OPENING,
@@ -67,121 +74,15 @@ QUEUE_AGE = 2.0  # s, likewise
 ROUNDS_AT_ONCE = 1  # and one more for each ...
 ROUNDS_EVERY = 0.004  # s of round-trip time
 
-FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
 ROUND_LIFETIME = 3.0  # s until an unanswered round holds up those behind it no more
 CONTROL_LIFETIME = 10.0  # s until a control message is given up
 
 _CONTROLS_AT_ONCE = 32  # control messages in one datagram, 20 bytes each
-_HEAD = S2_TAIL.size
-_HOLE = bytes(_HEAD)  # where the tail of the S2 header goes, in front of each body
-_FRAME = Struct("!8xQ")
-_HEADS = _FRAME.size
 
 
 def depth_of(mode: str) -> int:
     """Height of the deepest trees in this mode."""
     return _DEPTHS[mode]
-
-
-@define(eq=False)
-class Waiting:
-    """Packets of one frame in the queue, copied: the TUN's buffer was borrowed."""
-
-    plain: bytes  # one after the other, each a hole for its head and a body
-    count: int
-    size: int  # bytes of every packet but the last
-    since: float
-
-    @property
-    def packets(self) -> int:
-        """Inner packets; a keepalive is none."""
-        return self.count if self.size > _HEADS else 0
-
-    def split(self, count: int) -> tuple[Waiting, Waiting]:
-        """The first ``count`` bodies, and the rest."""
-        at = count * self.size
-        head = Waiting(self.plain[:at], count, self.size, self.since)
-        rest = Waiting(self.plain[at:], self.count - count, self.size, self.since)
-        return head, rest
-
-
-@define(eq=False)
-class Round:
-    """One round of ours, from its S1 to the disclosure of its key."""
-
-    association: OutAssociation
-    number: int
-    shape: int
-    packets: int
-    size: int  # bytes of all packets
-    groups: list[tuple[int, int, int]]  # first packet, one past the last, size
-    bodies: list[Buffer]  # the packets, heads filled in, encrypted
-    presigner: Presigner
-    s1: bytes
-    digest: bytes
-    started: float
-    resend_at: float
-    attempts: int = 1
-    agreed: bool = False
-    ack_root: bytes = b""
-
-    @property
-    def inner_packets(self) -> int:
-        """Inner packets; a keepalive is none, nor is a control message."""
-        if self.shape & CONTROL:
-            return 0
-        spans = [until - first for first, until, size in self.groups if size > _HEADS]
-        return sum(spans)
-
-
-@define(eq=False)
-class OutAssociation:
-    """A signature chain of ours and the acknowledgment chain that answers it."""
-
-    number: int
-    chain: HashChain
-    acks: ChainVerifier
-    next_round: int = 0
-    round: Round | None = None
-    rounds: int = field(init=False)  # the chain has elements for
-
-    def __attrs_post_init__(self) -> None:
-        self.rounds = (self.chain.length - 2) // 2
-
-    @property
-    def rounds_left(self) -> int:
-        """Rounds the chain still has elements for."""
-        return self.rounds - self.next_round
-
-    @property
-    def idle(self) -> bool:
-        """Whether a round can start."""
-        return self.round is None and self.next_round < self.rounds
-
-
-@define(eq=False)
-class RoundTrip:
-    """Smoothed round-trip time and what follows from it (RFC 6298)."""
-
-    smoothed: float | None = None  # s
-    variation: float = 0.0  # s
-    least: float = inf  # s
-
-    def sample(self, rtt: float) -> None:
-        """Take one measurement, of an exchange that was not repeated."""
-        self.least = min(self.least, rtt)
-        if self.smoothed is None:
-            self.smoothed, self.variation = rtt, rtt / 2
-            return
-        self.variation += (abs(self.smoothed - rtt) - self.variation) / 4
-        self.smoothed += (rtt - self.smoothed) / 8
-
-    def timeout(self, attempts: int) -> float:
-        """How long to wait for an answer after the ``attempts``-th try."""
-        base = FIRST_RTO
-        if self.smoothed is not None:
-            base = max(MIN_RTO, self.smoothed + 4 * self.variation)
-        return min(base * 2.0 ** (attempts - 1), MAX_RTO)
 
 
 @define(eq=False)
@@ -260,10 +161,10 @@ class Sender:
         """Queue the bodies of ``cut`` and start what rounds can start."""
         count, word, headers = len(cut.segments), cut.word, bytes(cut.headers)
         parts: list[Buffer] = [b""] * (2 * count)
-        pack = _FRAME.pack
+        pack = FRAME.pack
         parts[::2] = [pack(word + i) + headers for i in range(count)]
         parts[1::2] = cut.segments
-        size = _HEADS + len(headers) + len(cut.segments[0])
+        size = HEADS_SIZE + len(headers) + len(cut.segments[0])
         self._queue(Waiting(b"".join(parts), count, size, now))
         self.start(now, out)
 
@@ -474,7 +375,7 @@ class Sender:
         for at in range(0, len(parts), 2 * step):
             chunk = parts[at : at + 2 * step]
             count, last = len(chunk) // 2, len(chunk[-1])
-            inner = (count - 1) * size + last - count * _HEADS
+            inner = (count - 1) * size + last - count * HEADS_SIZE
             out.send(
                 self.line.remote,
                 self.line.local,
@@ -497,7 +398,7 @@ class Sender:
     def _start_control(self, now: float, out: Outbox) -> None:
         for association in self.associations.values():
             if self.controls and association.idle:
-                plain = _HOLE + b"".join(self.controls[:_CONTROLS_AT_ONCE])
+                plain = HOLE + b"".join(self.controls[:_CONTROLS_AT_ONCE])
                 del self.controls[:_CONTROLS_AT_ONCE]
                 waiting = Waiting(plain, 1, len(plain), now)
                 self._start_round(association, [waiting], RELIABLE | CONTROL, now, out)

@@ -1,0 +1,122 @@
+"""What a Sender keeps: packets that wait, rounds under way, associations, timing."""
+
+from __future__ import annotations
+
+from math import inf
+from struct import Struct
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import Buffer
+from alpha_trio.proto.chain import ChainVerifier, HashChain
+from alpha_trio.proto.presign import Presigner
+from alpha_trio.proto.wire import CONTROL, S2_TAIL
+
+FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
+
+FRAME = Struct("!8xQ")  # a packet's head, filled in later, and its frame word
+HEADS_SIZE = FRAME.size
+HOLE = bytes(S2_TAIL.size)  # where the head goes, in front of each body
+
+
+@define(eq=False)
+class Waiting:
+    """Packets of one frame in the queue, copied: the TUN's buffer was borrowed."""
+
+    plain: bytes  # one after the other, each a hole for its head and a body
+    count: int
+    size: int  # bytes of every packet but the last
+    since: float
+
+    @property
+    def packets(self) -> int:
+        """Inner packets; a keepalive is none."""
+        return self.count if self.size > HEADS_SIZE else 0
+
+    def split(self, count: int) -> tuple[Waiting, Waiting]:
+        """The first ``count`` bodies, and the rest."""
+        at = count * self.size
+        head = Waiting(self.plain[:at], count, self.size, self.since)
+        rest = Waiting(self.plain[at:], self.count - count, self.size, self.since)
+        return head, rest
+
+
+@define(eq=False)
+class Round:
+    """One round of ours, from its S1 to the disclosure of its key."""
+
+    association: OutAssociation
+    number: int
+    shape: int
+    packets: int
+    size: int  # bytes of all packets
+    groups: list[tuple[int, int, int]]  # first packet, one past the last, size
+    bodies: list[Buffer]  # the packets, heads filled in, encrypted
+    presigner: Presigner
+    s1: bytes
+    digest: bytes
+    started: float
+    resend_at: float
+    attempts: int = 1
+    agreed: bool = False
+    ack_root: bytes = b""
+
+    @property
+    def inner_packets(self) -> int:
+        """Inner packets; a keepalive is none, nor is a control message."""
+        if self.shape & CONTROL:
+            return 0
+        spans = [
+            until - first for first, until, size in self.groups if size > HEADS_SIZE
+        ]
+        return sum(spans)
+
+
+@define(eq=False)
+class OutAssociation:
+    """A signature chain of ours and the acknowledgment chain that answers it."""
+
+    number: int
+    chain: HashChain
+    acks: ChainVerifier
+    next_round: int = 0
+    round: Round | None = None
+    rounds: int = field(init=False)  # the chain has elements for
+
+    def __attrs_post_init__(self) -> None:
+        self.rounds = (self.chain.length - 2) // 2
+
+    @property
+    def rounds_left(self) -> int:
+        """Rounds the chain still has elements for."""
+        return self.rounds - self.next_round
+
+    @property
+    def idle(self) -> bool:
+        """Whether a round can start."""
+        return self.round is None and self.next_round < self.rounds
+
+
+@define(eq=False)
+class RoundTrip:
+    """Smoothed round-trip time and what follows from it (RFC 6298)."""
+
+    smoothed: float | None = None  # s
+    variation: float = 0.0  # s
+    least: float = inf  # s
+
+    def sample(self, rtt: float) -> None:
+        """Take one measurement, of an exchange that was not repeated."""
+        self.least = min(self.least, rtt)
+        if self.smoothed is None:
+            self.smoothed, self.variation = rtt, rtt / 2
+            return
+        self.variation += (abs(self.smoothed - rtt) - self.variation) / 4
+        self.smoothed += (rtt - self.smoothed) / 8
+
+    def timeout(self, attempts: int) -> float:
+        """How long to wait for an answer after the ``attempts``-th try."""
+        base = FIRST_RTO
+        if self.smoothed is not None:
+            base = max(MIN_RTO, self.smoothed + 4 * self.variation)
+        return min(base * 2.0 ** (attempts - 1), MAX_RTO)
