@@ -12,6 +12,7 @@ in test_sender.py and for handshakes in test_handshake.py and test_peers.py.
 """
 
 import ast
+from collections import defaultdict
 from pathlib import Path
 from random import Random
 
@@ -286,25 +287,21 @@ def test_rule_6_no_chain_has_two_open_rounds(seed):
     for _ in range(60):
         sim.send("vm1", "vm2", sim.random.randrange(8))
         sim.run(sim.random.uniform(0, 0.4))
-    began: dict[tuple, dict[int, float]] = {}
-    disclosed: dict[tuple, set[int]] = {}
-    for sent in sim.messages(Kind.S1, "vm1") + sim.messages(Kind.S2, "vm1"):
-        place = sent.data[4:8], head(sent.data).association
-        began.setdefault(place, {})
-        disclosed.setdefault(place, set())
+    began: dict[tuple, dict[int, float]] = defaultdict(dict)  # by chain and round
+    disclosed: dict[tuple, set[int]] = defaultdict(set)
     for sent in sim.sent:
         if sent.source != "vm1" or sent.kind not in (Kind.S1, Kind.S2):
             continue
-        place, number = (sent.data[4:8], head(sent.data).association), head(sent.data)
-        rounds, keys = began[place], disclosed[place]
+        place = head(sent.data)
+        of_chain = sent.data[4:HEADER_SIZE], place.association
         if sent.kind == Kind.S2:
-            assert number.round == max(rounds), "a key after the next S1"
-            keys.add(number.round)
-        elif number.round not in rounds:
-            for earlier, since in rounds.items():
-                over = sent.time - since >= sender.ROUND_LIFETIME
-                assert earlier in keys or over, "two open rounds"
-            rounds[number.round] = sent.time
+            assert place.round == max(began[of_chain]), "a key after the next S1"
+            disclosed[of_chain].add(place.round)
+        elif place.round not in began[of_chain]:
+            for earlier, since in began[of_chain].items():
+                given_up = sent.time - since >= sender.ROUND_LIFETIME
+                assert earlier in disclosed[of_chain] or given_up, "two open rounds"
+            began[of_chain][place.round] = sent.time
     assert sum(map(len, began.values())) > 50
 
 
