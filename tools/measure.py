@@ -257,6 +257,12 @@ def cpu_seconds(pid: int) -> float:
     return (utime + stime) / _TICKS_PER_SECOND
 
 
+def wake_ups(pid: int) -> int:
+    """Return how often the process went to sleep so far, that is, how often it woke."""
+    status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
+    return int(status.split("voluntary_ctxt_switches:")[1].split()[0])
+
+
 def resident_mb(pids: Sequence[int]) -> float:
     """Return the resident memory of the largest of these processes, in MB (10**6)."""
     return max(_resident_kib(pid) for pid in pids) * 1024 / 1e6

@@ -1,0 +1,351 @@
+"""Many sessions in one daemon: how long they take, and the memory of each.
+
+    vm1: the daemon --- link --- vm2: an address for each peer, and in this process
+                                      a peer table behind each address
+
+``docs/benchmark.md`` says what the figures mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import socket
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from hashlib import sha256
+from ipaddress import IPv4Address, ip_address, ip_network
+from os import urandom
+from random import Random
+from threading import Thread
+from types import TracebackType
+from typing import Self
+
+import trio
+from attrs import define, field
+from rich.console import Console
+
+from alpha_trio.clock import boottime
+from alpha_trio.net.udp import UdpSocket
+from alpha_trio.proto.batch import Outbox
+from alpha_trio.proto.identity import Identity
+from alpha_trio.proto.peers import PeerTable
+from tools import measure
+from tools.bench import number
+from tools.lab import Daemon, Host, Lab, run_tool, wait_until
+from tools.measure import Figures
+from tools.targets import World, packet
+
+PORT = 1234
+NETWORK = "10.0.0.0/8"  # where the addresses of the peers are
+FIRST = IPv4Address("10.0.0.1")
+TIMEOUT = 60.0  # s for all sessions
+IDLE_SECONDS = 10
+_LOOK_EVERY = 0.02  # s between two looks at the deadlines of all tables
+_ASK_AGAIN = 1.0  # s after which a program repeats what was not answered
+_IDLE_PAIRS = 50
+_LOAD = 150  # super-packets, more than a session holds
+_SMALL_LOAD = 80_000  # small packets, likewise
+_LOADED_ROUNDS = 15  # until all associations are there
+_ROUND_LOAD = 10  # super-packets, more than fit into the rounds at once
+_MTU = 1_400  # bytes
+_SMALL_PACKET = [bytes(64)]
+_SUPER_PACKET = [bytes(1_360)] * 44
+
+
+@define(eq=False)
+class Crowd:
+    """Peers on one host, each with its own address, key and peer table.
+
+    They share a socket, which tells to which of them a datagram goes, and a thread.
+    """
+
+    host: Host
+    count: int
+    of: str  # address of the daemon they are peers of
+    _tables: dict[bytes, PeerTable] = field(init=False)  # by address as UDP tells it
+    _thread: Thread = field(init=False)
+    _socket: UdpSocket = field(init=False)
+    _token: trio.lowlevel.TrioToken | None = None
+    _scope: trio.CancelScope = field(factory=trio.CancelScope)
+
+    def __attrs_post_init__(self) -> None:
+        self._tables = {
+            bytes(4) + ip_address(address).packed + bytes(4): self._table(address)
+            for address in self.addresses
+        }
+        self._thread = Thread(target=trio.run, args=(self._serve,))
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of all of them."""
+        return [str(FIRST + number) for number in range(self.count)]
+
+    @property
+    def established(self) -> int:
+        """How many have a session with the daemon."""
+        return sum(t.sessions["hub"].current is not None for t in self._tables.values())
+
+    def __enter__(self) -> Self:
+        batch = "".join(f"addr add {a}/32 dev lo\n" for a in self.addresses)
+        self.host.run("ip", "-batch", "-", stdin=batch)
+        self._socket = self.host.call(lambda: UdpSocket.open(socket.AF_INET, PORT))
+        self._thread.start()
+        wait_until(lambda: self._token, "the crowd")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._call(self._scope.cancel)
+        self._thread.join()
+        self._socket.close()
+        self.host.run("ip", "addr", "flush", "dev", "lo", "to", NETWORK)
+
+    def speak(self) -> None:
+        """Each has a packet for the daemon's host, and so asks for a session."""
+        self._call(self._speak)
+
+    def _call(self, function: Callable[[], object]) -> None:
+        trio.from_thread.run_sync(function, trio_token=self._token)
+
+    def _table(self, address: str) -> PeerTable:
+        # The same key each time: the daemon has pinned it.
+        identity = Identity(sha256(address.encode()).digest())
+        table = PeerTable(PORT, identity, urandom)
+        table.add("hub", [(self.of, PORT)], [ip_network(self.of)])
+        return table
+
+    def _speak(self) -> None:
+        for local, table in self._tables.items():
+            source = str(ip_address(local[4:8]))
+            frame = memoryview(packet(source, self.of, [b"one packet"]))
+            out = Outbox()
+            table.outgoing(frame, boottime(), out)
+            self._send(local, out)
+
+    async def _serve(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive)
+                nursery.start_soon(self._look_at_deadlines)
+
+    async def _receive(self) -> None:
+        while True:
+            await self._socket.wait_readable()
+            while (received := self._socket.receive_nowait()) is not None:
+                view, stride, remote, local = received
+                table, out = self._tables.get(local), Outbox()
+                if table is not None:
+                    table.incoming(view, stride, remote, local, boottime(), out)
+                    self._send(local, out)
+
+    async def _look_at_deadlines(self) -> None:
+        while True:
+            await trio.sleep(_LOOK_EVERY)
+            now = boottime()
+            for local, table in self._tables.items():
+                if table.deadline <= now:
+                    out = Outbox()
+                    table.on_deadline(now, out)
+                    self._send(local, out)
+
+    def _send(self, local: bytes, out: Outbox) -> None:
+        for send in out.sends:
+            send.local = local
+            self._socket.send_nowait(send)  # what does not fit is lost, as on a link
+
+
+@contextmanager
+def meeting(vm1: Host, vm2: Host, count: int) -> Iterator[tuple[Daemon, Crowd]]:
+    """A daemon on vm1 with so many peers on vm2, of which none has a session yet."""
+    peers = Crowd(vm2, count, vm1.address)
+    config = "".join(
+        f'[peers.p{number}]\nendpoint = "{address}"\n'
+        for number, address in enumerate(peers.addresses)
+    )
+    with ExitStack() as stack:
+        vm1.run("ip", "route", "replace", NETWORK, "via", vm2.address)
+        crowd = stack.enter_context(peers)
+        yield stack.enter_context(Daemon(vm1, config=config)), crowd
+
+
+def call_all(daemon: Daemon, crowd: Crowd) -> None:
+    """Let the daemon's host send a packet to each peer."""
+    with daemon.host.socket() as sock:
+        for address in crowd.addresses:
+            sock.sendto(b"one packet", (address, 9))
+
+
+def establish(daemon: Daemon, crowd: Crowd, begin: Callable[[], None]) -> float:
+    """Seconds until all have a session, both ends say; ``begin`` is tried again."""
+    start = again = time.monotonic()
+
+    def done() -> bool:
+        nonlocal again
+        if time.monotonic() >= again:
+            begin()
+            again = time.monotonic() + _ASK_AGAIN
+        return crowd.established == crowd.count
+
+    wait_until(done, f"{crowd.count} sessions", TIMEOUT)
+    wait_until(lambda: established(daemon) == crowd.count, "the daemon's view", TIMEOUT)
+    return time.monotonic() - start
+
+
+def established(daemon: Daemon) -> int:
+    """How many sessions the daemon has."""
+    states = [peer["state"] for peer in daemon.status()["peers"]]
+    return states.count("established")
+
+
+def measure_daemon(vm1: Host, vm2: Host, count: int) -> Figures:
+    """Figures of a daemon that gets so many sessions, called by either end."""
+    figures: Figures = {}
+    with meeting(vm1, vm2, count) as (daemon, crowd):
+        pids = [daemon.pid]
+        before = measure.resident_mb(pids)
+        begin = lambda: call_all(daemon, crowd)  # noqa: E731
+        figures["called_by_daemon_s"] = establish(daemon, crowd, begin)
+        after = measure.resident_mb(pids)
+        figures |= {"rss_before_mb": before, "rss_after_mb": after}
+        figures["rss_session_kb"] = (after - before) * 1e3 / count
+    with meeting(vm1, vm2, count) as (daemon, crowd):
+        figures["called_by_peers_s"] = establish(daemon, crowd, crowd.speak)
+    return figures
+
+
+def measure_idle(vm1: Host, vm2: Host) -> Figures:
+    """Memory and wake-ups of a daemon without peers, and with two idle sessions."""
+    figures: Figures = {}
+    for count in (0, 2):
+        with meeting(vm1, vm2, count) as (daemon, crowd):
+            establish(daemon, crowd, crowd.speak)
+            time.sleep(2)  # what the last packets leave to be done
+            wakeups = measure.wake_ups(daemon.pid)
+            time.sleep(IDLE_SECONDS)
+            figures[f"wakeups_{count}_peers"] = measure.wake_ups(daemon.pid) - wakeups
+            figures[f"rss_{count}_peers_mb"] = measure.resident_mb([daemon.pid])
+    return figures
+
+
+# -- memory of the core alone ---------------------------------------------------------
+
+
+def measure_core() -> Figures:
+    """Traced memory of one end of a session, idle and with all it may hold, in kB."""
+    idle = _growth(lambda: [_idle(seed) for seed in range(_IDLE_PAIRS)])
+    loaded = _growth(lambda: _loaded(_idle(0), _SUPER_PACKET, _LOAD))
+    return {
+        "core_idle_kb": idle / 1e3 / (2 * _IDLE_PAIRS),
+        "core_loaded_kb": loaded / 1e3 / 2,
+    }
+
+
+def measure_small_packets() -> Figures:
+    """The same of a session that holds as many small packets as it may."""
+    loaded = _growth(lambda: _loaded(_idle(0), _SMALL_PACKET, _SMALL_LOAD))
+    return {"core_small_kb": loaded / 1e3 / 2}
+
+
+def _growth(make: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        made = make()
+        gc.collect()  # while what was made is still there
+        after, _ = tracemalloc.get_traced_memory()
+        del made
+    finally:
+        tracemalloc.stop()
+    return after - before
+
+
+def _idle(seed: int) -> World:
+    world = World("adaptive", Random(seed))
+    for end in world.ends:
+        end.session.mtu = _MTU
+    world.meet(8)
+    _forget_mail(world)
+    return world
+
+
+def _loaded(world: World, payloads: Sequence[bytes], times: int) -> World:
+    """Both ends have used their associations, and now hear no answers any more."""
+    here, there = (end.address for end in world.ends)
+    full = [
+        memoryview(packet(*addresses, payloads))
+        for addresses in ((here, there), (there, here))
+    ]
+    world.authentic = False  # nobody keeps account of these packets
+    for _ in range(_LOADED_ROUNDS):
+        _hand_in(world, full, _ROUND_LOAD)
+        for end in (*world.ends, *world.ends):
+            world.carry(end)
+        world.wait(0.01)
+    _hand_in(world, full, times)
+    _forget_mail(world)
+    return world
+
+
+def _hand_in(world: World, full: Sequence[memoryview], times: int) -> None:
+    for _ in range(times):
+        for end, frame in zip(world.ends, full, strict=True):
+            end.table.outgoing(frame, world.now, end.out)
+            world.wait(0.0)
+
+
+def _forget_mail(world: World) -> None:
+    world.old.clear()
+    for end in world.ends:
+        end.mail.clear()
+        end.out = Outbox()
+
+
+ROWS = {
+    "called_by_daemon_s": "all sessions, asked for by the daemon, s",
+    "called_by_peers_s": "all sessions, asked for by the peers, s",
+    "rss_before_mb": "daemon with the peers, no session, MB",
+    "rss_after_mb": "daemon with the sessions, MB",
+    "rss_session_kb": "daemon's memory for each session, kB",
+    "core_idle_kb": "core alone, an idle session, kB",
+    "core_loaded_kb": "core alone, a fully loaded session, kB",
+    "core_small_kb": "the same with packets of 64 bytes, kB",
+    "rss_0_peers_mb": "daemon without peers, MB",
+    "rss_2_peers_mb": "daemon with two idle sessions, MB",
+    "wakeups_0_peers": f"wake-ups in {IDLE_SECONDS} s, no peers",
+    "wakeups_2_peers": f"wake-ups in {IDLE_SECONDS} s, two idle sessions",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="tools/scale", description=__doc__)
+    add = parser.add_argument
+    add("--sessions", type=number, default=1_000, help="how many (default: 1000)")
+    add("--json", action="store_true", help="print one JSON document")
+    options = parser.parse_args(arguments)
+    with Lab() as lab:
+        vm1, vm2 = lab.lan(2)
+        figures = measure_daemon(vm1, vm2, options.sessions)
+        figures |= measure_idle(vm1, vm2) | measure_core()
+    figures |= measure_small_packets()
+    if options.json:
+        print(json.dumps({"sessions": options.sessions, **figures}, indent=2))
+        return 0
+    console = Console(highlight=False)
+    console.print(f"{options.sessions} sessions")
+    for key, title in ROWS.items():
+        console.print(f"{figures[key]:10,.1f}  {title}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_tool("tools/scale", main)
