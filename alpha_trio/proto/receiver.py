@@ -196,10 +196,8 @@ class Receiver:
             return size, Arrival.NOTHING
         offsets: list[int] = []
         packets: list[memoryview] = []
-        consumed = self._check(view, stride, found, offsets, packets)
+        consumed = self._check(view, stride, found, offsets, packets, out)
         if not packets:
-            for a2 in found.a2.values():  # the one we sent was lost
-                self.line.send(a2, out)
             return consumed, Arrival.NOTHING
         if found.shape & CONTROL:
             self._take_controls(association, found, packets)
@@ -243,6 +241,7 @@ class Receiver:
         found: InRound,
         offsets: list[int],
         packets: list[memoryview],
+        out: Outbox,
     ) -> int:
         """Collect what is authentic and new; returns the bytes of this round."""
         # hot path
@@ -280,12 +279,18 @@ class Receiver:
                 packets.append(packet)
         if forged:
             self.line.counters.drop(Drop.FORGED, forged)
-        if repeated and not found.shape & CONTROL:  # a control message's A2 was lost
-            self.line.counters.drop(Drop.REPLAYED, repeated)
+        if repeated:
+            self._on_repeated(found, repeated, out)
         found.seen = seen
         if seen + 1 == 1 << found.packets:
             found.checker.forget()
         return min(at, end)
+
+    def _on_repeated(self, found: InRound, packets: int, out: Outbox) -> None:
+        if not found.shape & CONTROL:
+            self.line.counters.drop(Drop.REPLAYED, packets)
+        for a2 in found.a2.values():  # the one we sent was lost
+            self.line.send(a2, out)
 
     def _deliver(
         self,
