@@ -394,6 +394,16 @@ def open_association(ends: Ends, number: int) -> None:
     ends.settle()
 
 
+def test_rule_8_role_chain_use_and_association_are_inside_the_hash():
+    """Even where seed and position are the same, elements have nothing in common."""
+    nonces = bytes(16), KEY
+    uses = chain.SIGNATURE_CHAIN, chain.ACKNOWLEDGMENT_CHAIN
+    names = {chain.chain_id(n, u, a) for n in nonces for u in uses for a in (0, 1, 256)}
+    assert len(names) == 12
+    steps = {chain.step(role, 6, KEY) for n in names for role in chain.prefixes(n)}
+    assert len(steps) == 24
+
+
 def test_rule_8_a_node_is_no_leaf():
     """A packet made of two nodes does not pass for the node over them."""
     packets = forged_packets(4)
@@ -479,6 +489,32 @@ def test_rule_10_a_number_that_was_only_announced_allocates_nothing(shape):
         s1 = place + S1_COUNTS.pack(packets, roots, 0) + bytes(16 * roots)
         assert ends.two.take(ends.one.tagged(s1)) == []
     assert ends.two.drops == {Drop.BAD_ROUND: 2}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("index", [7, 63, 64, 65_535])
+def test_rule_10_a_packet_beyond_its_round_is_a_forged_one(mode, index):
+    """Everybody can make it once the key is public."""
+    ends = Ends.of_mode(mode)
+    (s1,) = ends.one.emit(batch(mode))
+    s2 = ends.one.take(*ends.two.take(s1))[0]
+    at = ROUND_HEAD_SIZE + NODE_SIZE * head(s1).shape
+    ends.two.take(s2[:at] + index.to_bytes(2) + s2[at + 2 :])
+    assert ends.two.drops == {Drop.FORGED: 1}
+
+
+def test_rule_10_a_peer_with_a_longer_chain_gets_no_answer_beyond_ours():
+    ends = Ends.make()
+    name = chain_of(ends).chain_id
+    longer = HashChain.make(name, KEY, 40)
+    association = ends.two.receiver.associations[0]
+    association.signatures = ChainVerifier(name, longer.element(1016), 1016)
+    start = ends.one.emit(batch())[0][:HEADER_SIZE]
+    for number in range(508, 520):
+        place = ROUND.pack(0, 0, 0, number, longer.element(2 * number + 1))
+        s1 = start + place + S1_COUNTS.pack(1, 1, 0) + bytes(16)
+        answers = ends.two.take(ends.one.tagged(s1))
+        assert len(answers) == (2 * number + 2 <= association.chain.length)
 
 
 # -- 11: bounded state
@@ -580,7 +616,7 @@ def test_rule_13_successors_are_there_before_a_chain_runs_out(loss):
 
 
 @pytest.mark.parametrize("mode", [*MODES, "adaptive"])
-@pytest.mark.parametrize("size", [304, 1280, 8960, 60_000])
+@pytest.mark.parametrize("size", [296, 1280, 8960, 60_000])
 def test_rule_14_no_s1_is_larger_than_the_path_takes(mode, size):
     """Nor is any answer; and however much waits, the receiver takes the round."""
     ends = Ends.make(mode=mode, size=size)
