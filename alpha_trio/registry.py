@@ -470,7 +470,7 @@ class Registry:
             peer = self.peers.get(name)
             if peer is not None:
                 peer.underlay = underlay
-                peer.session.mtu = underlay.mtu
+                peer.session.resize(underlay.mtu)
 
     async def _route_or_log(self) -> None:
         try:

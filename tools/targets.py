@@ -22,7 +22,7 @@ from attrs import Factory, define, field, frozen
 from alpha_trio import config, rpc
 from alpha_trio.errors import ConfigError, StateError
 from alpha_trio.proto import frames, plain, sender, wire
-from alpha_trio.proto.alpha import MOST_ASSOCIATIONS, AlphaTransport
+from alpha_trio.proto.alpha import MOST_ASSOCIATIONS, AlphaTransport, Control
 from alpha_trio.proto.batch import (
     MAX_DATAGRAMS,
     MAX_SEND_BYTES,
@@ -224,6 +224,7 @@ class World:
     def check(self) -> None:
         """Insist on all that must hold at any time."""
         for end in self.ends:
+            end.session.statistics(self.now)  # it can always tell how it is
             insist(end.table.deadline == end.table.deadline, "a deadline is a number")
             for what, size, most in bounds(end):
                 insist(size <= most, f"{what}: at most {most}, not {size}")
@@ -373,9 +374,9 @@ def messages(data: bytes) -> None:
 def joining(data: bytes) -> None:
     """Frame words and bodies of an authentic but hostile peer."""
     choices = Choices(data)
-    count = 1 + choices.number(8)
+    count, step = 1 + choices.number(8), choices.number(2)
     first = int.from_bytes(choices.take(8).ljust(8, b"\0"))
-    words = [(first + i) % 2**64 for i in range(count)]
+    words = [(first + i * step) % 2**64 for i in range(count)]
     bodies: list[Buffer] = [choices.text() for _ in words]
     out = Outbox()
     counters = Counters()
@@ -447,9 +448,9 @@ def _handshake() -> list[bytes]:
     return [*list(world.old)[:3], cookie.pack()]
 
 
-def _script(mode: int, handshake: int, *steps: int) -> bytes:
-    """A script without any texts: each number is one of STEPS at either end."""
-    return b"".join(n.to_bytes(2) for n in (mode, handshake, *steps))
+def _script(*numbers: int) -> bytes:
+    """What Choices reads as these numbers: mode, datagrams of the handshake, steps."""
+    return b"".join(number.to_bytes(2) for number in numbers)
 
 
 _KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -475,6 +476,36 @@ _PEERS = b'{"schema": 1, "peers": [{"name": "vm2", "endpoint": "192.168.10.61"}]
 _PINS = f'{{"schema": 1, "pins": {{"vm2": "{_KEY}"}}}}'.encode()
 _SPEECH = (2, 200, 3)  # one end speaks: size, segments
 _TALK = (0, 1, 0, 1, *_SPEECH, 1, 0, 1, 0)
+_BETRAYAL, _PAUSE = 8, (10, 10)
+
+
+def _betrayal(kind: int) -> bytes:
+    """A script in which one end sends a control message of this kind."""
+    message = b"\0" + bytes([kind, 0, 0, 5]) + bytes(16)
+    end = _script(1, 0, 1, 0, *_PAUSE, 1, 0, 1, 0)
+    return _script(0, 4, *_TALK, _BETRAYAL, len(message)) + message + end
+
+
+def _bodies(step: int, word: int, headers: bytes) -> bytes:
+    """Input for ``joining``: four segments of a super-packet, or equal packets (0)."""
+    body = headers + bytes(20)
+    return _script(3, step) + word.to_bytes(8) + 4 * (_script(len(body)) + body)
+
+
+def _joining() -> list[bytes]:
+    """Segments of UDP and of TCP, and UDP packets of one flow."""
+    udp = packet("192.168.10.60", "192.168.10.61", [bytes(20)])
+    headers = udp[frames.VIRTIO_SIZE :][:_HEADERS]
+    tcp = headers[: _IPV4.size] + bytes(12) + b"\x50" + bytes(7)
+    v6 = b"\x60" + bytes(3) + b"\0\x28\x11\x40" + bytes(32)
+    return [
+        _bodies(1, 0x05_1C_14_86_0014_0000, headers),
+        _bodies(0, 0x00_00_14_86_0000_0000, headers),
+        _bodies(1, 0x01_28_14_90_0014_0000, tcp),
+        _bodies(1, 0x04_3C_28_90_0014_0000, v6 + tcp[_IPV4.size :]),
+        _bodies(0, 0x00_00_28_86_0000_0000, v6 + headers[_IPV4.size :]),
+    ]
+
 
 TARGETS = {
     "peers": Target(
@@ -483,10 +514,11 @@ TARGETS = {
             _script(mode, handshake, *_TALK, *_TALK)
             for mode in range(len(MODES))
             for handshake in range(5)
-        ],
+        ]
+        + [_betrayal(kind) for kind in Control],
     ),
     "messages": Target(messages, _handshake()),
-    "joining": Target(joining, [_script(0, 0, 0, 0, 40) + bytes(40)]),
+    "joining": Target(joining, _joining()),
     "control": Target(
         control,
         [

@@ -22,6 +22,7 @@ LOAD_RATE = 50.0  # SYNs a second above which cookies are asked for
 LOAD_BURST = 100.0
 ADDRESS_RATE, ADDRESS_BURST = 20.0, 5.0  # proven addresses: SYNs a second
 ADDRESSES_KEPT = 4096
+COOKIE_RATE, COOKIE_BURST = 200.0, 50.0  # COOKIEs sent a second: the peer reads them
 
 
 @define(eq=False)
@@ -52,6 +53,9 @@ class Doorkeeper:
 
     random: RandomBytes
     _load: TokenBucket = field(factory=lambda: TokenBucket(LOAD_RATE, LOAD_BURST))
+    _cookies: TokenBucket = field(
+        factory=lambda: TokenBucket(COOKIE_RATE, COOKIE_BURST)
+    )
     _addresses: dict[str, TokenBucket] = field(factory=dict)
     _secrets: tuple[bytes, bytes] = (b"", b"")  # in force, and the one before
     _since: float = 0.0
@@ -70,8 +74,14 @@ class Doorkeeper:
             return None
         return self._bucket(remote).take(now)
 
-    def cookie(self, remote: Remote, now: float) -> bytes:
-        """COOKIE_SIZE bytes for this address and port."""
+    def cookie(self, remote: Remote, now: float) -> bytes | None:
+        """COOKIE_SIZE bytes for this address and port.
+
+        None beyond COOKIE_RATE: a flood in a peer's name must not become a flood of
+        cookies at that peer.
+        """
+        if not self._cookies.take(now):
+            return None
         self._rotate(now)
         return _cookie(self._secrets[0], remote)
 

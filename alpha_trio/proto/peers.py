@@ -333,8 +333,8 @@ class PeerTable:
         admitted = self._door.admit(
             remote, syn.cookie, now, wary=session.is_answering(syn)
         )
-        if admitted is None:
-            cookie = self._door.cookie(remote, now)
+        cookie = self._door.cookie(remote, now) if admitted is None else None
+        if cookie is not None:
             answer = Cookie(syn.sender_id, syn.nonce, cookie).pack()
             send_control(out, remote, local, session.counters, answer)
         elif not admitted:

@@ -114,6 +114,10 @@ class RoundTrip:
         self.variation += (abs(self.smoothed - rtt) - self.variation) / 4
         self.smoothed += (rtt - self.smoothed) / 8
 
+    def begin(self, rtt: float) -> None:
+        """Expect what was seen elsewhere, until there is a measurement of our own."""
+        self.smoothed, self.variation = rtt, rtt / 2
+
     def timeout(self, attempts: int) -> float:
         """How long to wait for an answer after the ``attempts``-th try."""
         base = FIRST_RTO

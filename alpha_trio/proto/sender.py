@@ -62,7 +62,7 @@ from alpha_trio.proto.wire import (
 
 MODES = ("n", "c", "m", "cm")
 
-_DEPTHS = {"n": 0, "c": 0, "m": 6, "cm": 3, "adaptive": 3}
+_DEPTHS = {"n": 0, "c": 0, "m": 6, "cm": 3, "adaptive": 1}
 """Deepest trees by mode: their branches cost room in every S2."""
 
 HELD_BYTES = 7_500_000  # waiting and under way; oldest waiting dropped first
@@ -115,6 +115,8 @@ class Sender:
         A round whose key was not disclosed was not delivered either, so its packets
         go again, before those that wait.
         """
+        if old.rtt.smoothed is not None:
+            self.rtt.begin(old.rtt.smoothed)
         for round_ in old.order:
             round_.association.round = None
             for waiting in old.reopen(round_, now):

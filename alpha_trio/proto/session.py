@@ -357,6 +357,8 @@ class Session:
         self, ackack: AckAck, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
         """The peer has proven itself.  Raises BadPacket if it has not."""
+        if self.current is not None and ackack.receiver_id == self.current.local_id:
+            return  # a repeated one
         half_open = self.half_open
         if half_open is None:
             raise BadPacket
@@ -390,6 +392,8 @@ class Session:
         line = Line(agreement, self.counters, self.random, size)
         transport = AlphaTransport(line, now, now)
         transport.sender.restrict(self.mode, self.modes)
+        if self.rtt is not None:
+            transport.sender.rtt.begin(self.rtt)
         transport.add_first(agreement)
         return transport
 
@@ -544,7 +548,8 @@ class Session:
         if self.answered is None or self.current is None:
             return
         remote, local = self.current.remote, self.current.local
-        send_control(out, remote, local, self.counters, self.answered[1])
+        for _ in range(2):  # or a loss of every other datagram might hit it for ever
+            send_control(out, remote, local, self.counters, self.answered[1])
         self.ackack_repeats += 1
         jitter = 1 + int.from_bytes(self.random(1)) / 512
         self.ackack_at = now + ACKACK_AFTER * jitter * 2.0**self.ackack_repeats
@@ -611,6 +616,13 @@ class Session:
         if remotes != self.remotes and self.initiation is not None:
             self.initiation.restart()
         self.remotes = remotes
+
+    def resize(self, mtu: int) -> None:
+        """The path takes inner packets of ``mtu`` bytes now."""
+        self.mtu = mtu
+        for transport in (self.current, self.previous):
+            if isinstance(transport, AlphaTransport):
+                transport.line.datagram_size = mtu + overhead(self.mode)
 
     def _abandon(self) -> None:
         self._forget_initiation()

@@ -342,10 +342,6 @@ def test_a_path_that_takes_less_than_the_link(lab, version):
         assert drops(one).keys() <= {"too-big"}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="branches of trees leave IPv6 less than the 1280 bytes it must have",
-)
 def test_ipv6_keeps_its_smallest_mtu_on_a_path_of_1400(lab):
     vm1, vm2 = lab.lan(2, mtu=1400)
     with Daemon(vm1) as one, Daemon(vm2) as two:

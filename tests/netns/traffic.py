@@ -19,7 +19,7 @@ IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
 UDP, ICMPV6 = 17, 58
 ALL_FRAMES = 3  # ETH_P_ALL
 RCVBUFFORCE = 33
-OVERHEAD = 20 + 8 + 96  # IPv4, UDP, and what S2 adds at most, bytes
+OVERHEAD = 20 + 8 + 64  # IPv4, UDP, and what S2 adds at most, bytes
 LINK_ONLY_ICMPV6 = frozenset({133, 134, 135, 136, 143})  # neighbours and groups
 PATIENCE = 10  # seconds until a test gives a packet up
 

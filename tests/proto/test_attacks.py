@@ -172,3 +172,25 @@ def test_an_open_that_is_refused_or_lost_is_given_up():
         sim.send("vm1", "vm2", number)
         sim.run(1)
     assert 9 not in transport._opening
+
+
+def test_a_flood_in_a_peers_name_is_no_flood_of_cookies_at_it():
+    victim = Victim()
+    answers = 0
+    genuine = begin(stranger()).syn
+    for number in range(2000):
+        forged = evolve(genuine, nonce=number.to_bytes(16), sender_id=number + 1)
+        answers += len(victim.take(forged.pack(), number / 20_000))
+    assert answers < 200
+    assert victim.peer.counters.drops[Drop.RATE] > 1500
+
+
+def test_a_repeated_ackack_is_nothing_to_count():
+    good = stranger()
+    victim = Victim(key=good.public)
+    asking = begin(good)
+    (ack,) = victim.take(asking.syn.pack(), 0.0)
+    ackack = asking.finish_untrusted(parse_ack_untrusted(ack), good).pack()
+    victim.take(ackack, 0.1)
+    victim.take(ackack, 0.2)
+    assert not victim.peer.counters.drops
