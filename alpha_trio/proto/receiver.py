@@ -31,6 +31,7 @@ from alpha_trio.proto.wire import (
     CONTROL,
     DEPTH_MASK,
     HEADER_SIZE,
+    MAX_PACKETS,
     RELIABLE,
     ROUND,
     ROUND_HEAD_SIZE,
@@ -43,9 +44,6 @@ from alpha_trio.proto.wire import (
 
 MAX_ASSOCIATIONS = 64
 """Of one session and direction; more are refused."""
-
-MAX_PACKETS = 4096
-"""Of one round: what has to be remembered of it stays below half a megabyte."""
 
 MAX_RELIABLE = 64
 """Packets of a reliable round: its A1 costs the receiver two leaves for each."""

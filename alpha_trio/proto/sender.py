@@ -50,6 +50,7 @@ from alpha_trio.proto.wire import (
     A2_OPENING,
     CONTROL,
     HEADER_SIZE,
+    MAX_PACKETS,
     RELIABLE,
     ROUND,
     ROUND_HEAD_SIZE,
@@ -222,7 +223,7 @@ class Sender:
             return trees << depth, trees
         if self.mode == "c" or not self.trees:
             return roots, roots
-        return roots << depth, roots
+        return min(roots << depth, MAX_PACKETS), roots
 
     def _take(self) -> list[Waiting]:
         room, _ = self._capacity()
