@@ -67,7 +67,7 @@ def test_there_are_never_more_than_useful():
     sim = Simulation(link=LongWay(), mode="adaptive")
     sim.pair()
     most = 0
-    for _ in range(600):
+    for _ in range(1500):
         sim.send("vm1", "vm2")
         sim.run(0.003)
         most = max(most, sim.session("vm1", "vm2").statistics(sim.now).associations)

@@ -8,8 +8,8 @@ import pytest
 from alpha_trio.proto.batch import Drop
 from alpha_trio.proto.plain import Arrival
 from alpha_trio.proto.presign import NODE_SIZE
-from alpha_trio.proto.receiver import MAX_PACKETS
 from alpha_trio.proto.wire import (
+    MAX_PACKETS,
     ROUND,
     ROUND_HEAD_SIZE,
     S1_COUNTS,
