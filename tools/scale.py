@@ -74,8 +74,7 @@ class Crowd:
 
     def __attrs_post_init__(self) -> None:
         self._tables = {
-            bytes(4) + ip_address(address).packed + bytes(4): self._table(address)
-            for address in self.addresses
+            _pktinfo(address): self._table(address) for address in self.addresses
         }
         self._thread = Thread(target=trio.run, args=(self._serve,))
 
@@ -85,9 +84,13 @@ class Crowd:
         return [str(FIRST + number) for number in range(self.count)]
 
     @property
-    def established(self) -> int:
-        """How many have a session with the daemon."""
-        return sum(t.sessions["hub"].current is not None for t in self._tables.values())
+    def without(self) -> dict[str, PeerTable]:
+        """Those that have no session with the daemon yet, by address."""
+        return {
+            str(ip_address(local[4:8])): table
+            for local, table in self._tables.items()
+            if table.sessions["hub"].current is None
+        }
 
     def __enter__(self) -> Self:
         batch = "".join(f"addr add {a}/32 dev lo\n" for a in self.addresses)
@@ -109,7 +112,7 @@ class Crowd:
         self.host.run("ip", "addr", "flush", "dev", "lo", "to", NETWORK)
 
     def speak(self) -> None:
-        """Each has a packet for the daemon's host, and so asks for a session."""
+        """Each without a session has a packet for the daemon's host, and asks."""
         self._call(self._speak)
 
     def _call(self, function: Callable[[], object]) -> None:
@@ -123,12 +126,11 @@ class Crowd:
         return table
 
     def _speak(self) -> None:
-        for local, table in self._tables.items():
-            source = str(ip_address(local[4:8]))
-            frame = memoryview(packet(source, self.of, [b"one packet"]))
+        for address, table in self.without.items():
+            frame = memoryview(packet(address, self.of, [b"one packet"]))
             out = Outbox()
             table.outgoing(frame, boottime(), out)
-            self._send(local, out)
+            self._send(_pktinfo(address), out)
 
     async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -163,6 +165,11 @@ class Crowd:
             self._socket.send_nowait(send)  # what does not fit is lost, as on a link
 
 
+def _pktinfo(address: str) -> bytes:
+    """An address of ours as the UDP socket tells and takes it."""
+    return bytes(4) + ip_address(address).packed + bytes(4)
+
+
 @contextmanager
 def meeting(vm1: Host, vm2: Host, count: int) -> Iterator[tuple[Daemon, Crowd]]:
     """A daemon on vm1 with so many peers on vm2, of which none has a session yet."""
@@ -178,9 +185,9 @@ def meeting(vm1: Host, vm2: Host, count: int) -> Iterator[tuple[Daemon, Crowd]]:
 
 
 def call_all(daemon: Daemon, crowd: Crowd) -> None:
-    """Let the daemon's host send a packet to each peer."""
+    """Let the daemon's host send a packet to each peer that has no session."""
     with daemon.host.socket() as sock:
-        for address in crowd.addresses:
+        for address in crowd.without:
             sock.sendto(b"one packet", (address, 9))
 
 
@@ -193,7 +200,7 @@ def establish(daemon: Daemon, crowd: Crowd, begin: Callable[[], None]) -> float:
         if time.monotonic() >= again:
             begin()
             again = time.monotonic() + _ASK_AGAIN
-        return crowd.established == crowd.count
+        return not crowd.without
 
     wait_until(done, f"{crowd.count} sessions", TIMEOUT)
     wait_until(lambda: established(daemon) == crowd.count, "the daemon's view", TIMEOUT)

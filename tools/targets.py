@@ -371,6 +371,12 @@ def messages(data: bytes) -> None:
         insist(cookie[4:] == data[4:], "what was parsed packs as it came")
 
 
+def has_header(body: Buffer) -> bool:
+    """What a session makes sure of when it asks whose address the source is."""
+    version = body[0] >> 4 if len(body) else 0
+    return (version == 4 and len(body) >= 20) or (version == 6 and len(body) >= 40)
+
+
 def joining(data: bytes) -> None:
     """Frame words and bodies of an authentic but hostile peer."""
     choices = Choices(data)
@@ -380,7 +386,7 @@ def joining(data: bytes) -> None:
     bodies: list[Buffer] = [choices.text() for _ in words]
     out = Outbox()
     counters = Counters()
-    plain.deliver_untrusted(words, bodies, lambda packet: True, out, counters)
+    plain.deliver_untrusted(words, bodies, has_header, out, counters)
     for deliver in out.delivers:
         packets = frames.finished(deliver.parts)
         insist(len(packets) == deliver.packets, "a delivery has its packets")
