@@ -271,6 +271,19 @@ def test_a_new_session_takes_over_what_was_not_disclosed_in_order():
     assert (old.one.sender.queued_packets, held(old.one)) == (0, 0)
 
 
+def test_a_round_of_several_sizes_is_taken_over_in_order():
+    old, new = Ends.make(), Ends.make(seed=1)
+    first = old.one.send(b"first")
+    texts = [b"%d" % n * (n % 3 + 1) for n in range(9)]
+    old.one.send(*texts)
+    old.one.take(*old.two.take(*first))
+    (under_way,) = old.one.sender.order
+    assert len(under_way.groups) > 3
+    new.one.sender.succeed(old.one.sender, 1.0, new.one.out)
+    new.settle(*new.one.sent(), now=1.0)
+    assert new.two.received == texts
+
+
 def test_a_session_that_ends_counts_what_is_lost_with_it():
     ends = Ends.make()
     ends.one.emit(batch())
