@@ -97,6 +97,7 @@ class Registry:
         self._families = frozenset(families)
         self._pins: dict[str, bytes] = {}  # keys of first contacts, by peer
         self._lock = trio.Lock()
+        self._saved_pins: dict[str, bytes] = {}
         self._pins_lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
 
@@ -165,7 +166,10 @@ class Registry:
         try:
             async with self._pins_lock:  # or an older state might be saved last
                 pins = dict(self._pins)
+                if pins == self._saved_pins:
+                    return  # a thousand first contacts need no thousand saves
                 await trio.to_thread.run_sync(self._store.save_pins, pins)
+                self._saved_pins = pins
         except StateError as error:
             self._journal.failure("pinned keys", "saving failed", str(error))
         else:

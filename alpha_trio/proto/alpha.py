@@ -181,7 +181,7 @@ class AlphaTransport:
         if datagram[0] != Kind.A1:
             return self.sender.on_a2_untrusted(datagram, now, out)
         new = self.sender.on_a1_untrusted(datagram, remote, local, now, out)
-        if self._answers % _RENEW_EVERY == 0:
+        if self._answers % _RENEW_EVERY == 1:
             self._renew(now, out)
         self._answers += 1
         return new
@@ -230,7 +230,7 @@ class AlphaTransport:
 
     def _renew(self, now: float, out: Outbox) -> None:
         """Open successors of associations that run out, forget those that did."""
-        if LONG_WAY < self.sender.rtt.least < inf:
+        if LONG_WAY < self.sender.rtt.least < inf:  # of two measurements, at least
             self._wanted = max(self._wanted, START_ASSOCIATIONS)
         for number, (_, since) in list(self._opening.items()):
             if now - since >= OPENING_LIFETIME:  # refused, or the ACCEPT was lost

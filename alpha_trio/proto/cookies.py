@@ -22,7 +22,7 @@ LOAD_RATE = 50.0  # SYNs a second above which cookies are asked for
 LOAD_BURST = 100.0
 ADDRESS_RATE, ADDRESS_BURST = 20.0, 5.0  # proven addresses: SYNs a second
 ADDRESSES_KEPT = 4096
-COOKIE_RATE, COOKIE_BURST = 200.0, 50.0  # COOKIEs sent a second: the peer reads them
+COOKIE_RATE, COOKIE_BURST = 20.0, 10.0  # to one address, a second: it reads them all
 
 
 @define(eq=False)
@@ -53,9 +53,7 @@ class Doorkeeper:
 
     random: RandomBytes
     _load: TokenBucket = field(factory=lambda: TokenBucket(LOAD_RATE, LOAD_BURST))
-    _cookies: TokenBucket = field(
-        factory=lambda: TokenBucket(COOKIE_RATE, COOKIE_BURST)
-    )
+    _asked: dict[str, TokenBucket] = field(factory=dict)
     _addresses: dict[str, TokenBucket] = field(factory=dict)
     _secrets: tuple[bytes, bytes] = (b"", b"")  # in force, and the one before
     _since: float = 0.0
@@ -72,7 +70,8 @@ class Doorkeeper:
             return None if busy or wary else True
         if not self._fits(remote, cookie, now):
             return None
-        return self._bucket(remote).take(now)
+        bucket = _bucket(self._addresses, remote, ADDRESS_RATE, ADDRESS_BURST)
+        return bucket.take(now)
 
     def cookie(self, remote: Remote, now: float) -> bytes | None:
         """COOKIE_SIZE bytes for this address and port.
@@ -80,7 +79,7 @@ class Doorkeeper:
         None beyond COOKIE_RATE: a flood in a peer's name must not become a flood of
         cookies at that peer.
         """
-        if not self._cookies.take(now):
+        if not _bucket(self._asked, remote, COOKIE_RATE, COOKIE_BURST).take(now):
             return None
         self._rotate(now)
         return _cookie(self._secrets[0], remote)
@@ -101,14 +100,18 @@ class Doorkeeper:
             self._secrets = self.random(32), before
             self._since = now
 
-    def _bucket(self, remote: Remote) -> TokenBucket:
-        network = _network(remote[0])
-        bucket = self._addresses.get(network)
-        if bucket is None:
-            if len(self._addresses) >= ADDRESSES_KEPT:
-                self._addresses.clear()
-            bucket = self._addresses[network] = TokenBucket(ADDRESS_RATE, ADDRESS_BURST)
-        return bucket
+
+def _bucket(
+    buckets: dict[str, TokenBucket], remote: Remote, rate: float, burst: float
+) -> TokenBucket:
+    """The bucket of an address, made if there is none; all go when there are many."""
+    network = _network(remote[0])
+    bucket = buckets.get(network)
+    if bucket is None:
+        if len(buckets) >= ADDRESSES_KEPT:
+            buckets.clear()
+        bucket = buckets[network] = TokenBucket(rate, burst)
+    return bucket
 
 
 def _cookie(secret: bytes, remote: Remote) -> bytes:

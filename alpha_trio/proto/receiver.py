@@ -32,6 +32,7 @@ from alpha_trio.proto.wire import (
     DEPTH_MASK,
     HEADER_SIZE,
     MAX_PACKETS,
+    MAX_ROOTS,
     RELIABLE,
     ROUND,
     ROUND_HEAD_SIZE,
@@ -352,7 +353,7 @@ def _roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
     roots, depth = message[S1_FIXED_SIZE:], shape & DEPTH_MASK
     if depth > MAX_DEPTH or not 0 < packets <= MAX_PACKETS:
         raise BadPacket
-    if len(roots) != count * NODE_SIZE:
+    if count > MAX_ROOTS or len(roots) != count * NODE_SIZE:
         raise BadPacket
     if (shape & CONTROL and packets != 1) or (
         shape & RELIABLE and packets > MAX_RELIABLE

@@ -16,6 +16,7 @@ FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
 
 FRAME = Struct("!8xQ")  # a packet's head, filled in later, and its frame word
 HEADS_SIZE = FRAME.size
+_OBJECTS = 150  # bytes of the objects that hold a waiting frame
 HOLE = bytes(S2_TAIL.size)  # where the head goes, in front of each body
 
 
@@ -27,6 +28,11 @@ class Waiting:
     count: int
     size: int  # bytes of every packet but the last
     since: float
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory, about: small packets are mostly the objects around them."""
+        return len(self.plain) + _OBJECTS
 
     @property
     def packets(self) -> int:

@@ -51,6 +51,7 @@ from alpha_trio.proto.wire import (
     CONTROL,
     HEADER_SIZE,
     MAX_PACKETS,
+    MAX_ROOTS,
     RELIABLE,
     ROUND,
     ROUND_HEAD_SIZE,
@@ -173,14 +174,14 @@ class Sender:
 
     def _queue(self, waiting: Waiting) -> None:
         self.queue.append(waiting)
-        self.queued_bytes += len(waiting.plain)
+        self.queued_bytes += waiting.held
         self.queued_count += waiting.count
         while self.queue and self.queued_bytes + self.under_way_bytes > HELD_BYTES:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         oldest = self.queue.popleft()
-        self.queued_bytes -= len(oldest.plain)
+        self.queued_bytes -= oldest.held
         self.queued_count -= oldest.count
         self.line.counters.drop(Drop.QUEUE_FULL, oldest.packets)
 
@@ -212,7 +213,8 @@ class Sender:
 
     def _capacity(self) -> tuple[int, int]:
         """Most packets for the next round, and most roots its S1 may carry."""
-        roots = (self.line.datagram_size - S1_FIXED_SIZE - TAG_SIZE) // NODE_SIZE
+        room = self.line.datagram_size - S1_FIXED_SIZE - TAG_SIZE
+        roots = min(room // NODE_SIZE, MAX_ROOTS)
         depth = _DEPTHS[self.mode]
         if self.mode == "n":
             return 1, 1
@@ -230,10 +232,11 @@ class Sender:
         taken = []
         while self.queue and room:
             waiting = self.queue.popleft()
+            self.queued_bytes -= waiting.held
             if waiting.count > room:
                 waiting, rest = waiting.split(room)
                 self.queue.appendleft(rest)
-            self.queued_bytes -= len(waiting.plain)
+                self.queued_bytes += rest.held
             self.queued_count -= waiting.count
             room -= waiting.count
             taken.append(waiting)

@@ -262,6 +262,7 @@ RELIABLE, CONTROL, DEPTH_MASK = 0x80, 0x40, 0x07
 # S1: head | packets, roots, zero | roots (16 each) | tag (8)
 S1_COUNTS = Struct("!HHI")
 S1_FIXED_SIZE = ROUND_HEAD_SIZE + S1_COUNTS.size
+MAX_ROOTS = 512  # of one S1: what fits into 8 KiB
 MAX_PACKETS = 4096
 """Of one round: what has to be remembered of it stays below half a megabyte."""
 # A1: head | digest of the S1 (16) | root of the acknowledgment tree (16) | tag (8)

@@ -98,6 +98,18 @@ def test_a_cut_or_altered_packet_of_a_session_harms_nobody(pair):
         send_tcp(vm1, vm2, vm2.address)
 
 
+def captured(tap, source, kind, count):
+    """The datagrams of ``source`` once there are ``count`` of ``kind``."""
+    seen = []
+
+    def enough():
+        seen.extend(datagrams(tap.packets(), source.address))
+        return [datagram[0] for datagram in seen].count(kind) >= count
+
+    wait_until(enough, "the datagrams on the link")
+    return seen
+
+
 def test_nothing_is_delivered_twice(pair):
     vm1, vm2 = pair
     with Daemon(vm1) as one, Daemon(vm2) as two, Forger(vm2, vm1) as forger:
@@ -105,8 +117,7 @@ def test_nothing_is_delivered_twice(pair):
         ping(vm1, vm2.address)
         with Tap(vm1) as tap:
             ping(vm1, vm2.address, count=5)
-            seen = datagrams(tap.packets(), vm2.address)
-        assert [datagram[0] for datagram in seen].count(Kind.S2) >= 5
+            seen = captured(tap, vm2, Kind.S2, 5)
         received = peer(one, "vm2")["rx_packets"]
         for datagram in (*seen, *reversed(seen)):
             forger.send(datagram, vm2.address)
@@ -125,7 +136,7 @@ def test_nothing_is_delivered_twice_in_plain_mode(pair):
         ping(vm1, vm2.address)
         with Tap(vm1) as tap:
             ping(vm1, vm2.address, count=5)
-            seen = datagrams(tap.packets(), vm2.address)
+            seen = captured(tap, vm2, Kind.DATA, 5)
         assert len(seen) == 5
         received = peer(one, "vm2")["rx_packets"]
         for datagram in (*seen, *reversed(seen)):

@@ -416,7 +416,7 @@ def test_backend_none_sets_up_the_interface_and_nothing_else(pair):
         link = ip(vm1, "-d link show alpha0")
         assert "mtu 1448" in link
         assert "qlen 1000" in link
-        assert "gso_max_size 61440" in link
+        assert "gso_max_size 61200" in link
         assert "addrgenmode none" in link
         assert "10.8.0.1/24" in ip(vm1, "addr show alpha0")
         assert "161" not in ip(vm1, "rule")
