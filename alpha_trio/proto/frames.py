@@ -63,6 +63,20 @@ class Cut:
     packet_bytes: int  # of the inner IP packets this frame stands for
 
 
+def flow_of(cut: Cut) -> bytes:
+    """Which flow a frame belongs to: equal for all packets of one connection.
+
+    Fragments and packets with options may share one with others.
+    """
+    head = cut.headers or cut.segments[0]
+    version = head[0] >> 4 if len(head) else 0
+    if version == 4:
+        return bytes(head[9:10]) + bytes(head[12:24])
+    if version == 6:
+        return bytes(head[6:7]) + bytes(head[8:44])
+    return b""  # a keepalive
+
+
 def cut(frame: memoryview, room: int) -> Cut | None:
     """Cut a TUN frame into bodies of at most ``room`` bytes without frame word.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 from math import inf
 from struct import Struct
 
@@ -28,6 +31,7 @@ class Waiting:
     count: int
     size: int  # bytes of every packet but the last
     since: float
+    flow: bytes = b""  # addresses, ports and protocol; only equality matters
 
     @property
     def held(self) -> int:
@@ -42,9 +46,80 @@ class Waiting:
     def split(self, count: int) -> tuple[Waiting, Waiting]:
         """The first ``count`` bodies, and the rest."""
         at = count * self.size
-        head = Waiting(self.plain[:at], count, self.size, self.since)
-        rest = Waiting(self.plain[at:], self.count - count, self.size, self.since)
+        left = self.count - count
+        head = Waiting(self.plain[:at], count, self.size, self.since, self.flow)
+        rest = Waiting(self.plain[at:], left, self.size, self.since, self.flow)
         return head, rest
+
+
+@define(eq=False)
+class FlowQueue:
+    """What waits, the packets of flows that have nothing else waiting first.
+
+    So an echo or a keystroke does not stand behind the megabytes of a download.
+    Inside a flow the order stays: a packet only goes to the front when none of its
+    flow waits behind.
+    """
+
+    _front: deque[Waiting] = field(factory=deque)
+    _back: deque[Waiting] = field(factory=deque)
+    _flows: dict[bytes, int] = field(factory=dict)  # frames that wait
+
+    def append(self, waiting: Waiting) -> None:
+        """Add a frame in its turn."""
+        others = self._flows.get(waiting.flow, 0)
+        (self._back if others else self._front).append(waiting)
+        self._flows[waiting.flow] = others + 1
+
+    def append_in_order(self, waiting: Waiting) -> None:
+        """Add a frame behind all that were added so far, whatever its flow."""
+        self._front.append(waiting)
+        self._flows[waiting.flow] = self._flows.get(waiting.flow, 0) + 1
+
+    def appendleft(self, waiting: Waiting) -> None:
+        """Put back what was taken last."""
+        self._front.appendleft(waiting)
+        self._flows[waiting.flow] = self._flows.get(waiting.flow, 0) + 1
+
+    def popleft(self) -> Waiting:
+        """Take the frame whose turn it is.  Raises IndexError if none waits."""
+        return self._taken((self._front or self._back).popleft())
+
+    def pop_oldest(self) -> Waiting:
+        """Take the frame that has waited longest."""
+        return self._taken(self._longest().popleft())
+
+    @property
+    def oldest(self) -> Waiting:
+        """The frame that has waited longest.  Raises IndexError if none waits."""
+        return self._longest()[0]
+
+    def _longest(self) -> deque[Waiting]:
+        if not self._front or not self._back:
+            return self._front or self._back
+        behind = self._back[0].since < self._front[0].since
+        return self._back if behind else self._front
+
+    def _taken(self, waiting: Waiting) -> Waiting:
+        left = self._flows[waiting.flow] - 1
+        if left:
+            self._flows[waiting.flow] = left
+        else:
+            del self._flows[waiting.flow]
+        return waiting
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._front.clear()
+        self._back.clear()
+        self._flows.clear()
+
+    def __len__(self) -> int:
+        return len(self._front) + len(self._back)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        """In the order of turns."""
+        return chain(self._front, self._back)
 
 
 @define(eq=False)

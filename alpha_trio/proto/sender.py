@@ -33,13 +33,14 @@ from alpha_trio.proto.batch import (
     Remote,
 )
 from alpha_trio.proto.cipher import TAG_SIZE
-from alpha_trio.proto.frames import Cut
+from alpha_trio.proto.frames import Cut, flow_of
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.presign import NODE_SIZE, Presigner, depth_for
 from alpha_trio.proto.rounds import (
     FRAME,
     HEADS_SIZE,
     HOLE,
+    FlowQueue,
     OutAssociation,
     Round,
     RoundTrip,
@@ -96,7 +97,7 @@ class Sender:
     rtt: RoundTrip = field(factory=RoundTrip)
     mode: str = "adaptive"
     modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
-    queue: deque[Waiting] = field(factory=deque)
+    queue: FlowQueue = field(factory=FlowQueue)
     queued_bytes: int = 0
     queued_count: int = 0  # packets
     under_way_bytes: int = 0
@@ -122,11 +123,11 @@ class Sender:
         for round_ in old.order:
             round_.association.round = None
             for waiting in old.reopen(round_, now):
-                self._queue(waiting)
+                self._queue(waiting, in_order=True)
         old.order.clear()
         old.under_way_bytes = 0
         while old.queue:
-            self._queue(old.queue.popleft())
+            self._queue(old.queue.popleft(), in_order=True)
         old.queued_bytes = old.queued_count = 0
         self.start(now, out)
 
@@ -169,18 +170,22 @@ class Sender:
         parts[::2] = [pack(word + i) + headers for i in range(count)]
         parts[1::2] = cut.segments
         size = HEADS_SIZE + len(headers) + len(cut.segments[0])
-        self._queue(Waiting(b"".join(parts), count, size, now))
+        plain = b"".join(parts)
+        self._queue(Waiting(plain, count, size, now, flow_of(cut)))
         self.start(now, out)
 
-    def _queue(self, waiting: Waiting) -> None:
-        self.queue.append(waiting)
+    def _queue(self, waiting: Waiting, *, in_order: bool = False) -> None:
+        if in_order:
+            self.queue.append_in_order(waiting)
+        else:
+            self.queue.append(waiting)
         self.queued_bytes += waiting.held
         self.queued_count += waiting.count
         while self.queue and self.queued_bytes + self.under_way_bytes > HELD_BYTES:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        oldest = self.queue.popleft()
+        oldest = self.queue.pop_oldest()
         self.queued_bytes -= oldest.held
         self.queued_count -= oldest.count
         self.line.counters.drop(Drop.QUEUE_FULL, oldest.packets)
@@ -191,7 +196,7 @@ class Sender:
         """Start a round on every idle association, as long as something waits."""
         if self.controls:
             self._start_control(now, out)
-        while self.queue and now - self.queue[0].since > QUEUE_AGE:
+        while self.queue and now - self.queue.oldest.since > QUEUE_AGE:
             self._drop_oldest()
         if not self.queue or self._better_wait():
             return

@@ -1,13 +1,15 @@
 """The sending half of a session: queue, rounds, repetition, modes."""
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from random import Random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from alpha_trio.proto.batch import Drop
 from alpha_trio.proto.frames import cut
-from alpha_trio.proto.rounds import MAX_RTO, MIN_RTO, RoundTrip
+from alpha_trio.proto.rounds import MAX_RTO, MIN_RTO, FlowQueue, RoundTrip, Waiting
 from alpha_trio.proto.sender import (
     HELD_BYTES,
     QUEUE_AGE,
@@ -144,7 +146,8 @@ def test_the_oldest_are_dropped_first():
     assert newest == [[], [], []]
     ends.settle(*first)
     assert ends.two.received[:7] == packets_of(batch())
-    assert ends.two.received[-3:] == [b"newest 0", b"newest 1", b"newest 2"]
+    newest = [p for p in ends.two.received if p.startswith(b"newest")]
+    assert newest == [b"newest 0", b"newest 1", b"newest 2"]
 
 
 def test_what_waited_too_long_is_dropped_and_counted():
@@ -291,3 +294,48 @@ def test_a_session_that_ends_counts_what_is_lost_with_it():
     ends.one.transport.abandon()
     assert ends.one.drops == {Drop.NO_SESSION: 14}
     assert ends.one.sender.queued_packets == 0
+
+
+def frames_of(flow: bytes, count: int, since: float = 0.0) -> list[Waiting]:
+    return [Waiting(bytes([i]) * 20, 1, 20, since, flow) for i in range(count)]
+
+
+def test_a_flow_with_nothing_waiting_goes_first():
+    queue = FlowQueue()
+    download, echo = frames_of(b"download", 5), frames_of(b"echo", 1)
+    for waiting in (*download, *echo):
+        queue.append(waiting)
+    taken = [queue.popleft() for _ in range(len(queue))]
+    assert taken == [download[0], *echo, *download[1:]]
+
+
+@given(st.lists(st.sampled_from([b"a", b"b", b"c", None]), max_size=60))
+def test_order_inside_a_flow_stays_whatever_is_taken_between(script):
+    queue, number = FlowQueue(), 0
+    left: dict[bytes, list[int]] = {b"a": [], b"b": [], b"c": []}
+    for flow in script:
+        if flow is None and len(queue):
+            waiting = queue.popleft()
+            assert left[waiting.flow].pop(0) == int(waiting.since)
+        elif flow is not None:
+            queue.append(Waiting(b"", 1, 20, float(number), flow))
+            left[flow].append(number)
+            number += 1
+    assert sorted(int(w.since) for w in queue) == sorted(chain(*left.values()))
+
+
+def test_what_the_last_session_left_goes_before_everything_new():
+    queue = FlowQueue()
+    old = [*frames_of(b"x", 2), *frames_of(b"y", 1)]
+    for waiting in old:
+        queue.append_in_order(waiting)
+    new = frames_of(b"z", 1)
+    queue.append(new[0])
+    assert list(queue) == [*old, *new]
+
+
+def test_the_oldest_is_found_on_either_side():
+    queue = FlowQueue()
+    for waiting in (*frames_of(b"x", 2, since=1.0), *frames_of(b"y", 1, since=2.0)):
+        queue.append(waiting)
+    assert [queue.pop_oldest().since for _ in range(3)] == [1.0, 1.0, 2.0]
