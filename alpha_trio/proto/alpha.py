@@ -58,7 +58,7 @@ LATER_SPACING = 64  # 4,096 elements, 2,047 rounds: made in slices
 START_ASSOCIATIONS = 4  # as soon as one was too few
 LONG_WAY = 0.025  # s of round-trip time on which one is too few from the start
 MOST_ASSOCIATIONS = 16  # of ours; the peer may have more
-OPENING_LIFETIME = 15.0  # s until an OPEN without an ACCEPT is given up
+OPENING_LIFETIME = 5.0  # s until an OPEN without an ACCEPT is given up
 RENEW_BELOW = 0.3  # share of a chain's rounds that is left when its successor opens
 
 _LAST_ASSOCIATION = 0xFFFF

@@ -78,7 +78,7 @@ ROUNDS_AT_ONCE = 1  # and one more for each ...
 ROUNDS_EVERY = 0.004  # s of round-trip time
 
 ROUND_LIFETIME = 3.0  # s until an unanswered round holds up those behind it no more
-CONTROL_LIFETIME = 10.0  # s until a control message is given up
+CONTROL_LIFETIME = 3.0  # s, or six round trips, until a control message makes way
 
 _CONTROLS_AT_ONCE = 32  # control messages in one datagram, 20 bytes each
 
@@ -460,8 +460,7 @@ class Sender:
             round_ = association.round
             if round_ is None or now < round_.resend_at:
                 continue
-            lifetime = CONTROL_LIFETIME if round_.shape & CONTROL else ROUND_LIFETIME
-            if now - round_.started >= lifetime:
+            if now - round_.started >= self._lifetime(round_):
                 self._give_up(round_)
             elif not round_.agreed:
                 self.under_way -= round_.attempts == 1  # others need not wait for it
@@ -476,6 +475,12 @@ class Sender:
         open_rounds = [a.round for a in self.associations.values() if a.round]
         self.deadline = min((r.resend_at for r in open_rounds), default=inf)
         self._release(now, out)
+
+    def _lifetime(self, round_: Round) -> float:
+        """How long a round may take; a control one not as long, as packets wait."""
+        if not round_.shape & CONTROL:
+            return ROUND_LIFETIME
+        return max(CONTROL_LIFETIME, 6 * (self.rtt.smoothed or 0.0))
 
     def _give_up(self, round_: Round) -> None:
         round_.association.round = None

@@ -191,7 +191,9 @@ def test_tcp_gets_through_a_hostile_link(mallory, daemons):
     assert kernel_errors(vm1) == kernel_errors(vm2) == {}
 
 
-@pytest.mark.parametrize("n", [3, 4, 7, 13, 31])
+# Every third is left to virtual time (tests/proto/test_alpha.py): a round on an idle
+# line is three datagrams, so that loss can hit the same one for seconds.
+@pytest.mark.parametrize("n", [4, 7, 13, 31])
 def test_every_nth_datagram_is_lost(mallory, daemons, n):
     mallory.mischief = every_nth(n)
     meet(*daemons)
