@@ -154,8 +154,9 @@ class Registry:
         peer = self.peers.get(event.peer or "")
         if peer is None:
             return
-        if event.kind is EventKind.PINNED and peer.session.key is not None:
-            self._pins[peer.settings.name] = peer.session.key
+        key = peer.session.negotiation.key
+        if event.kind is EventKind.PINNED and key is not None:
+            self._pins[peer.settings.name] = key
             assert self._nursery is not None
             self._nursery.start_soon(self._save_pins)
         elif event.kind in (EventKind.GAVE_UP, EventKind.SILENT):

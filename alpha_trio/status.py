@@ -110,7 +110,7 @@ def _key(public: bytes | None) -> str | None:
 def _key_source(peer: Peer) -> str:
     if peer.settings.key:
         return "configured"
-    return "pinned" if peer.session.key else "none"
+    return "pinned" if peer.session.negotiation.key else "none"
 
 
 def _seconds(age: float | None) -> float | None:

@@ -22,8 +22,9 @@ from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Remote
 from alpha_trio.proto.cookies import Doorkeeper
 from alpha_trio.proto.handshake import RandomBytes
 from alpha_trio.proto.identity import Identity
+from alpha_trio.proto.negotiation import send_control
 from alpha_trio.proto.plain import Transport
-from alpha_trio.proto.session import ConnectionIds, Session, send_control
+from alpha_trio.proto.session import ConnectionIds, Session
 from alpha_trio.proto.wire import (
     HEADER_SIZE,
     ID_SIZE,
@@ -164,10 +165,9 @@ class PeerTable:
         Without ``key`` the first contact decides.  A new key or mode holds for the
         next session: to end the present one is for the caller.
         """
-        session.move(tuple(remotes))
-        session.keepalive, session.mode = keepalive, mode
-        if session.key != key:
-            session.key, session.offered_key = key, None
+        session.negotiation.move(tuple(remotes))
+        session.require(key, mode)
+        session.keepalive = keepalive
         session.wake = min(session.wake, session.next_wake())
         self._prefixes_of[session.name] = tuple(prefixes)
         self._indexed = False
@@ -194,9 +194,9 @@ class PeerTable:
         self._endpoints.clear()
         self._by_key.clear()
         for session in self.sessions.values():
-            if session.key is not None:
-                self._by_key.setdefault(session.key, session)
-            for host, port, *_ in session.remotes:
+            if session.negotiation.key is not None:
+                self._by_key.setdefault(session.negotiation.key, session)
+            for host, port, *_ in session.negotiation.remotes:
                 self._by_remote[host, port] = session
                 there = self._by_host.setdefault(host, [])
                 if session not in there:
@@ -331,7 +331,7 @@ class PeerTable:
             self._knock(remote, syn.identity, out)
             return
         admitted = self._door.admit(
-            remote, syn.cookie, now, wary=session.is_answering(syn)
+            remote, syn.cookie, now, wary=session.negotiation.is_answering(syn)
         )
         cookie = self._door.cookie(remote, now) if admitted is None else None
         if cookie is not None:
@@ -346,7 +346,7 @@ class PeerTable:
     def _peer_of(self, syn: Syn, remote: Remote) -> Session | None:
         """Who asks: by its key, wherever it is now, or by its address."""
         there = self._peer_at(remote)
-        if there is not None and there.key in (None, syn.identity):
+        if there is not None and there.negotiation.key in (None, syn.identity):
             return there
         return self._by_key.get(syn.identity, there)
 
@@ -356,11 +356,11 @@ class PeerTable:
         session = self._by_id.get(int.from_bytes(datagram[4:8]))
         if session is None:
             self.counters.drop(Drop.UNKNOWN_ID)
-        elif session.key is None and self._peer_at(remote) is not session:
+        elif session.negotiation.key is None and self._peer_at(remote) is not session:
             # A key that is about to be pinned comes from where it was asked for.
             session.note_wrong_address(remote, out)
         else:
-            known = session.key
+            known = session.negotiation.key
             try:
                 if datagram[0] == Kind.ACK:
                     ack = parse_ack_untrusted(datagram)
@@ -373,7 +373,7 @@ class PeerTable:
                     session.on_cookie_untrusted(cookie, now)
             except BadPacket:
                 session.counters.drop(Drop.BAD_PROOF)
-            self._indexed = self._indexed and session.key == known
+            self._indexed = self._indexed and session.negotiation.key == known
             self._plan(session)
 
     def _on_lost_data(self, remote: Remote, now: float) -> None:

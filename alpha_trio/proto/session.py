@@ -1,4 +1,6 @@
-"""One peer: its handshakes, its transport, the packets that wait, its timers.
+"""One peer: its transport, the packets that wait, its timers.
+
+How a session is agreed on is in negotiation.py.
 
 Timers are timestamps, not alarms.  Events only write down when they happened;
 ``wake`` says when somebody should look again, and :meth:`Session.on_deadline`
@@ -9,8 +11,9 @@ wakes nobody.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from math import inf
 
 from attrs import define, field, frozen
@@ -25,28 +28,13 @@ from alpha_trio.proto.batch import (
     Outbox,
     Remote,
 )
-from alpha_trio.proto.cookies import TokenBucket
-from alpha_trio.proto.handshake import (
-    GIVE_UP_AFTER,
-    HALF_OPEN_LIFETIME,
-    Agreement,
-    HalfOpen,
-    Initiation,
-    RandomBytes,
-)
-from alpha_trio.proto.identity import Identity, key_text
+from alpha_trio.proto.handshake import GIVE_UP_AFTER, Agreement, RandomBytes
+from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.line import Line
+from alpha_trio.proto.negotiation import Negotiation
 from alpha_trio.proto.plain import Arrival, PlainTransport, Transport
 from alpha_trio.proto.sender import MODES
-from alpha_trio.proto.wire import (
-    SUITE_ALPHA,
-    SUITE_PLAIN,
-    Ack,
-    AckAck,
-    BadPacket,
-    Cookie,
-    Syn,
-)
+from alpha_trio.proto.wire import SUITE_ALPHA, SUITE_PLAIN, Ack, AckAck, Cookie, Syn
 
 QUEUE_PACKETS = 128
 """Packets of one peer that wait for a handshake; the oldest is dropped first."""
@@ -58,13 +46,7 @@ REKEY_AFTER = 120.0  # age at which the initiator asks for a new session, if in 
 REKEY_GRACE = 10.0  # later the responder asks itself
 REFUSE_AFTER = 180.0  # age at which a session carries nothing any more
 WIPE_AFTER = 540.0  # age at which its keys are forgotten
-ACKACK_REPEATS = 6  # times; nothing was heard in the new session yet
-ACKACK_AFTER = 0.3  # doubled each time
 PREVIOUS_LIFETIME = 15.0  # a replaced session may still receive
-OWN_SYN_AFTER = 1.0  # the peer's SYN was answered, its ACKACK is missing: ask ourselves
-
-ANSWER_RATE, ANSWER_BURST = 50.0, 20.0
-"""SYNs of one peer that are answered, a second: each costs two milliseconds."""
 
 
 class State(StrEnum):
@@ -149,16 +131,13 @@ class Session:
     identity: Identity  # ours
     random: RandomBytes
     owner: Callable[[bytes], Session | None]  # who owns an inner address
-    remotes: Sequence[Remote] = ()  # where the peer may be, first choice first
     keepalive: float = 0.0  # seconds between keepalives; 0: none
-    key: bytes | None = None  # the peer's; None: whatever it shows first is pinned
     mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
     mtu: int = 1280  # largest inner packet, bytes
     counters: Counters = field(factory=Counters)
     wake: float = inf  # when on_deadline wants to be called
 
-    initiation: Initiation | None = None
-    half_open: HalfOpen | None = None
+    negotiation: Negotiation = field(init=False)
     current: Transport | None = None
     previous: Transport | None = None
     waiting: WaitingFrames = field(factory=WaitingFrames)
@@ -169,21 +148,29 @@ class Session:
     last_sent: float = -inf
     gave_up: bool = False
     wrong_address: Remote | None = None
-    offered_key: bytes | None = None  # shown by somebody at the peer's address
-    wrong_mode: bool = False
-    rtt: float | None = None
-    answered: tuple[bytes, bytes] | None = None  # last ACK and our ACKACK to it
-    ackack_repeats: int = 0
-    ackack_at: float = inf  # when the ACKACK is to be repeated
     modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
-    _answers: TokenBucket = field(
-        factory=lambda: TokenBucket(ANSWER_RATE, ANSWER_BURST)
-    )
 
-    @property
-    def suite(self) -> int:
-        """What we ask for, and insist on."""
-        return SUITE_PLAIN if self.mode == "plain" else SUITE_ALPHA
+    def __attrs_post_init__(self) -> None:
+        self.negotiation = Negotiation(
+            self.name,
+            self.identity,
+            self.random,
+            partial(self.ids.take, self),
+            self.ids.free,
+            self.counters,
+        )
+
+    def require(self, key: bytes | None, mode: str) -> None:
+        """What the peer has to show in the next handshake, and what it agrees on."""
+        self.mode = mode
+        self.negotiation.require(key, SUITE_PLAIN if mode == "plain" else SUITE_ALPHA)
+
+    def resize(self, mtu: int) -> None:
+        """The path takes inner packets of ``mtu`` bytes now."""
+        self.mtu = mtu
+        for transport in (self.current, self.previous):
+            if isinstance(transport, AlphaTransport):
+                transport.line.datagram_size = mtu + overhead(self.mode)
 
     # -- the way out ---------------------------------------------------------
 
@@ -202,7 +189,7 @@ class Session:
         self._sent(now)
         if transport.deadline < self.wake:
             self.wake = transport.deadline
-        if self.unanswered_since == inf and self.initiation is None:
+        if self.unanswered_since == inf and self.negotiation.initiation is None:
             self.unanswered_since = now
             self._wake_by(now + SILENCE_AFTER)
             self._rekey(transport, now)
@@ -230,14 +217,8 @@ class Session:
             self.counters.drop(Drop.QUEUE_FULL, pushed_out)
 
     def _want_session(self, now: float) -> None:
-        if self.initiation is None:
-            self.initiation = Initiation.begin(
-                self.identity, self.suite, self.ids.take(self), self.random, now
-            )
-            if self.half_open is not None:
-                # The peer was faster; its ACKACK should be on its way.
-                self.initiation.resend_at = now + OWN_SYN_AFTER
-            self._wake_by(self.initiation.resend_at)
+        self.negotiation.begin(now)
+        self._wake_by(self.negotiation.deadline)
 
     def hint(self, now: float) -> None:
         """Data came for a session we do not have: after a restart we ask anew.
@@ -248,105 +229,30 @@ class Session:
         if self._usable(now) is None:
             self._want_session(now)
 
-    # -- handshake -----------------------------------------------------------
-
-    def is_answering(self, syn: Syn) -> bool:
-        """Whether another SYN than this one was answered and waits for its ACKACK.
-
-        Then this one has to show a cookie: who cannot receive what we send must not
-        displace the answer to somebody who can.
-        """
-        return self.half_open is not None and self.half_open.syn.nonce != syn.nonce
+    # -- handshakes ----------------------------------------------------------
 
     def on_syn(
         self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
-        """Answer the peer's SYN, unless it is not for us to answer, or ours goes on."""
-        if not self._acceptable(syn, remote, out):
-            return
-        if self.half_open is not None and self.half_open.syn == syn:
-            half_open = self.half_open  # its ACK was lost
-        elif self.initiation is not None and self.initiation.wins_against(syn):
-            self.initiation.hurry(now)
-            self._wake_by(self.initiation.resend_at)
-            return
-        elif not any(syn.cookie) and not self._answers.take(now):
-            self.counters.drop(Drop.RATE)  # a proven address has its own rate
-            return
-        else:
-            half_open = self._answer(syn, remote, local, now, out)
-        send_control(out, remote, local, self.counters, half_open.ack.pack())
-
-    def _acceptable(self, said: Syn | Ack, remote: Remote, out: Outbox) -> bool:
-        """Whether key and mode are those we want with this peer."""
-        if said.identity == self.identity.public:
-            self.counters.drop(Drop.WRONG_KEY)  # our own message, sent back to us
-            return False
-        if self.key is not None and said.identity != self.key:
-            self.counters.drop(Drop.WRONG_KEY)
-            if self.offered_key != said.identity:
-                self.offered_key = said.identity
-                out.tell(EventKind.WRONG_KEY, self.name, remote)
-            return False
-        if said.suite != self.suite:
-            self.counters.drop(Drop.WRONG_MODE)
-            if not self.wrong_mode:
-                self.wrong_mode = True
-                out.tell(EventKind.WRONG_MODE, self.name, remote)
-            return False
-        return True
-
-    def _answer(
-        self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
-    ) -> HalfOpen:
-        first = self.half_open is None
-        self._forget_half_open()
-        self.half_open = half_open = HalfOpen.answer(
-            syn, self.identity, self.ids.take(self), self.random, remote, local, now
-        )
-        if self.initiation is not None and first:
-            # Ours lost the tie.  It stays valid, should the peer's break off.  Only
-            # the first SYN puts it off, lest a stream of forged ones does for ever.
-            self.initiation.resend_at = now + OWN_SYN_AFTER
-            self._wake_by(self.initiation.resend_at)
-        self._wake_by(now + HALF_OPEN_LIFETIME)
-        out.tell(EventKind.SYN_RECEIVED, self.name, remote)
-        return half_open
+        """See Negotiation.on_syn."""
+        self.negotiation.on_syn(syn, remote, local, now, out)
+        self._wake_by(self.negotiation.deadline)
 
     def on_cookie_untrusted(self, cookie: Cookie, now: float) -> None:
-        """The peer is busy.  Raises BadPacket if we asked it nothing."""
-        if self.initiation is None:
-            raise BadPacket
-        self.initiation.take_cookie_untrusted(cookie, now)
-        self._wake_by(now)
+        """See Negotiation.on_cookie_untrusted.  Raises BadPacket."""
+        self.negotiation.on_cookie_untrusted(cookie, now)
+        self._wake_by(self.negotiation.deadline)
 
     def on_ack_untrusted(
         self, ack: Ack, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
-        """Finish our handshake.  Raises BadPacket if ``ack`` does not belong to it."""
-        packed = ack.pack()
-        if self.answered is not None and self.answered[0] == packed:
-            send_control(out, remote, local, self.counters, self.answered[1])
+        """Begin the session we asked for.  Raises BadPacket without proof."""
+        agreement = self.negotiation.on_ack_untrusted(ack, remote, local, now, out)
+        if agreement is None:
             return
-        initiation = self.initiation
-        if initiation is None:
-            raise BadPacket
-        if not self._acceptable(ack, remote, out):
-            return
-        ackack = initiation.finish_untrusted(ack, self.identity).pack()
-        agreement = initiation.agree_untrusted(ack, remote, local)
-        self._pin(ack.identity, remote, out)
-        self.answered = packed, ackack
-        if initiation.attempts == 1:
-            self.rtt = now - initiation.started
-        out.tell(EventKind.ACK_RECEIVED, self.name, remote)
-        send_control(out, remote, local, self.counters, ackack)
-        transport = self._transport(agreement, now)
-        self.initiation = None
         self.initiated = True
-        self.ackack_repeats, self.ackack_at = 0, now + ACKACK_AFTER
-        self._wake_by(self.ackack_at)
-        # A half-open answer stays: the peer may hold it for the session.
+        self._wake_by(self.negotiation.deadline)
+        transport = self._transport(agreement, now)
         self._establish(transport, now, out)
         if self.last_sent < now:
             # Without an answer we would not know that the ACKACK arrived.
@@ -356,34 +262,14 @@ class Session:
     def on_ackack_untrusted(
         self, ackack: AckAck, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
-        """The peer has proven itself.  Raises BadPacket if it has not."""
+        """Begin the session the peer asked for.  Raises BadPacket without proof."""
         if self.current is not None and ackack.receiver_id == self.current.local_id:
             return  # a repeated one
-        half_open = self.half_open
-        if half_open is None:
-            raise BadPacket
-        half_open.verify_untrusted(ackack)
-        # Its key may have been pinned, or set, since the SYN was answered.
-        if not self._acceptable(half_open.syn, remote, out):
-            self._forget_half_open()
+        agreement = self.negotiation.on_ackack_untrusted(ackack, remote, local, out)
+        if agreement is None:
             return
-        agreement = half_open.agree_untrusted(remote, local)
-        self._pin(half_open.syn.identity, remote, out)
-        out.tell(EventKind.ESTABLISHED, self.name, remote)
-        transport = self._transport(agreement, now)
-        self.half_open = None
-        self._forget_initiation()
         self.initiated = False
-        self.ackack_at = inf
-        self._establish(transport, now, out)
-
-    def _pin(self, key: bytes, remote: Remote, out: Outbox) -> None:
-        """Trust on first use: from now on it must be this key."""
-        if self.key is None:
-            self.key = key
-            out.tell(EventKind.PINNED, self.name, remote)
-        self.offered_key = None
-        self.wrong_mode = False
+        self._establish(self._transport(agreement, now), now, out)
 
     def _transport(self, agreement: Agreement, now: float) -> Transport:
         if agreement.theirs.suite == SUITE_PLAIN:
@@ -392,8 +278,8 @@ class Session:
         line = Line(agreement, self.counters, self.random, size)
         transport = AlphaTransport(line, now, now)
         transport.sender.restrict(self.mode, self.modes)
-        if self.rtt is not None:
-            transport.sender.rtt.begin(self.rtt)
+        if self.negotiation.rtt is not None:
+            transport.sender.rtt.begin(self.negotiation.rtt)
         transport.add_first(agreement)
         return transport
 
@@ -419,16 +305,6 @@ class Session:
         for frame in self.waiting.take():
             self.outgoing(memoryview(frame), now, out)
 
-    def _forget_initiation(self) -> None:
-        if self.initiation is not None:
-            self.ids.free(self.initiation.syn.sender_id)
-            self.initiation = None
-
-    def _forget_half_open(self) -> None:
-        if self.half_open is not None:
-            self.ids.free(self.half_open.ack.sender_id)
-            self.half_open = None
-
     # -- the way in ----------------------------------------------------------
 
     def incoming(
@@ -448,7 +324,8 @@ class Session:
         if arrival > Arrival.NOTHING:
             transport.heard = now
             if transport is self.current:
-                self.unanswered_since = self.ackack_at = inf
+                self.unanswered_since = inf
+                self.negotiation.settle()
             if arrival is Arrival.DATA and self.owed_since == inf:
                 self.owed_since = now
                 self._wake_by(now + KEEPALIVE_AFTER)
@@ -490,39 +367,26 @@ class Session:
         What is due is found by the very sums that ``next_wake`` makes.  Differences
         are rounded otherwise: a deadline could have come and nothing yet be due.
         """
-        self._retry(now, out)
-        if self.half_open and now >= self.half_open.created + HALF_OPEN_LIFETIME:
-            self._forget_half_open()
-        if now >= self.ackack_at:
-            self._repeat_ackack(now, out)
+        self._negotiate(now, out)
         self._run_transports(now, out)
         if now >= self.unanswered_since + SILENCE_AFTER:
             out.tell(EventKind.SILENT, self.name, self.remote)
             self.unanswered_since = inf
             self._want_session(now)
-            self._retry(now, out)
+            self._negotiate(now, out)
         self._keep_alive(now, out)
         self._age(now, out)
         self.wake = self.next_wake()
 
-    def _retry(self, now: float, out: Outbox) -> None:
-        initiation = self.initiation
-        if initiation is None or now < initiation.resend_at:
-            return
-        if initiation.expired(now):
-            self._give_up(initiation, now, out)
-            return
-        if not self.remotes:  # its name is still being resolved
-            initiation.sent(now, self.random)
-            return
-        remote = self.remotes[initiation.attempts % len(self.remotes)]
-        initiation.sent(now, self.random)
-        send_control(out, remote, b"", self.counters, initiation.syn.pack())
-        out.tell(EventKind.SYN_SENT, self.name, remote, initiation.attempts)
+    def _negotiate(self, now: float, out: Outbox) -> None:
+        initiation = self.negotiation.initiation
+        if self.negotiation.on_deadline(now, out) and initiation is not None:
+            self._give_up(initiation.started, now, out)
 
-    def _give_up(self, initiation: Initiation, now: float, out: Outbox) -> None:
-        if self.current is not None and self.current.heard > initiation.started:
-            self._forget_initiation()  # the session came back to life meanwhile
+    def _give_up(self, asked: float, now: float, out: Outbox) -> None:
+        """Nobody answered since ``asked``, at least not to the handshake."""
+        if self.current is not None and self.current.heard > asked:
+            self.negotiation.stop()  # the session came back to life meanwhile
             self._send_waiting(now, out)
             return
         remote = self.remote
@@ -542,19 +406,6 @@ class Session:
             transport.keepalive(now, out)
             self._sent(now)
             self._rekey(transport, now)  # keepalives alone keep a session, too
-
-    def _repeat_ackack(self, now: float, out: Outbox) -> None:
-        """Nothing was heard in the new session: perhaps the peer does not have it."""
-        if self.answered is None or self.current is None:
-            return
-        remote, local = self.current.remote, self.current.local
-        for _ in range(2):  # or a loss of every other datagram might hit it for ever
-            send_control(out, remote, local, self.counters, self.answered[1])
-        self.ackack_repeats += 1
-        jitter = 1 + int.from_bytes(self.random(1)) / 512
-        self.ackack_at = now + ACKACK_AFTER * jitter * 2.0**self.ackack_repeats
-        if self.ackack_repeats >= ACKACK_REPEATS:
-            self.ackack_at = inf
 
     def _run_transports(self, now: float, out: Outbox) -> None:
         previous = self.previous
@@ -579,14 +430,10 @@ class Session:
         times = [
             self.unanswered_since + SILENCE_AFTER,
             self.owed_since + KEEPALIVE_AFTER,
-            self.ackack_at,
+            self.negotiation.deadline,
         ]
-        if self.initiation is not None:
-            times.append(self.initiation.resend_at)
-        elif self.keepalive:
+        if self.keepalive and self.negotiation.initiation is None:
             times.append(self.last_sent + self.keepalive)
-        if self.half_open is not None:
-            times.append(self.half_open.created + HALF_OPEN_LIFETIME)
         if self.current is not None:
             times += [self.current.established + WIPE_AFTER, self.current.deadline]
         if self.previous is not None:
@@ -604,28 +451,16 @@ class Session:
         """Where the peer is: where it was last heard from, else where to ask."""
         if self.current is not None:
             return self.current.remote
-        return self.remotes[0] if self.remotes else None
+        remotes = self.negotiation.remotes
+        return remotes[0] if remotes else None
 
     def reset(self) -> None:
         """Forget every session and handshake; what waits is dropped and counted."""
-        self._forget_half_open()
+        self.negotiation.reset()
         self._abandon()
 
-    def move(self, remotes: Sequence[Remote]) -> None:
-        """From now on the peer is to be asked at ``remotes``; its session lives on."""
-        if remotes != self.remotes and self.initiation is not None:
-            self.initiation.restart()
-        self.remotes = remotes
-
-    def resize(self, mtu: int) -> None:
-        """The path takes inner packets of ``mtu`` bytes now."""
-        self.mtu = mtu
-        for transport in (self.current, self.previous):
-            if isinstance(transport, AlphaTransport):
-                transport.line.datagram_size = mtu + overhead(self.mode)
-
     def _abandon(self) -> None:
-        self._forget_initiation()
+        self.negotiation.stop()
         self._forget_transports()
         if packets := self.waiting.clear():
             self.counters.drop(Drop.NO_SESSION, packets)
@@ -635,7 +470,8 @@ class Session:
             if transport is not None:
                 self._forget_transport(transport)
         self.current = self.previous = None
-        self.unanswered_since = self.owed_since = self.ackack_at = inf
+        self.unanswered_since = self.owed_since = inf
+        self.negotiation.settle()
 
     def _forget_transport(self, transport: Transport) -> None:
         transport.abandon()
@@ -650,26 +486,17 @@ class Session:
         """How the peer stands."""
         if self._usable(now) is not None:
             return State.ESTABLISHED
-        if self.offered_key is not None:
+        if self.negotiation.offered_key is not None:
             return State.KEY_MISMATCH
-        if not self.remotes:
+        if not self.negotiation.remotes:
             return State.RESOLVING
-        if self.initiation is not None or self.half_open is not None:
+        if self.negotiation.going:
             return State.HANDSHAKING
         return State.UNREACHABLE if self.gave_up else State.IDLE
 
     def _reason(self, now: float) -> str | None:
-        if self.offered_key is not None:
-            return (
-                f"somebody at its address shows the key {key_text(self.offered_key)}; "
-                f"if that is right: alpha-trio peers set {self.name} --key "
-                f"{key_text(self.offered_key)}"
-            )
-        if self.wrong_mode:
-            ours = "plain" if self.mode == "plain" else "alpha"
-            return (
-                f"the peer wants another mode than {ours}: set the same on both sides"
-            )
+        if self.negotiation.refusal is not None:
+            return self.negotiation.refusal
         if self.wrong_address is not None:
             return f"answers come from {self.wrong_address[0]}, not from its endpoint"
         if self.state(now) is State.UNREACHABLE:
@@ -678,7 +505,7 @@ class Session:
 
     def statistics(self, now: float) -> Statistics:
         """A snapshot for the control plane."""
-        current = self.current
+        current, negotiation = self.current, self.negotiation
         rounds = current.sender if isinstance(current, AlphaTransport) else None
         return Statistics(
             state=self.state(now),
@@ -686,11 +513,11 @@ class Session:
             remote=self.remote,
             handshake_age=None if current is None else now - current.established,
             receive_age=None if current is None else now - current.heard,
-            rtt=rounds.rtt.smoothed if rounds and rounds.rtt.smoothed else self.rtt,
+            rtt=(rounds and rounds.rtt.smoothed) or negotiation.rtt,
             queued=self.waiting.packets + (rounds.queued_packets if rounds else 0),
             counters=self.counters,
-            key=self.key,
-            offered_key=self.offered_key,
+            key=negotiation.key,
+            offered_key=negotiation.offered_key,
             rounds=dict(self.modes),
             associations=len(rounds.associations) if rounds else 0,
             elements_left=rounds.elements_left if rounds else 0,
@@ -702,10 +529,3 @@ def overhead(mode: str) -> int:
     if mode == "plain":
         return plain.OVERHEAD
     return alpha.overhead(sender.depth_of(mode))
-
-
-def send_control(
-    out: Outbox, remote: Remote, local: bytes, counters: Counters, message: bytes
-) -> None:
-    size = len(message)
-    out.send(remote, local, counters, [message], width=1, stride=size, last=size)

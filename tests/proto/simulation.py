@@ -204,10 +204,11 @@ _DATA_DROPS = frozenset(Drop) - OUTGOING_DROPS
 
 def _ids(session: Session) -> list[int]:
     ids = _bound(session)
-    if session.initiation is not None:
-        ids.append(session.initiation.syn.sender_id)
-    if session.half_open is not None:
-        ids.append(session.half_open.ack.sender_id)
+    negotiation = session.negotiation
+    if negotiation.initiation is not None:
+        ids.append(negotiation.initiation.syn.sender_id)
+    if negotiation.half_open is not None:
+        ids.append(negotiation.half_open.ack.sender_id)
     return ids
 
 
@@ -269,7 +270,7 @@ class Simulation:
         """Host ``at`` learns that ``of`` is to be found there."""
         table, session = self.hosts[at].table, self.session(at, of)
         remotes, prefixes = map(remote_of, addresses), table._prefixes_of[of]
-        known = session.keepalive, session.key, session.mode
+        known = session.keepalive, session.negotiation.key, session.mode
         table.configure(session, list(remotes), prefixes, *known)
 
     # -- acting

@@ -39,7 +39,9 @@ class Victim:
 
     def ask(self, session: Session, now: float) -> bytes:
         """Start a handshake; returns the SYN."""
-        frame = Packet(destination=session.remotes[0][0], payload=b"hello").frame()
+        frame = Packet(
+            destination=session.negotiation.remotes[0][0], payload=b"hello"
+        ).frame()
         self.table.outgoing(frame, now, self.out)
         self.table.on_deadline(now + 2, self.out)  # it may wait for an ACKACK
         return next(d for d in self.sent() if d[0] == Kind.SYN)
@@ -70,7 +72,7 @@ def test_a_half_open_answer_is_void_once_another_key_is_pinned():
     syn = parse_syn_untrusted(victim.ask(victim.peer, 5.0))
     answer = HalfOpen.answer(syn, good, 99, Random(4).randbytes, PEER, b"", 5.0)
     victim.take(answer.ack.pack(), 5.0)
-    assert victim.peer.key == good.public
+    assert victim.peer.negotiation.key == good.public
     ackack = attack.finish_untrusted(parse_ack_untrusted(ack), evil)
     victim.take(ackack.pack(), 6.0)
     assert victim.peer.current.line.agreement.remote_id == 99
@@ -82,8 +84,8 @@ def test_our_own_syn_sent_back_pins_nothing():
     third = victim.add("vm3", ("192.168.10.62", 1234))
     syn = victim.ask(third, 0.0)
     assert not victim.take(syn, 0.1, PEER)
-    assert victim.peer.key is None
-    assert victim.peer.half_open is None
+    assert victim.peer.negotiation.key is None
+    assert victim.peer.negotiation.half_open is None
 
 
 def test_a_forged_syn_displaces_no_answer():

@@ -532,13 +532,13 @@ def test_a_half_open_answer_never_disturbs_the_live_session():
     session = sim.session("vm2", "vm1")
     before = session.current
     sim.inject("vm2", VM1, sim.hosts["vm1"].syn().pack())
-    assert session.half_open is not None
+    assert session.negotiation.half_open is not None
     assert session.current is before
     for _ in range(30):
         assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
         sim.run(1)
     assert session.current is before
-    assert session.half_open is None
+    assert session.negotiation.half_open is None
     sim.run_until_idle()
 
 

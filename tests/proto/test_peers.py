@@ -323,7 +323,8 @@ def test_two_peers_on_one_host_are_told_apart_by_port():
     there = add(peers, "there", "10.0.0.2/32", remotes=[("192.0.2.1", 2)])
     syn = memoryview(SYN)
     peers.incoming(syn, len(syn), ("192.0.2.1", 2), US, 0.0, out)
-    assert (here.half_open is None, there.half_open is None) == (True, False)
+    answering = [peer.negotiation.half_open is not None for peer in (here, there)]
+    assert answering == [False, True]
     peers.incoming(syn, len(syn), ("192.0.2.1", 3), US, 0.0, out)
     assert peers.counters.drops == {Drop.STRANGER: 1}
 
@@ -335,7 +336,7 @@ def test_a_host_named_twice_is_still_one_peer():
     )
     syn = memoryview(SYN)
     peers.incoming(syn, len(syn), ("192.0.2.1", 3), US, 0.0, Outbox())
-    assert session.half_open is not None
+    assert session.negotiation.half_open is not None
 
 
 def test_strangers_that_knock_are_listed_and_the_list_is_bounded():
@@ -453,7 +454,9 @@ def test_sessions_over_ipv6_carry_both_families():
     for host, prefix in (("vm1", "10.0.0.2/32"), ("vm2", "10.0.0.1/32")):
         peers = sim.hosts[host].table
         (session,) = peers.sessions.values()
-        peers.configure(session, session.remotes, [ip_network(prefix)], mode="plain")
+        peers.configure(
+            session, session.negotiation.remotes, [ip_network(prefix)], mode="plain"
+        )
     sim.emit("vm1", inner.frame())
     sim.run(1)
     assert sim.hosts["vm2"].payloads()[-1] == b"four in six"

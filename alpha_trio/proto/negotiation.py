@@ -1,0 +1,333 @@
+"""A peer's handshakes: when it is asked, whether it is answered, who it has to be.
+
+handshake.py is a single handshake and its proofs; here is what goes on around it.
+There may be two at once, our SYN on its way (``initiation``) and our ACK to the
+peer's (``half_open``), and the rules say which of them goes on.  Whatever comes of
+it is an Agreement, which is handed out once; to make a session of it is for the
+caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+
+from attrs import define, field, frozen
+
+from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Remote
+from alpha_trio.proto.cookies import TokenBucket
+from alpha_trio.proto.handshake import (
+    HALF_OPEN_LIFETIME,
+    Agreement,
+    HalfOpen,
+    Initiation,
+    RandomBytes,
+)
+from alpha_trio.proto.identity import Identity, key_text
+from alpha_trio.proto.wire import (
+    SUITE_ALPHA,
+    SUITE_PLAIN,
+    Ack,
+    AckAck,
+    BadPacket,
+    Cookie,
+    Syn,
+)
+
+# In seconds.
+OWN_SYN_AFTER = 1.0  # the peer's SYN was answered, its ACKACK is missing: ask ourselves
+ACKACK_AFTER = 0.3  # nothing was heard in the new session yet; doubled each time
+ACKACK_REPEATS = 6  # times
+
+ANSWER_RATE, ANSWER_BURST = 50.0, 20.0
+"""SYNs of one peer that are answered, a second: each costs two milliseconds."""
+
+
+@frozen
+class _Answered:
+    """An ACK that we accepted, where it came from, and our ACKACK to it."""
+
+    ack: bytes
+    ackack: bytes
+    remote: Remote
+    local: bytes
+
+
+@define(eq=False)
+class Negotiation:
+    """All handshakes with one peer.  ``now`` is in seconds."""
+
+    name: str
+    identity: Identity  # ours
+    random: RandomBytes
+    take_id: Callable[[], int]  # a connection id by which datagrams find the peer
+    free_id: Callable[[int], None]
+    counters: Counters
+    remotes: Sequence[Remote] = ()  # where the peer may be, first choice first
+    key: bytes | None = None  # the peer's; None: whatever it shows first is pinned
+    suite: int = SUITE_ALPHA  # what we ask for, and insist on
+
+    initiation: Initiation | None = None
+    half_open: HalfOpen | None = None
+    rtt: float | None = None  # s, of the last handshake that took one attempt
+    offered_key: bytes | None = None  # shown by somebody at the peer's address
+    _wrong_suite: bool = False
+    _answered: _Answered | None = None
+    _ackack_repeats: int = 0
+    _ackack_at: float = inf  # when the ACKACK is to be repeated
+    _answers: TokenBucket = field(
+        factory=lambda: TokenBucket(ANSWER_RATE, ANSWER_BURST)
+    )
+
+    def require(self, key: bytes | None, suite: int) -> None:
+        """What the peer has to show from now on; without ``key``, any one once."""
+        self.suite = suite
+        if self.key != key:
+            self.key, self.offered_key = key, None
+
+    def move(self, remotes: Sequence[Remote]) -> None:
+        """From now on the peer is to be asked at ``remotes``."""
+        if remotes != self.remotes and self.initiation is not None:
+            self.initiation.restart()
+        self.remotes = remotes
+
+    # -- asking --------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """Ask the peer for a session, unless we do so already."""
+        if self.initiation is not None:
+            return
+        self.initiation = Initiation.begin(
+            self.identity, self.suite, self.take_id(), self.random, now
+        )
+        if self.half_open is not None:
+            # The peer was faster; its ACKACK should be on its way.
+            self.initiation.resend_at = now + OWN_SYN_AFTER
+
+    def _send_syn(self, initiation: Initiation, now: float, out: Outbox) -> None:
+        attempt = initiation.attempts
+        initiation.sent(now, self.random)
+        if not self.remotes:  # its name is still being resolved
+            return
+        remote = self.remotes[attempt % len(self.remotes)]
+        send_control(out, remote, b"", self.counters, initiation.syn.pack())
+        out.tell(EventKind.SYN_SENT, self.name, remote, initiation.attempts)
+
+    def on_cookie_untrusted(self, cookie: Cookie, now: float) -> None:
+        """The peer is busy.  Raises BadPacket if we asked it nothing."""
+        if self.initiation is None:
+            raise BadPacket
+        self.initiation.take_cookie_untrusted(cookie, now)
+
+    def on_ack_untrusted(
+        self, ack: Ack, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> Agreement | None:
+        """Finish our handshake.  Raises BadPacket if ``ack`` does not belong to it.
+
+        None if it is a repetition, or shows what we do not want.
+        """
+        packed = ack.pack()
+        if self._answered is not None and self._answered.ack == packed:
+            send_control(out, remote, local, self.counters, self._answered.ackack)
+            return None
+        initiation = self.initiation
+        if initiation is None:
+            raise BadPacket
+        if not self._acceptable(ack, remote, out):
+            return None
+        ackack = initiation.finish_untrusted(ack, self.identity).pack()
+        agreement = initiation.agree_untrusted(ack, remote, local)
+        self._pin(ack.identity, remote, out)
+        if initiation.attempts == 1:
+            self.rtt = now - initiation.started
+        out.tell(EventKind.ACK_RECEIVED, self.name, remote)
+        send_control(out, remote, local, self.counters, ackack)
+        self._answered = _Answered(packed, ackack, remote, local)
+        self._ackack_repeats, self._ackack_at = 0, now + ACKACK_AFTER
+        # The session has the id now.  A half-open answer stays: the peer may hold it
+        # for the session.
+        self.initiation = None
+        return agreement
+
+    # -- answering -----------------------------------------------------------
+
+    def is_answering(self, syn: Syn) -> bool:
+        """Whether another SYN than this one was answered and waits for its ACKACK.
+
+        Then this one has to show a cookie: who cannot receive what we send must not
+        displace the answer to somebody who can.
+        """
+        return self.half_open is not None and self.half_open.syn.nonce != syn.nonce
+
+    def on_syn(
+        self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
+        """Answer the peer's SYN, unless it is not for us to answer, or ours goes on."""
+        if not self._acceptable(syn, remote, out):
+            return
+        if self.half_open is not None and self.half_open.syn == syn:
+            half_open = self.half_open  # its ACK was lost
+        elif self.initiation is not None and self.initiation.wins_against(syn):
+            self.initiation.hurry(now)
+            return
+        elif not any(syn.cookie) and not self._answers.take(now):
+            self.counters.drop(Drop.RATE)  # a proven address has its own rate
+            return
+        else:
+            half_open = self._answer(syn, remote, local, now, out)
+        send_control(out, remote, local, self.counters, half_open.ack.pack())
+
+    def _answer(
+        self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> HalfOpen:
+        first = self.half_open is None
+        self._forget_half_open()
+        self.half_open = half_open = HalfOpen.answer(
+            syn, self.identity, self.take_id(), self.random, remote, local, now
+        )
+        if self.initiation is not None and first:
+            # Ours lost the tie.  It stays valid, should the peer's break off.  Only
+            # the first SYN puts it off, lest a stream of forged ones does for ever.
+            self.initiation.resend_at = now + OWN_SYN_AFTER
+        out.tell(EventKind.SYN_RECEIVED, self.name, remote)
+        return half_open
+
+    def on_ackack_untrusted(
+        self, ackack: AckAck, remote: Remote, local: bytes, out: Outbox
+    ) -> Agreement | None:
+        """The peer has proven itself.  Raises BadPacket if it has not.
+
+        None if what it proved to be is not what we want any more.
+        """
+        half_open = self.half_open
+        if half_open is None:
+            raise BadPacket
+        half_open.verify_untrusted(ackack)
+        # Its key may have been pinned, or set, since the SYN was answered.
+        if not self._acceptable(half_open.syn, remote, out):
+            self._forget_half_open()
+            return None
+        agreement = half_open.agree_untrusted(remote, local)
+        self._pin(half_open.syn.identity, remote, out)
+        out.tell(EventKind.ESTABLISHED, self.name, remote)
+        self.half_open = None  # the session has the id now
+        self.stop()
+        return agreement
+
+    # -- who it is -----------------------------------------------------------
+
+    def _acceptable(self, said: Syn | Ack, remote: Remote, out: Outbox) -> bool:
+        """Whether key and mode are those we want with this peer."""
+        if said.identity == self.identity.public:
+            self.counters.drop(Drop.WRONG_KEY)  # our own message, sent back to us
+            return False
+        if self.key is not None and said.identity != self.key:
+            self.counters.drop(Drop.WRONG_KEY)
+            if self.offered_key != said.identity:
+                self.offered_key = said.identity
+                out.tell(EventKind.WRONG_KEY, self.name, remote)
+            return False
+        if said.suite != self.suite:
+            self.counters.drop(Drop.WRONG_MODE)
+            if not self._wrong_suite:
+                self._wrong_suite = True
+                out.tell(EventKind.WRONG_MODE, self.name, remote)
+            return False
+        return True
+
+    def _pin(self, key: bytes, remote: Remote, out: Outbox) -> None:
+        """Trust on first use: from now on it must be this key."""
+        if self.key is None:
+            self.key = key
+            out.tell(EventKind.PINNED, self.name, remote)
+        self.offered_key = None
+        self._wrong_suite = False
+
+    @property
+    def going(self) -> bool:
+        """Whether a handshake is under way, of ours or of the peer's."""
+        return self.initiation is not None or self.half_open is not None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the one who asks or answers at the peer's address is not accepted."""
+        if self.offered_key is not None:
+            return (
+                f"somebody at its address shows the key {key_text(self.offered_key)}; "
+                f"if that is right: alpha-trio peers set {self.name} --key "
+                f"{key_text(self.offered_key)}"
+            )
+        if self._wrong_suite:
+            ours = "plain" if self.suite == SUITE_PLAIN else "alpha"
+            return (
+                f"the peer wants another mode than {ours}: set the same on both sides"
+            )
+        return None
+
+    # -- time ----------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        """When on_deadline wants to be called; inf if nothing is under way."""
+        due = self._ackack_at
+        if self.initiation is not None:
+            due = min(due, self.initiation.resend_at)
+        if self.half_open is not None:
+            due = min(due, self.half_open.created + HALF_OPEN_LIFETIME)
+        return due
+
+    def on_deadline(self, now: float, out: Outbox) -> bool:
+        """Repeat what is due.  True if nobody answered: then stop, or reset."""
+        if self.half_open and now >= self.half_open.created + HALF_OPEN_LIFETIME:
+            self._forget_half_open()
+        if self._answered is not None and now >= self._ackack_at:
+            self._repeat_ackack(self._answered, now, out)
+        initiation = self.initiation
+        if initiation is None or now < initiation.resend_at:
+            return False
+        if initiation.expired(now):
+            return True
+        self._send_syn(initiation, now, out)
+        return False
+
+    def _repeat_ackack(self, answered: _Answered, now: float, out: Outbox) -> None:
+        """Nothing was heard in the new session: perhaps the peer does not have it."""
+        remote, local = answered.remote, answered.local
+        for _ in range(2):  # or a loss of every other datagram might hit it for ever
+            send_control(out, remote, local, self.counters, answered.ackack)
+        self._ackack_repeats += 1
+        jitter = 1 + int.from_bytes(self.random(1)) / 512
+        self._ackack_at = now + ACKACK_AFTER * jitter * 2.0**self._ackack_repeats
+        if self._ackack_repeats >= ACKACK_REPEATS:
+            self._ackack_at = inf
+
+    # -- ending --------------------------------------------------------------
+
+    def settle(self) -> None:
+        """The peer has the session that was agreed on, or nobody wants it any more."""
+        self._ackack_at = inf
+
+    def stop(self) -> None:
+        """Ask for nothing more."""
+        self.settle()
+        if self.initiation is not None:
+            self.free_id(self.initiation.syn.sender_id)
+            self.initiation = None
+
+    def reset(self) -> None:
+        """Forget every handshake."""
+        self.stop()
+        self._forget_half_open()
+
+    def _forget_half_open(self) -> None:
+        if self.half_open is not None:
+            self.free_id(self.half_open.ack.sender_id)
+            self.half_open = None
+
+
+def send_control(
+    out: Outbox, remote: Remote, local: bytes, counters: Counters, message: bytes
+) -> None:
+    """Send one datagram that belongs to no data path."""
+    size = len(message)
+    out.send(remote, local, counters, [message], width=1, stride=size, last=size)
