@@ -171,7 +171,18 @@ class PeerTable:
         session.wake = min(session.wake, session.next_wake())
         self._prefixes_of[session.name] = tuple(prefixes)
         self._indexed = False
+        self._let_in(session)
         self._plan(session)
+
+    def _let_in(self, session: Session) -> None:
+        """Who is a peer now, by its address or its key, knocks no longer."""
+        key, hosts = (
+            session.negotiation.key,
+            {r[0] for r in session.negotiation.remotes},
+        )
+        for host, knock in list(self.knocking.items()):
+            if host in hosts or knock.key == key:
+                del self.knocking[host]
 
     def remove(self, name: str) -> None:
         """Forget a peer, its session, and what waited for it."""
@@ -373,7 +384,9 @@ class PeerTable:
                     session.on_cookie_untrusted(cookie, now)
             except BadPacket:
                 session.counters.drop(Drop.BAD_PROOF)
-            self._indexed = self._indexed and session.negotiation.key == known
+            if session.negotiation.key != known:  # pinned
+                self._indexed = False
+                self._let_in(session)
             self._plan(session)
 
     def _on_lost_data(self, remote: Remote, now: float) -> None:

@@ -136,6 +136,7 @@ def test_a_knocking_host_is_accepted_by_the_command_in_status(pair):
         knocking = line_of(one, "Knocking: ")
         assert f" --key {two.status()['key']}" in knocking
         follow(one, knocking, NAME="vm2")
+        assert not one.status()["knocking"]
         ping(vm1, vm2.address)
         assert peer(one, "vm2")["key_source"] == "configured"
 

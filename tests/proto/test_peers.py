@@ -365,6 +365,42 @@ def test_who_knocks_again_is_kept():
     assert peers.knocking["192.0.2.1"].count == KNOCKING_HOSTS + 10
 
 
+def knocked(host: str, *, identity: bytes = bytes(32)) -> PeerTable:
+    """A table without peers at which ``host`` asked, showing this key."""
+    peers = table()
+    syn = memoryview(Syn(5, bytes(16), identity, *OFFER[2:], suite=SUITE_PLAIN).pack())
+    for other in (host, "192.0.2.99"):
+        peers.incoming(syn, len(syn), (other, 1), US, 0.0, Outbox())
+        syn = memoryview(SYN)
+    assert list(peers.knocking) == [host, "192.0.2.99"]
+    return peers
+
+
+def test_who_becomes_a_peer_by_its_address_knocks_no_longer():
+    peers = knocked("192.0.2.1")
+    session = add(peers, "vm2", "10.0.0.1/32")
+    assert list(peers.knocking) == ["192.0.2.1", "192.0.2.99"]
+    remotes = [("192.0.2.7", 1), ("192.0.2.1", 9)]  # its name was resolved
+    peers.configure(session, remotes, [ip_network("10.0.0.1/32")], mode="plain")
+    assert list(peers.knocking) == ["192.0.2.99"]
+
+
+def test_who_becomes_a_peer_by_its_key_knocks_no_longer():
+    key = bytes([7] * 32)
+    peers = knocked("192.0.2.1", identity=key)
+    peers.add("vm2", [("192.0.2.7", 1)], [ip_network("10.0.0.1/32")], key=key)
+    assert list(peers.knocking) == ["192.0.2.99"]
+
+
+def test_whose_key_is_pinned_elsewhere_knocks_no_longer():
+    sim = Simulation()
+    vm1, vm2 = sim.pair()
+    sim.inject("vm1", ("192.0.2.1", PORT), vm2.syn().pack())
+    assert list(vm1.table.knocking) == ["192.0.2.1"]
+    assert sim.ping("vm1", "vm2")
+    assert not vm1.table.knocking
+
+
 # -- peers come and go
 
 
