@@ -55,7 +55,7 @@ class NodeAPI(Protocol):
         """
 
     async def wait_established(self, name: str) -> None:
-        """Return when there is a session with the peer; raise UnknownPeer."""
+        """Ask the peer for a session, return when there is one; raise UnknownPeer."""
 
     def stop(self) -> None:
         """Begin the orderly end of the daemon."""

@@ -26,7 +26,6 @@ from alpha_trio.net.routes import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
 from alpha_trio.proto.peers import PeerTable
-from alpha_trio.proto.session import State
 from alpha_trio.registry import Registry
 from alpha_trio.settings import Backend, PeerSettings, Settings
 from alpha_trio.state import PeerStore
@@ -209,12 +208,12 @@ class Node:
         return summary
 
     async def wait_established(self, name: str) -> None:
-        """Return when there is a session with the peer.  Raises UnknownPeer."""
+        """Return when there is a session with the peer, for which it is asked.
+
+        It is asked again when it was given up.  Raises UnknownPeer.
+        """
         async with self._journal.hub.subscribe() as events:
-            while True:
-                session = self._registry.find(name).session
-                if session.state(boottime()) is State.ESTABLISHED:
-                    return
+            while not self._registry.connect(name):
                 await events.receive()
 
     def stop(self) -> None:

@@ -200,6 +200,18 @@ class Registry:
                 f"no peer is called {name!r}: see 'alpha-trio peers list'"
             ) from None
 
+    def connect(self, name: str) -> bool:
+        """Whether there is a session with a peer; if not, ask the peer for one.
+
+        Raises UnknownPeer.
+        """
+        session, now = self.find(name).session, boottime()
+        if session.state(now) is State.ESTABLISHED:
+            return True
+        self._table.connect(session, now)
+        self._datapath.rearm()
+        return False
+
     async def add(self, wanted: PeerSettings, *, take_over: bool = False) -> bool:
         """Add a peer; False if it is there already with the same settings.
 

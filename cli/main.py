@@ -239,7 +239,7 @@ def monitor(as_json: bool) -> None:
     help="How long to wait; without it, for ever.",
 )
 def wait(name: str, timeout: float | None) -> None:
-    """Wait until there is a session with the peer NAME."""
+    """Ask the peer NAME for a session, unless there is one, and wait for it."""
     with connect() as client:
         try:
             next(client.events("wait", {"name": name}, timeout=timeout), None)

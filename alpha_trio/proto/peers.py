@@ -184,6 +184,11 @@ class PeerTable:
             if host in hosts or knock.key == key:
                 del self.knocking[host]
 
+    def connect(self, session: Session, now: float) -> None:
+        """Begin a handshake as a first packet would, unless there is a session."""
+        session.connect(now)
+        self._plan(session)
+
     def remove(self, name: str) -> None:
         """Forget a peer, its session, and what waited for it."""
         session = self.sessions.pop(name)
@@ -390,11 +395,15 @@ class PeerTable:
             self._plan(session)
 
     def _on_lost_data(self, remote: Remote, now: float) -> None:
+        """Data of a session we do not have: after a restart we ask anew.
+
+        Only if there is no live session, so that a forged datagram disturbs nothing;
+        and however many there are, there is one handshake at a time.
+        """
         self.counters.drop(Drop.UNKNOWN_ID)
         session = self._peer_at(remote)
         if session is not None:
-            session.hint(now)
-            self._plan(session)
+            self.connect(session, now)
 
     def _peer_at(self, remote: Remote) -> Session | None:
         """The peer configured for this address; behind NAT its port may differ."""

@@ -220,12 +220,8 @@ class Session:
         self.negotiation.begin(now)
         self._wake_by(self.negotiation.deadline)
 
-    def hint(self, now: float) -> None:
-        """Data came for a session we do not have: after a restart we ask anew.
-
-        Only if we have no live session, so that a forged datagram disturbs
-        nothing; and however many there are, there is one handshake at a time.
-        """
+    def connect(self, now: float) -> None:
+        """Ask for a session, unless there is one or it is being asked for."""
         if self._usable(now) is None:
             self._want_session(now)
 

@@ -50,6 +50,16 @@ def refused(daemon, *arguments, code=1):
     return line
 
 
+def test_wait_asks_for_the_session_it_waits_for(daemons):
+    one, two = daemons
+    introduce(one, two)
+    assert peer(one, "vm2")["state"] == "idle"
+    one.cli("wait", "vm2", "--timeout", "10")
+    entry = peer(one, "vm2")
+    assert (entry["state"], entry["tx_packets"]) == ("established", 0)
+    one.cli("wait", "vm2", "--timeout", "10")  # there is nothing left to wait for
+
+
 # At once, and nobody else's packets
 
 

@@ -37,6 +37,37 @@ def keepalives(sim: Simulation, source: str) -> list[float]:
     ]
 
 
+# -- asked for without a packet
+
+
+def test_a_session_can_be_asked_for_without_a_packet():
+    sim = Simulation()
+    vm1, vm2 = sim.pair()
+    for _ in range(3):  # and no more than one at a time
+        vm1.table.connect(sim.session("vm1", "vm2"), sim.now)
+    sim.run(1)
+    assert sim.established("vm1", "vm2")
+    assert len(sim.messages(Kind.SYN)) == 1
+    assert [vm1.received, vm2.received] == [[], []]
+    vm1.table.connect(sim.session("vm1", "vm2"), sim.now)  # there is one
+    sim.run(1)
+    assert len(sim.messages(Kind.SYN)) == 1
+
+
+def test_a_session_that_was_given_up_can_be_asked_for_again():
+    sim = Simulation()
+    vm1 = sim.host("vm1")
+    sim.host("vm2")
+    session = sim.peer("vm1", "vm2")
+    vm1.table.connect(session, sim.now)
+    sim.run(100)
+    assert vm1.told(EventKind.GAVE_UP) == 1
+    sim.peer("vm2", "vm1")
+    vm1.table.connect(session, sim.now)
+    sim.run(1)
+    assert sim.established("vm1", "vm2")
+
+
 # -- keepalives
 
 
