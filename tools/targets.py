@@ -36,6 +36,7 @@ from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.peers import KNOCKING_HOSTS, PeerTable
 from alpha_trio.proto.plain import Transport
 from alpha_trio.proto.receiver import MAX_ASSOCIATIONS
+from alpha_trio.proto.runs import split
 from alpha_trio.proto.session import QUEUE_PACKETS, Session
 from alpha_trio.proto.wire import BadPacket
 from alpha_trio.state import PeerStore
@@ -190,9 +191,7 @@ class World:
             genuine = packet(end.address, self._other(end).address, [b""])
             # Often from its own address: what is not goes no further.
             headers = genuine[frames.VIRTIO_SIZE :] if data[0] & 1 else b""
-            segments: list[Buffer] = [
-                body[at : at + size] for at in range(0, len(body), size)
-            ]
+            segments = split(body, 0, size)
             # At the end of its numbers a frame word would not be 64 bits any more.
             word &= 2**64 - 1 - 0xFFFF
             current.outgoing(Cut(word, headers, segments, size, 0), self.now, end.out)

@@ -20,7 +20,7 @@ from hashlib import sha256
 from struct import Struct
 
 from attrs import define, field, frozen
-from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -69,10 +69,10 @@ class Keystream:
     """Encrypts and decrypts one direction; in CTR mode that is the same."""
 
     key: bytes
-    _algorithm: AES256 = field(init=False)
+    _context: CipherContext = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._algorithm = AES256(self.key)
+        self._context = Cipher(AES256(self.key), CTR(bytes(_BLOCK))).encryptor()
 
     def apply(
         self, association: int, number: int, offset: int, data: Buffer
@@ -83,7 +83,10 @@ class Keystream:
         """
         block, skip = divmod(offset, _BLOCK)
         counter = _COUNTER.pack(association, 0, number, block)
-        context = Cipher(self._algorithm, CTR(counter)).encryptor()
+        context = (
+            self._context
+        )  # a new one for each round would cost half as much again
+        context.reset_nonce(counter)
         if skip:
             context.update(bytes(skip))
         # The library wants room for one block more than it writes.

@@ -32,6 +32,7 @@ from struct import Struct
 from attrs import frozen
 
 from alpha_trio.proto.batch import Buffer
+from alpha_trio.proto.runs import split
 from alpha_trio.proto.wire import BadPacket
 
 VIRTIO = Struct("=BBHHHH")  # flags, gso type, header length, gso size, csum start, off
@@ -58,7 +59,7 @@ class Cut:
 
     word: int  # frame word of segment 0
     headers: Buffer  # before every segment; empty for a packet that stays whole
-    segments: list[Buffer]
+    segments: list[bytes]
     segment_size: int  # bytes of every segment but the last
     packet_bytes: int  # of the inner IP packets this frame stands for
 
@@ -100,9 +101,7 @@ def cut(frame: memoryview, room: int) -> Cut | None:
         return None  # IPv6 extension headers beyond all use; TSO never makes them
     word = _word(gso_type, length, csum_start, csum_offset | _CSUM_FLAG, size)
     total = len(packet)
-    segments: list[Buffer] = [
-        packet[at : at + size] for at in range(length, total, size)
-    ]
+    segments = split(packet, length, size)
     inner = total + length * (len(segments) - 1)
     return Cut(word, packet[:length], segments, size, inner)
 
@@ -131,7 +130,7 @@ def _whole(
     if len(packet) > room:
         return None
     word = 0
-    body: Buffer = packet
+    body = bytes(packet)
     if flags & NEEDS_CSUM:
         if csum_start > _MAX_BYTE or csum_offset >= _CSUM_FLAG:
             body = _complete_checksum(packet, csum_start, csum_offset)

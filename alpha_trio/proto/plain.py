@@ -278,8 +278,7 @@ def deliver_untrusted(
             continue
         if frame >> _GSO_SHIFT != GSO_NONE:
             length = frame >> 48 & 0xFF
-            while until < count and frames[until] == frame + until - at:
-                until += 1
+            until += _segments_after(frames, at)
             segments = [body, *[piece[length:] for piece in bodies[at + 1 : until]]]
         else:
             until = _end_of_flow(frames, bodies, at)
@@ -295,6 +294,16 @@ def deliver_untrusted(
         else:
             out.deliver(parts, counters, until - at, size)
         at = until
+
+
+def _segments_after(frames: list[int], at: int) -> int:
+    """How many segments of the same super-packet follow ``at`` without a gap."""
+    following = frames[at + 1 :]
+    expected = list(range(frames[at] + 1, frames[at] + 1 + len(following)))
+    if following == expected:
+        return len(following)  # hot path
+    pairs = zip(following, expected, strict=True)
+    return next(i for i, (frame, due) in enumerate(pairs) if frame != due)
 
 
 def _end_of_flow(frames: list[int], bodies: list[Buffer], at: int) -> int:

@@ -14,17 +14,17 @@ What may not happen, and where it is prevented:
 from __future__ import annotations
 
 from hashlib import sha256
-from itertools import accumulate
-from struct import Struct
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from alpha_trio.proto.acks import AckTree
-from alpha_trio.proto.batch import Buffer, Drop, Outbox, Remote
+from alpha_trio.proto.batch import Drop, Outbox, Remote
 from alpha_trio.proto.chain import ChainVerifier, HashChain
+from alpha_trio.proto.frames import FRAME_WORD_SIZE
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.plain import Arrival, OwnsSource, deliver_untrusted
 from alpha_trio.proto.presign import MAX_DEPTH, NODE_SIZE, Checker
+from alpha_trio.proto.runs import Run, split, take_bodies, take_run
 from alpha_trio.proto.wire import (
     A1,
     A2_OPENING,
@@ -49,8 +49,8 @@ MAX_ASSOCIATIONS = 64
 MAX_RELIABLE = 64
 """Packets of a reliable round: its A1 costs the receiver two leaves for each."""
 
-_FRAME = Struct("!8xQ")
-_HEAD, _HEADS = S2_TAIL.size, _FRAME.size  # in front of a body, of a segment
+# In front of a body, of a segment.
+_HEAD, _HEADS = S2_TAIL.size, S2_TAIL.size + FRAME_WORD_SIZE
 
 
 @define(eq=False)
@@ -86,6 +86,14 @@ class InAssociation:
             if candidate is not None and candidate.number == number:
                 return candidate
         return None
+
+
+@frozen
+class Stretch:
+    """Packets that lie one after the other in a round's keystream."""
+
+    offset: int  # where the first one begins there, bytes
+    packets: list[bytes]
 
 
 @define(frozen=True)
@@ -193,17 +201,17 @@ class Receiver:
         except BadPacket:
             self.line.counters.drop(Drop.UNSOLICITED)
             return size, Arrival.NOTHING
-        offsets: list[int] = []
-        packets: list[memoryview] = []
-        consumed = self._check(view, stride, found, offsets, packets, out)
-        if not packets:
+        consumed, arrived = self._check(view, stride, found, out)
+        if not arrived:
             return consumed, Arrival.NOTHING
+        packets = arrived[0].packets
         if found.shape & CONTROL:
             self._take_controls(association, found, packets)
             return consumed, Arrival.KEEPALIVE
-        self._deliver(association, found, offsets, packets, owns_source, out)
+        for piece in arrived:
+            self._deliver(association, found, piece, owns_source, out)
         # Keepalives must not be answered by keepalives, or they never end.
-        empty = len(packets) == 1 and len(packets[0]) == _HEADS
+        empty = len(arrived) == len(packets) == 1 and len(packets[0]) == _HEADS
         return consumed, Arrival.KEEPALIVE if empty else Arrival.DATA
 
     def _round_untrusted(self, datagram: memoryview) -> tuple[InAssociation, InRound]:
@@ -234,56 +242,58 @@ class Receiver:
         )
 
     def _check(
-        self,
-        view: memoryview,
-        stride: int,
-        found: InRound,
-        offsets: list[int],
-        packets: list[memoryview],
-        out: Outbox,
-    ) -> int:
-        """Collect what is authentic and new; returns the bytes of this round."""
-        # hot path
+        self, view: memoryview, stride: int, found: InRound, out: Outbox
+    ) -> tuple[int, list[Stretch]]:
+        """What is authentic and new; also the bytes of this round in ``view``."""
         assert found.checker is not None
-        branch, prefix = found.shape & DEPTH_MASK, found.prefix
-        start = ROUND_HEAD_SIZE + branch * NODE_SIZE
-        least = start + (_HEAD if found.shape & CONTROL else _HEADS)
-        at, end = 0, len(view)
-        arrived: list[memoryview] = []
-        while (
-            min(stride, end - at) >= least and view[at : at + ROUND_HEAD_SIZE] == prefix
-        ):
-            arrived.append(view[at + start : at + stride])
-            at += stride
-        if not arrived:  # fits its round but not the key, or is cut short
+        branch = (found.shape & DEPTH_MASK) * NODE_SIZE
+        least = _HEAD if found.shape & CONTROL else _HEADS
+        run = take_run(view, stride, found.prefix, branch, least)
+        packets = run.packets
+        if not packets:  # fits its round but not the key, or is cut short
             self.line.counters.drop(Drop.FORGED)
-            return min(stride, end)
-        branches = None
-        if branch:
-            ends = range(start, at, stride)
-            branches = [view[e - branch * NODE_SIZE : e] for e in ends]
-        heads = [S2_TAIL.unpack_from(packet) for packet in arrived]
-        seen, forged, repeated = found.seen, 0, 0
-        authentic = found.checker.check(heads, arrived, branches)
+            return min(stride, len(view)), []
+        first, _, offset = S2_TAIL.unpack_from(packets[0])
+        last = S2_TAIL.unpack_from(packets[-1])[0]
+        new = ((1 << len(packets)) - 1) << first
+        if (
+            last - first + 1 == len(packets)  # hot path: all as it was sent
+            and not found.seen & new
+            and found.checker.fits(first, packets, run.branches)
+        ):
+            found.seen |= new
+            arrived = [Stretch(offset, packets)]
+        else:
+            arrived = self._sift(run, found, out)
+        if found.seen + 1 == 1 << found.packets:
+            found.checker.forget()
+        return run.size, arrived
+
+    def _sift(self, run: Run, found: InRound, out: Outbox) -> list[Stretch]:
+        """What is authentic and new in a run that has something else in it."""
+        assert found.checker is not None
+        forged = repeated = expected = 0
+        arrived: list[Stretch] = []
+        heads = [S2_TAIL.unpack_from(packet) for packet in run.packets]
+        authentic = found.checker.check(heads, run.packets, run.branches)
         for packet, (index, _, offset), good in zip(
-            arrived, heads, authentic, strict=True
+            run.packets, heads, authentic, strict=True
         ):
             if not good:
                 forged += 1
-            elif seen >> index & 1:
+            elif found.seen >> index & 1:
                 repeated += 1
             else:
-                seen |= 1 << index
-                offsets.append(offset)
-                packets.append(packet)
+                found.seen |= 1 << index
+                if not arrived or offset != expected:
+                    arrived.append(Stretch(offset, []))
+                arrived[-1].packets.append(packet)
+                expected = offset + len(packet)
         if forged:
             self.line.counters.drop(Drop.FORGED, forged)
         if repeated:
             self._on_repeated(found, repeated, out)
-        found.seen = seen
-        if seen + 1 == 1 << found.packets:
-            found.checker.forget()
-        return min(at, end)
+        return arrived
 
     def _on_repeated(self, found: InRound, packets: int, out: Outbox) -> None:
         if not found.shape & CONTROL:
@@ -295,40 +305,27 @@ class Receiver:
         self,
         association: InAssociation,
         found: InRound,
-        offsets: list[int],
-        packets: list[memoryview],
+        arrived: Stretch,
         owns_source: OwnsSource,
         out: Outbox,
     ) -> None:
-        """Decrypt what is contiguous in one call, and hand it on."""
-        number, at = association.number, 0
-        while at < len(packets):
-            first, expected = at, offsets[at]
-            while at < len(packets) and offsets[at] == expected:
-                expected += len(packets[at])
-                at += 1
-            run = packets[first:at]
-            text = self.line.decrypt.apply(
-                number, found.number, offsets[first], b"".join(run)
-            )
-            sizes = list(map(len, run))
-            spans = list(
-                zip(accumulate(sizes, initial=0), accumulate(sizes), strict=False)
-            )
-            if _HEADS in sizes:  # a keepalive, which has no packet
-                spans = [span for span in spans if span[1] - span[0] > _HEADS]
-            frames = [_FRAME.unpack_from(text, start)[0] for start, _ in spans]
-            bodies: list[Buffer] = [text[start + _HEADS : end] for start, end in spans]
-            deliver_untrusted(frames, bodies, owns_source, out, self.line.counters)
+        """Decrypt a stretch in one call, and hand it on."""
+        packets = arrived.packets
+        data = packets[0] if len(packets) == 1 else b"".join(packets)
+        text = self.line.decrypt.apply(
+            association.number, found.number, arrived.offset, data
+        )
+        frames, bodies = take_bodies(text, len(packets[0]))
+        deliver_untrusted(frames, bodies, owns_source, out, self.line.counters)
 
     # -- control messages and A2 -----------------------------------------------------
 
     def _take_controls(
-        self, association: InAssociation, found: InRound, packets: list[memoryview]
+        self, association: InAssociation, found: InRound, packets: list[bytes]
     ) -> None:
         # Control rounds have one packet, so that its number is 0.
         for packet in packets:
-            body = bytes(packet[_HEAD:])
+            body = packet[_HEAD:]
             self.controls.append(ControlMessage(association.number, found, 0, body))
 
     def acknowledge(self, message: ControlMessage, verdict: int, out: Outbox) -> None:
@@ -361,4 +358,4 @@ def _roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
         raise BadPacket
     if -(-packets >> depth) != count:
         raise BadPacket
-    return packets, [roots[i : i + NODE_SIZE] for i in range(0, len(roots), NODE_SIZE)]
+    return packets, split(roots, 0, NODE_SIZE)

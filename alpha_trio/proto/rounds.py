@@ -6,19 +6,19 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 from math import inf
-from struct import Struct
 
 from attrs import define, field
 
 from alpha_trio.proto.batch import Buffer
 from alpha_trio.proto.chain import ChainVerifier, HashChain
+from alpha_trio.proto.frames import FRAME_WORD_SIZE
 from alpha_trio.proto.presign import Presigner
 from alpha_trio.proto.wire import CONTROL, S2_TAIL
 
 FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
 
-FRAME = Struct("!8xQ")  # a packet's head, filled in later, and its frame word
-HEADS_SIZE = FRAME.size
+
+HEADS_SIZE = S2_TAIL.size + FRAME_WORD_SIZE  # in front of each segment
 _OBJECTS = 150  # bytes of the objects that hold a waiting frame
 HOLE = bytes(S2_TAIL.size)  # where the head goes, in front of each body
 

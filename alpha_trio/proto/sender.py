@@ -37,7 +37,6 @@ from alpha_trio.proto.frames import Cut, flow_of
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.presign import NODE_SIZE, Presigner, depth_for
 from alpha_trio.proto.rounds import (
-    FRAME,
     HEADS_SIZE,
     HOLE,
     FlowQueue,
@@ -46,6 +45,7 @@ from alpha_trio.proto.rounds import (
     RoundTrip,
     Waiting,
 )
+from alpha_trio.proto.runs import join_frames
 from alpha_trio.proto.wire import (
     A1,
     A2_OPENING,
@@ -164,13 +164,9 @@ class Sender:
 
     def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
         """Queue the bodies of ``cut`` and start what rounds can start."""
-        count, word, headers = len(cut.segments), cut.word, bytes(cut.headers)
-        parts: list[Buffer] = [b""] * (2 * count)
-        pack = FRAME.pack
-        parts[::2] = [pack(word + i) + headers for i in range(count)]
-        parts[1::2] = cut.segments
+        count, headers = len(cut.segments), bytes(cut.headers)
+        plain = join_frames(cut.word, headers, cut.segments)
         size = HEADS_SIZE + len(headers) + len(cut.segments[0])
-        plain = b"".join(parts)
         self._queue(Waiting(plain, count, size, now, flow_of(cut)))
         self.start(now, out)
 

@@ -149,12 +149,6 @@ def test_a_cut_counts_what_it_stands_for():
     assert result.segment_size == 1000
 
 
-def test_segments_stay_where_they_were_read():
-    frame = Packet(payload=bytes(range(200)), segment_size=100).frame()
-    result = frames.cut(frame, ROOM)
-    assert all(segment.obj is frame.obj for segment in result.segments)
-
-
 @fixed
 @given(SUPER_PACKETS)
 def test_packets_of_a_super_packet(packet):
