@@ -12,6 +12,7 @@ import click
 from alpha_trio.errors import AlphaTrioError
 
 from .app import Command, given_socket
+from .words import counted
 
 if TYPE_CHECKING:
     from alpha_trio.config import Settings
@@ -74,7 +75,8 @@ def run(config: str | None, check: bool, **options: Any) -> None:
     """Run the daemon in the foreground; it logs to stderr."""
     settings = load_settings(config, **options)
     if check:
-        click.echo(f"The configuration is good; it has {len(settings.peers)} peers.")
+        peers = counted(len(settings.peers), "peer")
+        click.echo(f"The configuration is good; it has {peers}.")
         return
     sys.exit(start(settings))
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from .words import (
     ago,
     amount,
+    counted,
     duration,
     fingerprint,
     knocking,
@@ -116,7 +117,7 @@ def peer_page(peer: Document) -> list[RenderableType]:
         ("rounds", mix(peer["rounds"]) or "none"),
         ("associations", peer["associations"]),
         ("elements left", peer["elements_left"]),
-        ("waiting", f"{peer['queued']} packets"),
+        ("waiting", counted(peer["queued"], "packet")),
         *_key_lines(peer),
         ("handshake", ago(peer["latest_handshake_seconds"])),
         ("last heard", ago(peer["latest_receive_seconds"])),
@@ -161,7 +162,7 @@ def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
 
 def _traffic(peer: Document, direction: str) -> str:
     count, size = peer[f"{direction}_packets"], peer[f"{direction}_bytes"]
-    return f"{amount(size)} in {count} packets"
+    return f"{amount(size)} in {counted(count, 'packet')}"
 
 
 def _drops(document: Document) -> Iterator[str]:

@@ -102,6 +102,11 @@ def ago(seconds: float | None) -> str:
     return "never" if seconds is None else f"{duration(seconds)} ago"
 
 
+def counted(count: int, what: str) -> str:
+    """A number of things that get an s when they are many."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def amount(count: float) -> str:
     """Bytes in the unit that leaves at most three digits before the point."""
     if count < 1000:

@@ -340,6 +340,8 @@ def test_status_of_one_peer(node):
             associations=8,
             elements_left=12345,
             queued=3,
+            rx_packets=1,
+            rx_bytes=84,
             rtt_ms=0.456,
             drops={"queue-full": 7},
         ),
@@ -350,6 +352,8 @@ def test_status_of_one_peer(node):
     assert page["associations"] == "8"
     assert page["elements left"] == "12345"
     assert page["waiting"] == "3 packets"
+    assert page["sent"] == "0 B in 0 packets"
+    assert page["received"] == "84 B in 1 packet"
     assert page["round trip"] == "0.46 ms"
     assert page["key"] == KEY
     assert page["key source"] == "pinned"
@@ -694,7 +698,7 @@ def test_run_checks_the_configuration(tmp_path):
     good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
     good.write_text("[peers.vm2]\nendpoint = '192.168.10.61'\n")
     bad.write_text("port = 0\n")
-    assert "has 1 peers" in call("run", "--check", "--config", str(good))
+    assert "has 1 peer." in call("run", "--check", "--config", str(good))
     text = call("run", "--check", "--config", str(bad), code=1)
     assert str(bad) in text
     assert str(tmp_path / "none") in call(
