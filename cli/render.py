@@ -94,7 +94,7 @@ def _peer_section(peers: Iterable[Document]) -> Iterator[RenderableType]:
             Text(amount(peer["tx_bytes"])),
             Text(amount(peer["rx_bytes"])),
             Text(milliseconds(peer["rtt_ms"])),
-            Text(mix(peer["rounds"]) or peer["configured_mode"]),
+            Text(mix(peer) or peer["configured_mode"]),
             Text(reached(peer)),
         )
     yield table
@@ -114,7 +114,7 @@ def peer_page(peer: Document) -> list[RenderableType]:
         ("endpoint", peer["endpoint"]),
         ("configured", peer["configured_endpoint"]),
         ("mode", peer["configured_mode"]),
-        ("rounds", mix(peer["rounds"]) or "none"),
+        ("rounds", mix(peer) or "none"),
         ("associations", peer["associations"]),
         ("elements left", peer["elements_left"]),
         ("waiting", counted(peer["queued"], "packet")),

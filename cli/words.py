@@ -72,8 +72,14 @@ def fingerprint(key: str) -> str:
     return sha256(b64decode(key)).hexdigest()[:8]
 
 
-def mix(rounds: Mapping[str, int]) -> str:
-    """The modes of all rounds by their share; empty if there was no round yet."""
+def mix(peer: Document) -> str:
+    """The modes of a peer's rounds by their share; empty if there was none yet.
+
+    Mode plain has no rounds: those it counts were before.
+    """
+    if peer["mode"] == "plain":
+        return ""
+    rounds = peer["rounds"]
     total = sum(rounds.values()) or 1
     shares = {mode: round(100 * count / total) for mode, count in rounds.items()}
     return " ".join(f"{mode} {share}%" for mode, share in shares.items() if share)

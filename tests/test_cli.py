@@ -368,11 +368,14 @@ def test_status_tells_the_mix_of_modes(node):
     node.document["peers"] = [
         status_of(VM2, rounds=rounds),
         status_of(PeerSettings("vm3", mode=Mode.CM)),
+        status_of(PeerSettings("vm4", mode=Mode.PLAIN), rounds=rounds),
     ]
-    header, vm2, vm3 = call("status").splitlines()[-3:]
+    header, vm2, vm3, vm4 = call("status").splitlines()[-4:]
     column = header.index("MODE")
     assert vm2[column:].startswith("n 5% m 95%  ")
     assert vm3[column:].startswith("cm  ")
+    assert vm4[column:].startswith("plain  ")  # and not what was before
+    assert pairs(call("status", "vm4"))["rounds"] == "none"
 
 
 def test_a_key_mismatch_is_loud(node):
