@@ -250,11 +250,14 @@ def _plain_number(value: float) -> float:
     return int(value) if value.is_integer() else value
 
 
-def check_peers(peers: Iterable[PeerSettings]) -> None:
+def check_peers(
+    peers: Iterable[PeerSettings], called: Callable[[str], str] = str
+) -> None:
     """Refuse peers that cannot exist side by side.
 
     The same prefix at two peers is an error, one within another is not: the longest
-    match decides, as everywhere in IP.
+    match decides, as everywhere in IP.  ``called`` turns a name into what the refusal
+    calls the peer, for those that do not all come from the same place.
 
     Raises:
       ConfigError: one line that names both peers.
@@ -266,18 +269,22 @@ def check_peers(peers: Iterable[PeerSettings]) -> None:
         if peer.name in names:
             raise ConfigError(f"two peers are called {peer.name}; rename one of them")
         names.add(peer.name)
-        _claim(endpoints, (peer.host, peer.port), peer, _endpoint_text)
+        _claim(endpoints, (peer.host, peer.port), peer, _endpoint_text, called)
         for prefix in _prefixes(peer):
-            _claim(prefixes, prefix, peer, "prefix {}".format)
+            _claim(prefixes, prefix, peer, "prefix {}".format, called)
 
 
 def _claim(
-    owners: dict[T, str], thing: T, peer: PeerSettings, describe: Callable[[T], str]
+    owners: dict[T, str],
+    thing: T,
+    peer: PeerSettings,
+    describe: Callable[[T], str],
+    called: Callable[[str], str],
 ) -> None:
     if (owner := owners.setdefault(thing, peer.name)) != peer.name:
         raise ConfigError(
-            f"peers {owner} and {peer.name} both have {describe(thing)}; "
-            "take it from one of them"
+            f"peers {called(owner)} and {called(peer.name)} both have "
+            f"{describe(thing)}; take it from one of them"
         )
 
 

@@ -12,6 +12,7 @@ import socket
 from base64 import b64decode
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import trio
 from attrs import define, evolve, field
@@ -129,12 +130,26 @@ class Registry:
                 peer.name,
             )
         added = [peer for peer in saved if peer.name not in names]
-        config.check_peers([*self._file_peers, *added])
+        self._check_files(self._file_peers, added)
         for peer in self._file_peers:
             self._enter(peer, FROM_CONFIG)
         for peer in added:
             self._enter(peer, FROM_STATE)
         await self._route()
+
+    def _check_files(
+        self, file_peers: Sequence[PeerSettings], saved: Sequence[PeerSettings]
+    ) -> None:
+        """Refuse peers of the two files that clash, and say which is from which."""
+        origins = dict.fromkeys(
+            (peer.name for peer in saved),
+            f"added by command, saved in {self._store.peers_file}",
+        ) | dict.fromkeys(
+            (peer.name for peer in file_peers), f"from {_config_file(self._settings)}"
+        )
+        config.check_peers(
+            [*file_peers, *saved], lambda name: f"{name} ({origins[name]})"
+        )
 
     async def _watch_network(self) -> None:
         """Adapt to links, addresses and routes of the host as they change."""
@@ -262,7 +277,7 @@ class Registry:
         async with self._lock:
             wanted = {peer.name: peer for peer in file_peers}
             kept = [p for p in self._of_state() if p.name not in wanted]
-            config.check_peers([*file_peers, *kept])
+            self._check_files(file_peers, kept)
             for peer in file_peers:
                 self._refuse_ourselves(peer)
             before = self._snapshot()
@@ -534,11 +549,14 @@ async def _resolve(host: str) -> list[IPAddress]:
 
 def _refuse_config_peer(peer: Peer, settings: Settings) -> None:
     if peer.origin == FROM_CONFIG:
-        place = settings.config_file or config.DEFAULT_CONFIG
         raise PeerError(
-            f"peer {peer.settings.name} comes from {place}: change it there, then "
-            "'alpha-trio reload'"
+            f"peer {peer.settings.name} comes from {_config_file(settings)}: change it "
+            "there, then 'alpha-trio reload'"
         )
+
+
+def _config_file(settings: Settings) -> Path:
+    return settings.config_file or config.DEFAULT_CONFIG
 
 
 def _refuse_own_address(settings: PeerSettings) -> None:

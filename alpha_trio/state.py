@@ -52,6 +52,11 @@ class PeerStore:
         """
         return load_identity(self._directory)
 
+    @property
+    def peers_file(self) -> Path:
+        """Where the peers are saved."""
+        return self._peers.path
+
     def load(self) -> list[PeerSettings]:
         """The saved peers; none if nothing was saved yet.
 
@@ -127,7 +132,7 @@ class _Document(Generic[T]):
             content = self._parse(self._empty if raw is None else self._read(raw))
         except ConfigError as error:
             raise StateError(
-                f"{self._path}: damaged: {error}; mend the file, or move it away to "
+                f"{self.path}: damaged: {error}; mend the file, or move it away to "
                 "start without what it holds"
             ) from None
         self._understood = True
@@ -141,7 +146,7 @@ class _Document(Generic[T]):
         self._directory.replace(self._file, text.encode())
 
     @property
-    def _path(self) -> Path:
+    def path(self) -> Path:
         return self._directory.path / self._file
 
     def _read(self, raw: bytes) -> object:
@@ -156,7 +161,7 @@ class _Document(Generic[T]):
             raise ConfigError("it has no schema number")
         if schema > SCHEMA:
             raise StateError(
-                f"{self._path}: has schema {v.shown(schema)}, this version knows "
+                f"{self.path}: has schema {v.shown(schema)}, this version knows "
                 f"{SCHEMA}: a newer one wrote it; install that or move the file away"
             )
         return document.get(self._member)

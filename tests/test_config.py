@@ -491,6 +491,13 @@ def test_peers_that_cannot_exist_side_by_side(one, other, said):
     assert said in refusal(check_peers, [one, other])
 
 
+def test_a_clash_between_places_names_them():
+    peers = [peer("a", endpoint="h"), peer("b", endpoint="h")]
+    places = {"a": "a (here)", "b": "b (there)"}
+    said = refusal(check_peers, peers, places.__getitem__)
+    assert said.startswith("peers a (here) and b (there) both have endpoint h:1234; ")
+
+
 def test_nested_prefixes_and_shared_addresses_are_fine():
     check_peers(
         [
