@@ -276,7 +276,8 @@ class Registry:
         """
         async with self._lock:
             wanted = {peer.name: peer for peer in file_peers}
-            kept = [p for p in self._of_state() if p.name not in wanted]
+            saved = [*self._of_state(), *self._shadowed]
+            kept = [peer for peer in saved if peer.name not in wanted]
             self._check_files(file_peers, kept)
             for peer in file_peers:
                 self._refuse_ourselves(peer)

@@ -336,6 +336,18 @@ def test_the_config_file_hides_a_peer_added_by_command_but_loses_it_not(pair):
         assert sorted(names(one)) == ["vm2", "vm3"]
 
 
+def test_a_hidden_peer_that_would_clash_when_it_returns_is_refused(pair):
+    hiding = '[peers.vm2]\nendpoint = "192.168.10.77"\n'
+    with Daemon(pair[0]) as one:
+        one.cli("peers", "add", "vm2", "192.168.10.61")
+        one.config_file.write_text(hiding)
+        one.cli("reload")
+        one.config_file.write_text('[peers.other]\nendpoint = "192.168.10.61"\n')
+        assert "and vm2 (added by command" in refused(one, "reload")
+        assert names(one) == ["vm2"]
+        assert peer(one, "vm2")["configured_endpoint"] == "192.168.10.77"
+
+
 def test_own_address_in_a_reloaded_file_is_refused(pair):
     with Daemon(pair[0]) as one:
         one.config_file.write_text('[peers.me]\nendpoint = "192.168.10.60"\n')
