@@ -76,6 +76,11 @@ QUEUE_AGE = 2.0  # s, likewise
 # are few and waiting is long.
 ROUNDS_AT_ONCE = 1  # and one more for each ...
 ROUNDS_EVERY = 0.004  # s of round-trip time
+# And no more than this: what cannot be answered yet waits here, where an echo may pass
+# it, and not in the peer's socket, where nothing can.  The least round-trip time tells
+# how many the way itself holds; the present one would count that queue as well.
+MOST_ROUNDS = 5
+ROUNDS_MORE_EVERY = 0.0005  # s of the least round-trip time
 
 ROUND_LIFETIME = 3.0  # s until an unanswered round holds up those behind it no more
 CONTROL_LIFETIME = 3.0  # s, or six round trips, until a control message makes way
@@ -196,9 +201,10 @@ class Sender:
             self._drop_oldest()
         if not self.queue or self._better_wait():
             return
-        if self.under_way_bytes > UNDER_WAY_BYTES:
-            return
+        most = MOST_ROUNDS + int(min(self.rtt.least, 1.0) / ROUNDS_MORE_EVERY)
         for association in self.associations.values():
+            if self.under_way >= most or self.under_way_bytes > UNDER_WAY_BYTES:
+                return
             if association.idle:
                 self._start_round(association, self._take(), 0, now, out)
                 if not self.queue:
