@@ -23,9 +23,10 @@ from alpha_trio.proto.wire import (
     parse_syn_untrusted,
 )
 from tests.reference import vectors
+from tests.reference.alpha import unlimited
 
 REMOTE = ("192.0.2.1", 1234)
-HANDSHAKES = ("alpha", "plain", "cookie")
+HANDSHAKES = ("alpha", "plain", "cookie", "limited")
 ROUNDS = ("n", "c", "m", "cm", "keepalive")
 CONTROLS = ("open", "close", "unknown")
 
@@ -167,9 +168,9 @@ def agreements(name: str):
     if name == "cookie":
         cookie = parse_cookie_untrusted(raw(vector["message"]))
         initiation.take_cookie_untrusted(cookie, 0.0)
-    assert initiation.syn.pack() == raw(vector["syn"])
+    assert initiation.syn.pack() == unlimited(raw(vector["syn"]))
     half_open = Host("responder").answer(syn)
-    assert half_open.ack.pack() == raw(vector["ack"])
+    assert half_open.ack.pack() == unlimited(raw(vector["ack"]))
     ack = parse_ack_untrusted(raw(vector["ack"]))
     ackack = initiation.finish_untrusted(ack, Host("initiator").identity)
     assert ackack.pack() == raw(vector["ackack"])
@@ -197,6 +198,18 @@ def test_handshake(name):
         send_tag=ours.receive_tag,
         receive_tag=ours.send_tag,
     )
+
+
+def test_limits_of_relays():
+    vector, without = load("handshake")["limited"], load("handshake")["alpha"]
+    assert [vector[key] for key in ("ackack", "keys")] == [
+        without[key] for key in ("ackack", "keys")
+    ]
+    here, there = [
+        Line(end, Counters(), Scripted(), 1400) for end in agreements("limited")
+    ]
+    assert here.most_roots == vector["most_roots_of_initiator"] == 4
+    assert there.most_roots == vector["most_roots_of_responder"] == 40
 
 
 def test_cookie():

@@ -9,7 +9,14 @@ from attrs import define, field
 from alpha_trio.proto.batch import Counters, Outbox, Remote
 from alpha_trio.proto.cipher import TAG_SIZE, Keystream, Tagger
 from alpha_trio.proto.handshake import Agreement, RandomBytes
-from alpha_trio.proto.wire import ROUND, BadPacket, Kind, first_word
+from alpha_trio.proto.wire import (
+    LEAST_ROOTS,
+    MAX_ROOTS,
+    ROUND,
+    BadPacket,
+    Kind,
+    first_word,
+)
 
 ROUND_KINDS = (Kind.S1, Kind.A1, Kind.S2, Kind.A2)
 
@@ -32,6 +39,7 @@ class Line:
     _tag_in: Tagger = field(init=False)
     _words: dict[Kind, bytes] = field(init=False)
     incoming_words: dict[Kind, bytes] = field(init=False)
+    most_roots: int = field(init=False)  # of our S1s, as relays on the way want it
 
     def __attrs_post_init__(self) -> None:
         agreement, keys = self.agreement, self.agreement.keys
@@ -42,6 +50,8 @@ class Line:
         self._tag_in = Tagger(keys.receive_tag)
         self._words = _first_words(agreement.remote_id)
         self.incoming_words = _first_words(agreement.local_id)
+        limit = agreement.theirs.limit
+        self.most_roots = max(limit, LEAST_ROOTS) if limit else MAX_ROOTS
 
     def move(self, remote: Remote, local: bytes) -> None:
         """The peer is heard from ``remote`` now.

@@ -176,10 +176,8 @@ class PeerTable:
 
     def _let_in(self, session: Session) -> None:
         """Who is a peer now, by its address or its key, knocks no longer."""
-        key, hosts = (
-            session.negotiation.key,
-            {r[0] for r in session.negotiation.remotes},
-        )
+        key = session.negotiation.key
+        hosts = {remote[0] for remote in session.negotiation.remotes}
         for host, knock in list(self.knocking.items()):
             if host in hosts or knock.key == key:
                 del self.knocking[host]

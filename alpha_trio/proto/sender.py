@@ -221,7 +221,8 @@ class Sender:
     def _capacity(self) -> tuple[int, int]:
         """Most packets for the next round, and most roots its S1 may carry."""
         room = self.line.datagram_size - S1_FIXED_SIZE - TAG_SIZE
-        roots = min(room // NODE_SIZE, MAX_ROOTS)
+        fit = min(room // NODE_SIZE, MAX_ROOTS)
+        roots = min(fit, self.line.most_roots)
         depth = _DEPTHS[self.mode]
         if self.mode == "n":
             return 1, 1
@@ -230,7 +231,7 @@ class Sender:
         if self.mode == "cm":
             trees = max(1, roots >> depth)
             return trees << depth, trees
-        if self.mode == "c" or not self.trees:
+        if self.mode == "c" or not (self.trees or roots < fit):
             return roots, roots
         return min(roots << depth, MAX_PACKETS), roots
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from enum import IntEnum
 from struct import Struct
 
-from attrs import frozen
+from attrs import field, frozen
 
 from alpha_trio.proto.batch import Buffer
 
@@ -63,10 +63,10 @@ ANCHOR_SIZE = 16
 COOKIE_SIZE = 16
 SIGNATURE_SIZE = 64
 
-# header | sender's id, zero | nonce | identity | share | anchors | cookie | padding
-_SYN = Struct("!BBHI I4x 16s 32s 32s 16s 16s 16s 48x")
-# header | sender's id, zero | nonce | identity | share | anchors | signature
-_ACK = Struct("!BBHI I4x 16s 32s 32s 16s 16s 64s")
+# header | sender's id, limit, zero | nonce | identity | share | anchors | cookie | pad
+_SYN = Struct("!BBHI IH2x 16s 32s 32s 16s 16s 16s 48x")
+# header | sender's id, limit, zero | nonce | identity | share | anchors | signature
+_ACK = Struct("!BBHI IH2x 16s 32s 32s 16s 16s 64s")
 # header | signature
 _ACKACK = Struct("!BBHI 64s")
 # header | nonce of the SYN | cookie
@@ -94,15 +94,17 @@ class Syn:
     acknowledgments: bytes  # anchor of its acknowledgment chain
     cookie: bytes = bytes(COOKIE_SIZE)  # zero, or as the responder asked for it
     suite: int = SUITE_ALPHA
+    limit: int = field(default=0, eq=False)  # most roots of an S1, by relays; 0: none
 
     def pack(self) -> bytes:
-        """SYN_SIZE bytes."""
+        """SYN_SIZE bytes, as an end sends and signs them: without limit."""
         return _SYN.pack(
             Kind.SYN,
             VERSION,
             self.suite,
             0,
             self.sender_id,
+            0,
             self.nonce,
             self.identity,
             self.share,
@@ -125,15 +127,17 @@ class Ack:
     acknowledgments: bytes
     signature: bytes = bytes(SIGNATURE_SIZE)  # by the responder
     suite: int = SUITE_ALPHA
+    limit: int = field(default=0, eq=False)  # as in a SYN
 
     def pack(self) -> bytes:
-        """ACK_SIZE bytes."""
+        """ACK_SIZE bytes, as an end sends and signs them: without limit."""
         return _ACK.pack(
             Kind.ACK,
             VERSION,
             self.suite,
             self.receiver_id,
             self.sender_id,
+            0,
             self.nonce,
             self.identity,
             self.share,
@@ -179,12 +183,20 @@ def parse_syn_untrusted(datagram: Buffer) -> Syn:
     """Raises BadPacket if ``datagram`` is not exactly a SYN of a suite we speak."""
     if len(datagram) != SYN_SIZE:
         raise BadPacket
-    _, _, suite, receiver_id, sender_id, *rest = _SYN.unpack(datagram)
+    _, _, suite, receiver_id, sender_id, limit, *rest = _SYN.unpack(datagram)
     if suite not in SUITES or receiver_id or not sender_id:
         raise BadPacket
     nonce, identity, share, signatures, acknowledgments, cookie = rest
     return Syn(
-        sender_id, nonce, identity, share, signatures, acknowledgments, cookie, suite
+        sender_id,
+        nonce,
+        identity,
+        share,
+        signatures,
+        acknowledgments,
+        cookie,
+        suite,
+        limit,
     )
 
 
@@ -192,7 +204,7 @@ def parse_ack_untrusted(datagram: Buffer) -> Ack:
     """Raises BadPacket if ``datagram`` is not exactly an ACK of a suite we speak."""
     if len(datagram) != ACK_SIZE:
         raise BadPacket
-    _, _, suite, receiver_id, sender_id, *rest = _ACK.unpack(datagram)
+    _, _, suite, receiver_id, sender_id, limit, *rest = _ACK.unpack(datagram)
     if suite not in SUITES or not sender_id:
         raise BadPacket
     nonce, identity, share, signatures, acknowledgments, signature = rest
@@ -206,6 +218,7 @@ def parse_ack_untrusted(datagram: Buffer) -> Ack:
         acknowledgments,
         signature,
         suite,
+        limit,
     )
 
 
@@ -263,6 +276,8 @@ RELIABLE, CONTROL, DEPTH_MASK = 0x80, 0x40, 0x07
 S1_COUNTS = Struct("!HHI")
 S1_FIXED_SIZE = ROUND_HEAD_SIZE + S1_COUNTS.size
 MAX_ROOTS = 512  # of one S1: what fits into 8 KiB
+LEAST_ROOTS = 4
+"""What a sender may use whatever the limit of a handshake is, which nobody signs."""
 MAX_PACKETS = 4096
 """Of one round: what has to be remembered of it stays below half a megabyte."""
 # A1: head | digest of the S1 (16) | root of the acknowledgment tree (16) | tag (8)

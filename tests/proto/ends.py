@@ -115,12 +115,15 @@ class Ends:
         return cls.make(seed, mode, room_for_two_trees if mode == "cm" else SIZE)
 
     @classmethod
-    def make(cls, seed: int = 0, mode: str = "adaptive", size: int = SIZE) -> "Ends":
+    def make(
+        cls, seed: int = 0, mode: str = "adaptive", size: int = SIZE, limit: int = 0
+    ) -> "Ends":
+        """``limit`` is what relays made of it in SYN and ACK."""
         random = Random(seed).randbytes
         one, two = Offer.make(random), Offer.make(random)
         identity = bytes(32)
-        syn = Syn(1, one.nonce, identity, *one.public)
-        ack = Ack(1, 2, two.nonce, identity, *two.public)
+        syn = Syn(1, one.nonce, identity, *one.public, limit=limit)
+        ack = Ack(1, 2, two.nonce, identity, *two.public, limit=limit)
         keys = one.agree_untrusted(two.public[0], syn, ack)
         mirrored = two.agree_untrusted(one.public[0], syn, ack)
         return cls(

@@ -8,7 +8,7 @@ from alpha_trio.proto.batch import Drop, EventKind
 from alpha_trio.proto.frames import FRAME_WORD_SIZE
 from alpha_trio.proto.presign import NODE_SIZE
 from alpha_trio.proto.session import REKEY_AFTER
-from alpha_trio.proto.wire import CONTROL, S2_SIZE, Kind
+from alpha_trio.proto.wire import CONTROL, S1_COUNTS, S2_SIZE, Kind
 from tests.proto.ends import Ends, changed, head
 from tests.proto.simulation import DELAY, Hostile, Link, Simulation
 
@@ -39,6 +39,42 @@ def test_packets_arrive_once_and_in_order(mode):
     assert sim.hosts["vm2"].payloads()[1:] == to_vm2
     assert sim.hosts["vm1"].payloads()[1:] == to_vm1
     assert not sim.hosts["vm1"].drops() + sim.hosts["vm2"].drops()
+
+
+# -- relays
+
+
+@define
+class Relayed(Link):
+    """Passes a relay that keeps ``limit`` roots of an S1."""
+
+    limit: int
+
+    def carry(self, datagram):
+        if datagram[0] in (Kind.SYN, Kind.ACK):
+            datagram = datagram[:12] + self.limit.to_bytes(2) + datagram[14:]
+        return super().carry(datagram)
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1, 4), (4, 4), (9, 9), (0xFFFF, 512)])
+@pytest.mark.parametrize("mode", MODES)
+def test_no_s1_has_more_roots_than_relays_keep(mode, limit, most):
+    sim = Simulation(mode=mode)
+    sim.pair()
+    sim.link = Relayed(limit)
+    sent = sim.send("vm1", "vm2", 20) + sim.send("vm2", "vm1", 20)
+    for _ in range(40):
+        sent += sim.send("vm1", "vm2", 20) + sim.send("vm2", "vm1", 20)
+        sim.run(0.05)
+    sim.run(3)
+    for name in ("vm1", "vm2"):
+        roots = {
+            S1_COUNTS.unpack_from(s1.data, 32)[1] for s1 in sim.messages(Kind.S1, name)
+        }
+        assert max(roots) <= most
+        if mode in ("c", "adaptive") and most < 20:
+            assert max(roots) == most  # it is used as well
+    assert sum(len(host.received) for host in sim.hosts.values()) == len(sent)
 
 
 # -- associations

@@ -434,6 +434,37 @@ def test_the_same_syn_gets_the_same_ack():
     assert len({ack.data for ack in sim.messages(Kind.ACK)}) == 1
 
 
+def limited(message: bytes, limit: int) -> bytes:
+    """SYN or ACK as a relay that keeps few roots passes it on."""
+    return message[:12] + limit.to_bytes(2) + message[14:]
+
+
+def test_a_syn_with_another_limit_is_the_same_syn():
+    sim = Simulation()
+    _, vm2 = sim.pair()
+    syn = sim.hosts["vm1"].syn().pack()
+    for limit in (9, 0, 5):
+        sim.inject("vm2", VM1, limited(syn, limit))
+    assert len(sim.messages(Kind.ACK)) == 3
+    assert len({ack.data for ack in sim.messages(Kind.ACK)}) == 1
+    assert vm2.told(EventKind.SYN_RECEIVED) == 1
+    assert sim.session("vm2", "vm1").negotiation.half_open.syn.limit == 9
+
+
+def test_an_ack_with_another_limit_is_the_same_ack():
+    sim = Simulation()
+    vm1, _ = sim.pair()
+    sim.send("vm1", "vm2")
+    sim.run(1)
+    ack = sim.messages(Kind.ACK)[0]
+    before = len(sim.messages(Kind.ACKACK))
+    sim.inject("vm1", VM2, limited(ack.data, 9))
+    ackacks = sim.messages(Kind.ACKACK)
+    assert len(ackacks) == before + 1
+    assert len({ackack.data for ackack in ackacks}) == 1
+    assert vm1.told(EventKind.ACK_RECEIVED) == 1
+
+
 def test_the_same_ack_gets_the_same_ackack():
     sim = Simulation()
     sim.pair()

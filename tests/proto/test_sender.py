@@ -16,7 +16,7 @@ from alpha_trio.proto.sender import (
     ROUND_LIFETIME,
     UNDER_WAY_BYTES,
 )
-from alpha_trio.proto.wire import MAX_PACKETS, ROUND_HEAD_SIZE, S1_COUNTS, Kind
+from alpha_trio.proto.wire import CONTROL, MAX_PACKETS, ROUND_HEAD_SIZE, S1_COUNTS, Kind
 from tests.proto.ends import End, Ends, batch, head, of_kind, packets_of
 from tests.proto.packets import Packet
 
@@ -247,6 +247,18 @@ def test_trees_come_when_even_all_associations_are_too_few():
     packets, roots, _ = S1_COUNTS.unpack_from(s1, ROUND_HEAD_SIZE)
     assert packets == capacity > roots
     assert sender.modes["cm"] == 1
+
+
+def test_trees_make_up_for_roots_that_a_relay_does_not_keep():
+    ends = Ends.make(limit=8)
+    (first,) = ends.one.send(b"first")
+    for number in range(30):
+        ends.one.send(b"%d" % number)
+    carried = ends.settle(first)
+    data = [s1 for s1 in s1_of(carried) if not head(s1).shape & CONTROL]
+    counts = [S1_COUNTS.unpack_from(s1, ROUND_HEAD_SIZE)[:2] for s1 in data]
+    assert counts == [(1, 1), (16, 8), (14, 7)]
+    assert len(ends.two.received) == 31
 
 
 @pytest.mark.parametrize("mode", [*MODES, "adaptive"])

@@ -43,6 +43,17 @@ def test_messages_survive_the_wire(message):
     assert PARSERS[type(message)](message.pack()) == message
 
 
+@pytest.mark.parametrize("message", EXAMPLES[:2])
+def test_a_limit_is_read_but_part_of_nothing_that_is_compared_or_signed(message):
+    packed = bytearray(message.pack())
+    assert packed[12:16] == bytes(4)
+    packed[12:16] = b"\1\2\3\4"
+    limited = PARSERS[type(message)](packed)
+    assert (message.limit, limited.limit) == (0, 0x102)
+    assert limited == message
+    assert limited.pack() == message.pack()
+
+
 @pytest.mark.parametrize("message", EXAMPLES)
 def test_a_message_of_another_length_is_refused(message):
     packed, parse = message.pack(), PARSERS[type(message)]

@@ -144,7 +144,7 @@ def session_keys(private_share, public_share, syn, ack):
     """Ciphers to responder and to initiator, tags to responder and to initiator."""
     ours = X25519PrivateKey.from_private_bytes(private_share)
     shared = ours.exchange(X25519PublicKey.from_public_bytes(public_share))
-    transcript = sha256(syn + ack).digest()
+    transcript = sha256(unlimited(syn) + unlimited(ack)).digest()
     keys = hkdf(transcript, shared, b"alpha-trio session keys 1", 128)
     return [keys[at : at + 32] for at in range(0, 128, 32)]
 
@@ -187,17 +187,34 @@ def syn(suite, sender_id, nonce, identity, share, anchors, cookie=NOTHING):
     return header(SYN, 0, suite) + ids + body + bytes(48)
 
 
+def limited(message, most):
+    """SYN or ACK behind a relay that keeps at most so many roots of an S1."""
+    limit = int.from_bytes(message[12:14])
+    return message[:12] + pack("!H", min(limit or most, most)) + message[14:]
+
+
+def unlimited(message):
+    """SYN or ACK as it is signed."""
+    return message[:12] + bytes(4) + message[16:]
+
+
+def most_roots(message):
+    """Of the S1s of the one who accepted this ACK, or answered this SYN."""
+    return max(int.from_bytes(message[12:14]) or 512, 4)
+
+
 def ack(suite, syn_, sender_id, nonce, seed, share, anchors):
     receiver_id = int.from_bytes(syn_[8:12])
     ids = pack("!II", sender_id, 0)
     body = nonce + public_key(seed) + share + anchors[0] + anchors[1]
     unsigned = header(ACK, receiver_id, suite) + ids + body
-    return unsigned + sign(seed, b"ACK", syn_ + unsigned)
+    return unsigned + sign(seed, b"ACK", unlimited(syn_) + unsigned)
 
 
 def ackack(suite, syn_, ack_, seed):
     receiver_id = int.from_bytes(ack_[8:12])
-    return header(ACKACK, receiver_id, suite) + sign(seed, b"ACKACK", syn_ + ack_)
+    said = unlimited(syn_) + unlimited(ack_)
+    return header(ACKACK, receiver_id, suite) + sign(seed, b"ACKACK", said)
 
 
 def cookie(secret, host, port):

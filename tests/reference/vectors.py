@@ -196,6 +196,33 @@ def handshake():
             "message": alpha.cookie_message(session.syn, asked),
             **messages_of(busy),
         },
+        "limited": behind_relays(),
+    }
+
+
+def behind_relays():
+    """A handshake that passed relays which keep few roots, one of them only three."""
+    session = Session()
+    session.syn = alpha.limited(alpha.limited(session.syn, 90), 40)
+    one, two = session.initiator, session.responder
+    share = alpha.public_share(two.share)
+    session.ack = alpha.limited(
+        alpha.ack(
+            SUITE_ALPHA,
+            session.syn,
+            two.connection_id,
+            two.nonce,
+            two.seed,
+            share,
+            two.anchors,
+        ),
+        3,
+    )
+    session.ackack = alpha.ackack(SUITE_ALPHA, session.syn, session.ack, one.seed)
+    session.keys = alpha.session_keys(one.share, share, session.syn, session.ack)
+    return messages_of(session) | {
+        "most_roots_of_initiator": alpha.most_roots(session.ack),
+        "most_roots_of_responder": alpha.most_roots(session.syn),
     }
 
 

@@ -23,6 +23,7 @@ local fields = {
     suite = ProtoField.uint16("alphatrio.suite", "Suite", base.DEC, SUITES),
     receiver = ProtoField.uint32("alphatrio.receiver_id", "Receiver's id", base.HEX),
     sender = ProtoField.uint32("alphatrio.sender_id", "Sender's id", base.HEX),
+    limit = ProtoField.uint16("alphatrio.limit", "Limit of roots", base.DEC),
     zero = ProtoField.bytes("alphatrio.zero", "Zero"),
     nonce = ProtoField.bytes("alphatrio.nonce", "Nonce"),
     identity = ProtoField.bytes("alphatrio.identity", "Identity (Ed25519)"),
@@ -85,7 +86,8 @@ local HEADER = {
     { fields.receiver, 4 },
 }
 local INTRODUCTION = {
-    { fields.sender, 4 }, { fields.zero, 4 }, { fields.nonce, 16 },
+    { fields.sender, 4 }, { fields.limit, 2 }, { fields.zero, 2 },
+    { fields.nonce, 16 },
     { fields.identity, 32 }, { fields.share, 32 },
     { fields.signature_anchor, 16 }, { fields.ack_anchor, 16 },
 }
