@@ -1,7 +1,8 @@
 """Throw made-up bytes at every parser and at the peer table, see tools/targets.py.
 
-With atheris (``pip install atheris``) guided by coverage, otherwise by a mutator of
-our own.  What breaks a rule is saved, and ends the run; --replay runs it again.
+With atheris (``pip install --editable ".[fuzz]"``) guided by coverage, otherwise by
+a mutator of our own.  What breaks a rule is saved, and ends the run; --replay runs it
+again.
 """
 
 from __future__ import annotations
