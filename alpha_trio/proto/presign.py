@@ -46,6 +46,7 @@ NODE_SIZE = 16
 MAX_DEPTH = 6
 
 _NOTHING = bytes(NODE_SIZE)  # in the place of packets a last block does not have
+_NOWHERE = 1 << 16  # no packet has this number
 _BLOCK = Struct("!1s 16s I 16s 27x")  # tag, chain id, round, key
 
 
@@ -108,16 +109,20 @@ class Presigner:
 class Checker:
     """The other side, ends and relays: checks packets against the roots of an S1.
 
-    Nodes once tied to a root are remembered, so that of a block that arrives
-    complete each is hashed once and not ``depth`` times.  ``forget`` gives that
-    memory back; then 16 bytes a root remain.
+    The path of the last packet that was right is remembered: two nodes for each
+    height.  The way of the next one up the tree ends where it meets that path, so of a
+    block that arrives in order each node is hashed once and not ``depth`` times, and
+    memory does not grow with the round.  In another order it costs at most ``depth``
+    hashes a packet.
     """
 
     depth: int
     roots: Sequence[bytes]
     _keyed: Hash
     _start: Hash
-    _known: dict[tuple[int, int], bytes] = field(init=False, factory=dict)
+    _index: int = _NOWHERE  # of the remembered path's packet
+    _path: list[bytes] = field(init=False, factory=list)  # its nodes, leaf first
+    _branch: bytes = b""  # and their siblings
 
     @classmethod
     def with_key(
@@ -176,28 +181,27 @@ class Checker:
     def _climb(self, index: int, node: bytes, branch: bytes) -> bool:
         if index >> self.depth >= len(self.roots):
             return False
-        learned = []
+        apart = (index ^ self._index).bit_length()  # heights until the paths meet
+        if not apart:
+            return node == self._path[0] and branch == self._branch
+        path = []
         for height in range(self.depth):
-            known = self._known.get((height, index))
-            if known is not None:
-                if known != node:
+            path.append(node)
+            at, above = height * NODE_SIZE, (height + 1) * NODE_SIZE
+            if height == apart - 1:  # the two are siblings: nothing left to hash
+                known = self._path[height] + self._branch[above:]
+                if node != self._branch[at:above] or branch[at:] != known:
                     return False
+                path += self._path[height + 1 :]
                 break
-            sibling = branch[height * NODE_SIZE : (height + 1) * NODE_SIZE]
-            learned += [((height, index), node), ((height, index ^ 1), sibling)]
-            left, right = (sibling, node) if index & 1 else (node, sibling)
-            index >>= 1
-            if height == self.depth - 1:
-                if _root(self._keyed, left, right) != self.roots[index]:
-                    return False
-            else:
-                node = _node(left, right)
-        self._known.update(learned)
+            sibling = branch[at:above]
+            pair = (sibling, node) if index >> height & 1 else (node, sibling)
+            if height < self.depth - 1:
+                node = _node(*pair)
+            elif _root(self._keyed, *pair) != self.roots[index >> self.depth]:
+                return False
+        self._index, self._path, self._branch = index, path, branch
         return True
-
-    def forget(self) -> None:
-        """Drop the remembered nodes."""
-        self._known.clear()
 
 
 def _hash_all(start: Hash, packets: Iterable[Buffer]) -> list[bytes]:

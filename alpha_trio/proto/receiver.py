@@ -139,7 +139,7 @@ class Receiver:
             return False
         if 2 * index + 2 > association.chain.length:
             raise BadPacket  # no element left to answer with
-        packets, roots = _roots_untrusted(message, shape)
+        packets, roots = roots_untrusted(message, shape)
         position = 2 * index + 1
         association.signatures.check_untrusted(position, element)
         self._close_current(association, position, element)
@@ -265,8 +265,6 @@ class Receiver:
             arrived = [Stretch(offset, packets)]
         else:
             arrived = self._sift(run, found, out)
-        if found.seen + 1 == 1 << found.packets:
-            found.checker.forget()
         return run.size, arrived
 
     def _sift(self, run: Run, found: InRound, out: Outbox) -> list[Stretch]:
@@ -344,7 +342,7 @@ class Receiver:
         self.line.send(found.a2[message.packet], out)
 
 
-def _roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
+def roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
     """Packets and roots of an S1.  Raises BadPacket if they do not fit together."""
     packets, count, _ = S1_COUNTS.unpack_from(message, ROUND_HEAD_SIZE)
     roots, depth = message[S1_FIXED_SIZE:], shape & DEPTH_MASK

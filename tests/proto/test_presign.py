@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpha_trio.proto import presign
 from alpha_trio.proto.presign import (
     MAX_DEPTH,
     NODE_SIZE,
@@ -166,31 +167,49 @@ def test_a_forged_branch_teaches_nothing():
     checker = checker_of(signed)
     forged = flipped(signed.branch(0), 0)
     assert not check(checker, 0, packets[0], forged)
-    assert checker._known == {}
-
-
-def test_a_block_that_arrives_complete_costs_one_hash_a_node():
-    """A node is known once tied to its root, so that it is not hashed again."""
-    packets = packets_of(64)
-    signed = sign(packets, 6)
-    checker = checker_of(signed)
     assert check(checker, 0, packets[0], signed.branch(0))
-    for index in range(1, 64):
-        garbled = bytes(16) * 6 if index == 1 else signed.branch(index)
-        # The leaf next to the first is known: what else its S2 says is not needed.
-        assert check(checker, index, packets[index], garbled)
-    assert len(checker._known) == 126
+    assert not check(checker, 0, packets[0], forged)
+    assert not check(checker, 1, packets[1], flipped(signed.branch(1), 0))
+    assert check(checker, 1, packets[1], signed.branch(1))
 
 
-def test_forgetting_gives_the_memory_back_and_changes_no_verdict():
+@pytest.mark.parametrize("before", [None, 0, 4, 6, 7, 5])
+def test_a_branch_is_checked_to_its_top_wherever_the_last_packet_was(before):
+    packets = packets_of(16)
+    signed = sign(packets, 3)
+    for at in range(8 * 3 * NODE_SIZE):
+        checker = checker_of(signed)
+        if before is not None:
+            assert check(checker, before, packets[before], signed.branch(before))
+        assert not check(checker, 5, packets[5], flipped(signed.branch(5), at))
+        assert check(checker, 5, packets[5], signed.branch(5))
+
+
+def test_a_block_that_arrives_in_order_costs_one_hash_a_node(monkeypatch):
+    """The way up ends where it meets that of the packet before."""
     packets = packets_of(64)
     signed = sign(packets, 6)
+    checker, hashed = checker_of(signed), []
+
+    def counted(left: bytes, right: bytes) -> bytes:
+        hashed.append(left + right)
+        return node(left, right)
+
+    node = presign._node
+    monkeypatch.setattr(presign, "_node", counted)
+    for index in range(64):
+        assert check(checker, index, packets[index], signed.branch(index))
+    assert len(hashed) <= 63
+
+
+def test_memory_does_not_grow_with_the_round():
+    packets = packets_of(1024)
+    signed = sign(packets, 6)
     checker = checker_of(signed)
-    assert check(checker, 3, packets[3], signed.branch(3))
-    checker.forget()
-    assert checker._known == {}
-    assert check(checker, 4, packets[4], signed.branch(4))
-    assert not check(checker, 4, packets[5], signed.branch(4))
+    for index in range(1024):
+        assert check(checker, index, packets[index], signed.branch(index))
+        assert len(checker._path) == 6
+        assert len(checker._branch) == 6 * NODE_SIZE
 
 
 @fixed
