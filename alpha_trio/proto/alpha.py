@@ -64,7 +64,7 @@ RENEW_BELOW = 0.3  # share of a chain's rounds that is left when its successor o
 _LAST_ASSOCIATION = 0xFFFF
 _RENEW_EVERY = 16  # rounds: often enough, and no work for each one
 
-_CONTROL = Struct("!BxH 16s")
+CONTROL_MESSAGE = Struct("!BxH 16s")
 
 
 def overhead(depth: int) -> int:
@@ -245,7 +245,7 @@ class AlphaTransport:
         self._open_wanted()
 
     def _close(self, number: int, now: float, out: Outbox) -> None:
-        close = _CONTROL.pack(Control.CLOSE, number, b"")
+        close = CONTROL_MESSAGE.pack(Control.CLOSE, number, b"")
         self.sender.send_control(close, now, out)
 
     def _make_some(self, now: float, out: Outbox) -> None:
@@ -257,13 +257,13 @@ class AlphaTransport:
             self._opening[number] = chain, now
         else:
             self._add_in(number, chain, anchor)
-        message = _CONTROL.pack(what, number, chain.anchor)
+        message = CONTROL_MESSAGE.pack(what, number, chain.anchor)
         self.sender.send_control(message, now, out)
 
     def _on_control(self, message: ControlMessage, now: float, out: Outbox) -> None:
         try:
-            for at in range(0, len(message.body), _CONTROL.size):
-                part = message.body[at : at + _CONTROL.size]
+            for at in range(0, len(message.body), CONTROL_MESSAGE.size):
+                part = message.body[at : at + CONTROL_MESSAGE.size]
                 self._carry_out_untrusted(part)
         except BadPacket:
             self.receiver.acknowledge(message, NACK, out)
@@ -271,9 +271,9 @@ class AlphaTransport:
             self.receiver.acknowledge(message, ACK, out)
 
     def _carry_out_untrusted(self, part: bytes) -> None:
-        if len(part) != _CONTROL.size:
+        if len(part) != CONTROL_MESSAGE.size:
             raise BadPacket
-        kind, number, anchor = _CONTROL.unpack(part)
+        kind, number, anchor = CONTROL_MESSAGE.unpack(part)
         if kind == Control.OPEN:
             self._on_open_untrusted(number, anchor)
         elif kind == Control.ACCEPT:

@@ -70,7 +70,7 @@ class Doorkeeper:
             return None if busy or wary else True
         if not self._fits(remote, cookie, now):
             return None
-        bucket = _bucket(self._addresses, remote, ADDRESS_RATE, ADDRESS_BURST)
+        bucket = bucket_of(self._addresses, remote, ADDRESS_RATE, ADDRESS_BURST)
         return bucket.take(now)
 
     def cookie(self, remote: Remote, now: float) -> bytes | None:
@@ -79,7 +79,7 @@ class Doorkeeper:
         None beyond COOKIE_RATE: a flood in a peer's name must not become a flood of
         cookies at that peer.
         """
-        if not _bucket(self._asked, remote, COOKIE_RATE, COOKIE_BURST).take(now):
+        if not bucket_of(self._asked, remote, COOKIE_RATE, COOKIE_BURST).take(now):
             return None
         self._rotate(now)
         return _cookie(self._secrets[0], remote)
@@ -101,7 +101,7 @@ class Doorkeeper:
             self._since = now
 
 
-def _bucket(
+def bucket_of(
     buckets: dict[str, TokenBucket], remote: Remote, rate: float, burst: float
 ) -> TokenBucket:
     """The bucket of an address, made if there is none; all go when there are many."""

@@ -1,0 +1,236 @@
+"""Hosts with two relays between them, one near each host.
+
+    vm1 --- relay 0 --- link --- relay 1 --- vm2
+
+What a host sends passes the relay near it at once, what arrives the one near its
+target; so what the link does, it does between the two.
+"""
+
+from random import Random
+
+from attrs import define, field
+
+from alpha_trio.proto.handshake import HalfOpen, Initiation
+from alpha_trio.proto.identity import Identity
+from alpha_trio.proto.relay import Relay, RelayDrop, RelayPolicy, Unseen
+from alpha_trio.proto.wire import SUITE_ALPHA, Kind
+from alpha_trio.proto.witness import ASSOCIATION_COST
+from tests.proto.ends import HERE, SIZE, THERE, End, _end, batch, of_kind
+from tests.proto.simulation import Link, Simulation, remote_of
+
+STRICT = RelayPolicy(unseen=Unseen.DROP)
+
+
+@define(eq=False)
+class Watched:
+    """A relay, and what it let pass."""
+
+    relay: Relay
+    passed: list[bytes] = field(factory=list)
+
+    def through(self, data, stride, source, destination, now) -> list[bytes]:
+        """The runs that go on."""
+        view = memoryview(bytearray(data))
+        ranges = self.relay.transit(view, stride, source, destination, now)
+        at = 0
+        for start, end in ranges:
+            assert at <= start < end <= len(view)
+            assert start == 0 or at < start  # those that touch are one
+            assert start % stride == 0
+            assert end % stride == 0 or end == len(view)
+            at = end
+        runs = [bytes(view[start:end]) for start, end in ranges]
+        for run in runs:
+            self.passed += [run[i : i + stride] for i in range(0, len(run), stride)]
+        return runs
+
+    @property
+    def drops(self) -> dict[RelayDrop, int]:
+        return self.relay.counters.drops
+
+
+class Routed(Simulation):
+    """A simulation whose hosts are behind relays."""
+
+    def __init__(
+        self,
+        seed: int = 0,
+        link: Link | None = None,
+        mode: str = "adaptive",
+        policy: RelayPolicy = STRICT,
+    ) -> None:
+        super().__init__(seed, link, mode)
+        self.policy = policy
+        self.relays = [Watched(Relay(policy, 0.0)) for _ in range(2)]
+        self._tidied = 0.0
+
+    def restart_relays(self) -> None:
+        """They forget everything."""
+        for watched in self.relays:
+            watched.relay = Relay(self.policy, self.now)
+
+    def near(self, name: str) -> Watched:
+        """The relay next to a host."""
+        return self.relays[0 if name == next(iter(self.hosts)) else 1]
+
+    def _carry(self, host, address, data):
+        here, there = remote_of(host.address), remote_of(address)
+        for run in self.near(host.name).through(data, len(data), here, there, self.now):
+            super()._carry(host, address, run)
+
+    def inject(self, target, sender, data, stride=0):
+        if self.now - self._tidied >= 1:
+            self._tidied = self.now
+            for watched in self.relays:
+                watched.relay.forget_idle(self.now)
+                assert_sound(watched.relay)
+        there = remote_of(self.hosts[target].address)
+        stride = stride or len(data)
+        for run in self.near(target).through(data, stride, sender, there, self.now):
+            super().inject(target, sender, run, stride)
+
+    def drops(self) -> dict[RelayDrop, int]:
+        """Of both relays."""
+        total: dict[RelayDrop, int] = {}
+        for watched in self.relays:
+            for reason, count in watched.drops.items():
+                total[reason] = total.get(reason, 0) + count
+        return total
+
+
+def assert_sound(relay: Relay) -> None:
+    """What is kept in two places is the same in both."""
+    sessions = list(relay._all())
+    assert relay._held == sum(session.memory for session in sessions)
+    ends = {end for session in sessions for end in session.ends}
+    assert ends == {end for ends in relay._ends.values() for end in ends}
+    for session in sessions:
+        weight = sum(map(weight_of, (end.incoming for end in session.ends)))
+        assert session.meter.held == weight
+
+
+def weight_of(witness) -> int:
+    rounds = [
+        round_
+        for association in witness.associations.values()
+        for round_ in (association.current, association.previous)
+        if round_ is not None
+    ]
+    return ASSOCIATION_COST * len(witness.associations) + sum(r.weight for r in rounds)
+
+
+@define(eq=False)
+class Path:
+    """Two ends, one relay between them, and every datagram in the test's hands."""
+
+    mode: str = "c"
+    policy: RelayPolicy = STRICT
+    seed: int = 0
+    ids: tuple[int, int] = (1, 2)
+    addresses: tuple = (HERE, THERE)
+    watched: Watched = None
+    now: float = 100.0
+    keys: tuple[Identity, Identity] = field(init=False)
+    syn: bytes = field(init=False)
+    ack: bytes = field(init=False)
+    ackack: bytes = field(init=False)
+    one: End = field(init=False)
+    two: End = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        random = Random(self.seed).randbytes
+        if self.watched is None:
+            self.watched = Watched(Relay(self.policy, 0.0))
+        self.keys = Identity(random(32)), Identity(random(32))
+        one, two = self.keys
+        asking = Initiation.begin(one, SUITE_ALPHA, self.ids[0], random, self.now)
+        answer = HalfOpen.answer(
+            asking.syn, two, self.ids[1], random, self.addresses[0], b"", self.now
+        )
+        ackack = asking.finish_untrusted(answer.ack, one)
+        messages = asking.syn, answer.ack, ackack
+        self.syn, self.ack, self.ackack = (message.pack() for message in messages)
+        here, there = self.addresses
+        size = 304 if self.mode == "cm" else SIZE
+        ours = asking.agree_untrusted(answer.ack, there, b"")
+        theirs = answer.agree_untrusted(here, b"")
+        self.one = _end(
+            *self.ids,
+            there,
+            ours.keys,
+            asking.offer,
+            answer.ack,
+            random,
+            self.mode,
+            size,
+        )
+        self.two = _end(
+            *self.ids[::-1],
+            here,
+            theirs.keys,
+            answer.offer,
+            asking.syn,
+            random,
+            self.mode,
+            size,
+        )
+
+    @property
+    def relay(self) -> Relay:
+        return self.watched.relay
+
+    @property
+    def drops(self) -> dict[RelayDrop, int]:
+        return self.watched.drops
+
+    def introduce(self) -> None:
+        """The handshake passes."""
+        (syn,), (ack,) = self.to_two(self.syn), self.to_one(self.ack)
+        assert self.to_two(self.ackack) == [self.ackack]
+        if not self.policy.roots:
+            assert (syn, ack) == (self.syn, self.ack)
+
+    def to_two(self, *datagrams, source=None, stride=0) -> list[bytes]:
+        """Send datagrams that way; returns those that pass."""
+        return self._send(
+            datagrams, source or self.addresses[0], self.addresses[1], stride
+        )
+
+    def to_one(self, *datagrams, source=None, stride=0) -> list[bytes]:
+        """Send datagrams this way; returns those that pass."""
+        return self._send(
+            datagrams, source or self.addresses[1], self.addresses[0], stride
+        )
+
+    def _send(self, datagrams, source, destination, stride):
+        before = len(self.watched.passed)
+        for data in datagrams:
+            each = stride or len(data)
+            self.watched.through(data, each, source, destination, self.now)
+        assert_sound(self.relay)
+        return self.watched.passed[before:]
+
+    def opened(self) -> tuple[bytes, bytes, list[bytes]]:
+        """S1, A1 and S2s of a round that nobody has sent yet."""
+        (s1,) = self.one.emit(batch(self.mode), now=self.now)
+        (a1,) = self.two.take(s1, now=self.now)
+        return s1, a1, self.one.take(a1, now=self.now)
+
+    def carry(self) -> list[bytes]:
+        """A whole round passes; returns the packets delivered."""
+        s1, a1, s2s = self.opened()
+        assert self.to_two(s1) == [s1]
+        assert self.to_one(a1) == [a1]
+        assert self.to_two(*s2s) == s2s
+        self.two.take(*s2s, now=self.now)
+        return self.two.received
+
+    def control(self, body: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+        """S1, A1, S2 and A2 of a control round."""
+        self.one.sender.send_control(body, self.now, self.one.out)
+        (s1,) = self.one.sent()
+        (a1,) = self.two.take(s1, now=self.now)
+        (s2,) = self.one.take(a1, now=self.now)
+        a2 = of_kind(Kind.A2, self.two.take(s2, now=self.now))[0]
+        self.one.take(a2, now=self.now)
+        return s1, a1, s2, a2
