@@ -15,7 +15,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import trio
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
 from alpha_trio import config
 from alpha_trio.clock import boottime
@@ -70,6 +70,15 @@ class Peer:
             if remote is not None and candidate[0] == remote[0]:
                 return address
         return self.addresses[0] if self.addresses else None
+
+
+@frozen
+class _Before:
+    """What a change returns to if routing refuses it."""
+
+    peers: dict[str, tuple[PeerSettings, str]]  # by name: settings and origin
+    shadowed: tuple[PeerSettings, ...]
+    pins: dict[str, bytes]
 
 
 class Registry:
@@ -365,17 +374,21 @@ class Registry:
             )
         _refuse_own_address(settings)
 
-    def _snapshot(self) -> dict[str, tuple[PeerSettings, str]]:
-        return {name: (p.settings, p.origin) for name, p in self.peers.items()}
+    def _snapshot(self) -> _Before:
+        peers = {name: (p.settings, p.origin) for name, p in self.peers.items()}
+        return _Before(peers, tuple(self._shadowed), dict(self._pins))
 
-    async def _restore(self, before: dict[str, tuple[PeerSettings, str]]) -> None:
+    async def _restore(self, before: _Before) -> None:
         with trio.CancelScope(shield=True):
-            for name in [name for name in self.peers if name not in before]:
+            for name in [name for name in self.peers if name not in before.peers]:
                 self._leave(name)
-            for name, was in before.items():
-                if self._snapshot().get(name) != was:
+            self._shadowed = list(before.shadowed)
+            self._pins = before.pins | self._pins  # with those of first contacts since
+            for name, was in before.peers.items():
+                if self._snapshot().peers.get(name) != was:
                     self._enter(*was)
             await self._save(self._of_state())
+            await self._save_pins()
             await self._route_or_log()
 
     def _of_state(self) -> list[PeerSettings]:

@@ -348,6 +348,44 @@ def test_a_hidden_peer_that_would_clash_when_it_returns_is_refused(pair):
         assert peer(one, "vm2")["configured_endpoint"] == "192.168.10.77"
 
 
+def unroutable():
+    """A peer of the config file that passes every check but that of routing."""
+    allow = [f"10.{length}.0.0/{length}" for length in range(16, 28)]
+    return f'[peers.many]\nendpoint = "192.168.10.70"\nallow = {json.dumps(allow)}\n'
+
+
+def test_a_reload_that_routing_refuses_forgets_no_pinned_key(pair):
+    vm1, vm2 = pair
+    config = f'[peers.vm2]\nendpoint = "{vm2.address}"\n'
+    with Daemon(vm1, config=config) as one, Daemon(vm2) as two:
+        add(two, "vm1", vm1.address)
+        one.cli("wait", "vm2", "--timeout", "10")
+        key = two.status()["key"]
+        one.config_file.write_text(unroutable())
+        assert "different lengths" in refused(one, "reload")
+        assert names(one) == ["vm2"]
+        assert peer(one, "vm2")["key_source"] == "pinned"
+        assert peer(one, "vm2")["key"] == key
+        one.config_file.write_text(config)
+        assert one.stop() == 0
+        one.start()
+        assert peer(one, "vm2")["key"] == key
+
+
+def test_a_reload_that_routing_refuses_loses_no_hidden_peer(pair):
+    hiding = '[peers.vm2]\nendpoint = "192.168.10.77"\n'
+    with Daemon(pair[0]) as one:
+        one.cli("peers", "add", "vm2", "192.168.10.61")
+        one.config_file.write_text(hiding)
+        one.cli("reload")
+        one.config_file.write_text(unroutable())
+        assert "different lengths" in refused(one, "reload")
+        assert peer(one, "vm2")["configured_endpoint"] == "192.168.10.77"
+        one.config_file.write_text("")
+        one.cli("reload")
+        assert peer(one, "vm2")["configured_endpoint"] == "192.168.10.61"
+
+
 def test_own_address_in_a_reloaded_file_is_refused(pair):
     with Daemon(pair[0]) as one:
         one.config_file.write_text('[peers.me]\nendpoint = "192.168.10.60"\n')
