@@ -130,6 +130,7 @@ class Registry:
     async def _load(self) -> None:
         saved = await trio.to_thread.run_sync(self._store.load)
         self._pins = await trio.to_thread.run_sync(self._store.pins)
+        self._saved_pins = dict(self._pins)
         names = {peer.name for peer in self._file_peers}
         self._shadowed = [peer for peer in saved if peer.name in names]
         for peer in self._shadowed:
@@ -206,9 +207,11 @@ class Registry:
             peer = self.find(name)
             if self._pins.get(name) is None:
                 return
-            left = {other: key for other, key in self._pins.items() if other != name}
-            await trio.to_thread.run_sync(self._store.save_pins, left)
-            self._pins = left
+            async with self._pins_lock:
+                left = {n: key for n, key in self._pins.items() if n != name}
+                await trio.to_thread.run_sync(self._store.save_pins, left)
+                self._saved_pins = left
+                self._pins.pop(name, None)  # others may have been pinned meanwhile
             if peer.settings.key is None:
                 peer.session.reset()
                 self._configure(peer)

@@ -127,6 +127,28 @@ def test_a_removed_peer_leaves_no_pin(pair):
         wait_until(lambda: pins_of(one) == {}, "no pin")
 
 
+def test_a_peer_removed_after_a_restart_leaves_no_pin(pair):
+    one, two = map(Daemon, pair)
+    with one, two:
+        introduce(one, two)
+        one.cli("wait", "vm2", "--timeout", "10")
+        wait_until(lambda: pins_of(one), "a saved pin")
+    with one:
+        one.cli("peers", "remove", "vm2")
+        wait_until(lambda: pins_of(one) == {}, "no pin")
+
+
+def test_a_pin_that_comes_back_after_it_was_forgotten_is_saved_again(pair):
+    with Daemon(pair[0]) as one, Daemon(pair[1]) as two:
+        introduce(one, two)
+        one.cli("wait", "vm2", "--timeout", "10")
+        wait_until(lambda: pins_of(one), "a saved pin")
+        one.cli("peers", "set", "vm2", "--key", "")
+        assert pins_of(one) == {}
+        one.cli("wait", "vm2", "--timeout", "10")
+        wait_until(lambda: pins_of(one) == {"vm2": two.status()["key"]}, "a saved pin")
+
+
 def test_a_knocking_host_is_accepted_by_the_command_in_status(pair):
     vm1, vm2 = pair
     with Daemon(vm1) as one, Daemon(vm2) as two:
