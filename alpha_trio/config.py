@@ -89,6 +89,7 @@ _PEER: Parsers = {
     "only": v.many(v.selection),
     "keepalive": v.keepalive,
     "mode": v.mode,
+    "reliable": v.boolean,
 }
 _OPTIONS: Parsers = {
     "interface": v.interface_name,
@@ -170,8 +171,8 @@ def parse_peer(name: str, values: Mapping[str, object], where: str) -> PeerSetti
 
     Args:
       name: the peer's name.
-      values: any of endpoint, port, key, allow, only, keepalive and mode; None
-        means not given.
+      values: any of endpoint, port, key, allow, only, keepalive, mode and reliable;
+        None means not given.
       where: begins every error text, for example the name of a file or a command.
 
     Raises:
@@ -199,6 +200,7 @@ def _parse_peer(name: str, values: Mapping[str, object], place: Place) -> PeerSe
     fields["only"] = tuple(sorted(fields.get("only", ()), key=_selection_order))
     peer = PeerSettings(name, endpoint=host, **fields)
     _refuse_bare_loopback(peer, place)
+    _refuse_reliable_plain(peer, place)
     return peer
 
 
@@ -229,6 +231,14 @@ def _refuse_bare_loopback(peer: PeerSettings, place: Place) -> None:
         )
 
 
+def _refuse_reliable_plain(peer: PeerSettings, place: Place) -> None:
+    if peer.reliable and peer.mode is Mode.PLAIN:
+        raise ConfigError(
+            f"{place('reliable')}: in mode plain nothing is acknowledged; switch "
+            "reliable off, or choose another mode"
+        )
+
+
 def peer_values(peer: PeerSettings) -> dict[str, object]:
     """The inverse of `parse_peer`: what differs from the defaults, as typed."""
     values: dict[str, object] = {
@@ -239,6 +249,7 @@ def peer_values(peer: PeerSettings) -> dict[str, object]:
         "only": [v.selection_text(selection) for selection in peer.only],
         "keepalive": _plain_number(peer.keepalive),
         "mode": str(peer.mode),
+        "reliable": peer.reliable,
     }
     for setting in fields(PeerSettings):
         if getattr(peer, setting.name) == setting.default:

@@ -456,6 +456,7 @@ class Registry:
             peer.settings.keepalive,
             self._key_of(peer),
             str(peer.settings.mode),
+            peer.settings.reliable,
         )
         self._datapath.rearm()  # there may be something to say to it at once
 

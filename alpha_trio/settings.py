@@ -80,6 +80,7 @@ class PeerSettings:
     only: tuple[Selection, ...] = ()  # empty: everything
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: Mode = Mode.ADAPTIVE
+    reliable: bool = False  # repeat packets until the peer acknowledges them
 
     @property
     def host(self) -> str:

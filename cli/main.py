@@ -45,6 +45,17 @@ def peers() -> None:
     """Add, change, remove and list peers; effective at once, and durable."""
 
 
+def _switch(
+    context: click.Context, option: click.Parameter, typed: str | None
+) -> bool | str | None:
+    """The setting behind "on" and "off"; an empty text, or none, stays as it is."""
+    if not typed:
+        return typed
+    if typed not in ("on", "off"):
+        raise click.BadParameter(f"{typed!r} is neither 'on' nor 'off'")
+    return typed == "on"
+
+
 def peer_options(function: Callable[..., None]) -> Callable[..., None]:
     """The settings of a peer.  An option not given is None or ()."""
     for option in (
@@ -66,6 +77,12 @@ def peer_options(function: Callable[..., None]) -> Callable[..., None]:
             metavar="MODE",
             help="How packets are protected: adaptive [default]; n, c, m or cm: one "
             "way for all, for measuring; plain: not at all, if both sides ask for it.",
+        ),
+        click.option(
+            "--reliable",
+            callback=_switch,
+            metavar="on|off",
+            help="Repeat packets until the peer acknowledges them; off [default].",
         ),
         click.option(
             "--key",

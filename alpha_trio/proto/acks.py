@@ -11,7 +11,8 @@ is ALPHA's pair of pre-ack and pre-nack with a keyed root over the two.
     node      SHA-256("n" | left | right)[:16]
     root      SHA-256(key block | left | right)[:16]             see presign.py
 
-The acks are the left half of the leaves, the nacks the right half.
+The acks are the left half of the leaves, the nacks the right half.  An opening as A2
+carries it is packet, verdict, secret and branch; an A2 has one or more of them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from struct import Struct
 from attrs import define, field
 
 from alpha_trio.proto.presign import NODE_SIZE, key_block
+from alpha_trio.proto.wire import A2_OPENING, BadPacket
 
 ACK, NACK = 1, 0
 SECRET_SIZE = 16
@@ -34,6 +36,11 @@ _NOTHING = bytes(NODE_SIZE)
 def branch_length(packets: int) -> int:
     """Nodes in an opening's branch for a round of ``packets``."""
     return (packets - 1).bit_length() + 1
+
+
+def opening_size(packets: int) -> int:
+    """Bytes of one opening in an A2 for a round of ``packets``."""
+    return A2_OPENING.size + branch_length(packets) * NODE_SIZE
 
 
 @define(eq=False)
@@ -77,6 +84,40 @@ class AckTree:
             level[(at >> height) ^ 1] for height, level in enumerate(self._levels)
         ]
         return self._secret(index, verdict), b"".join(branch)
+
+    def packed(self, index: int, verdict: int) -> bytes:
+        """One opening as A2 carries it, ``opening_size`` bytes."""
+        secret, branch = self.opening(index, verdict)
+        return A2_OPENING.pack(index, verdict, 0, secret) + branch
+
+
+def verdicts_untrusted(
+    chain_id: bytes,
+    number: int,
+    key: bytes,
+    root: bytes,
+    packets: int,
+    openings: bytes,
+) -> list[tuple[int, int]]:
+    """The verdicts of an A2: the packet and ACK or NACK, for each of its openings.
+
+    ``openings`` is what stands between head and tag.  Raises BadPacket unless these
+    are at least one and at most ``packets`` openings, and all of them belong to the
+    root of the round's A1.
+    """
+    size = opening_size(packets)
+    count, rest = divmod(len(openings), size)
+    if rest or not 0 < count <= packets:
+        raise BadPacket
+    verdicts = []
+    for at in range(0, len(openings), size):
+        index, verdict, _, secret = A2_OPENING.unpack_from(openings, at)
+        branch = openings[at + A2_OPENING.size : at + size]
+        place = chain_id, number, key, root, packets
+        if not opens(*place, index, verdict, secret, branch):
+            raise BadPacket
+        verdicts.append((index, verdict))
+    return verdicts
 
 
 def opens(

@@ -43,6 +43,9 @@ class Drop(StrEnum):
     NO_AGREEMENT = "no-agreement"  # the peer did not answer the packet's S1
     NO_SESSION = "no-session"  # waited for a handshake that was given up
     SEND_FAILED = "send-failed"  # the kernel refused the datagram
+    # Of reliable rounds: sent, and counted as such
+    REFUSED = "refused"  # the peer got the packet and says that it does not take it
+    UNACKNOWLEDGED = "unacknowledged"  # the peer never said whether it got the packet
     # From the network, on the way in
     MALFORMED = "malformed"  # no message of ours, or cut short
     VERSION = "version"  # another version of the protocol
@@ -100,6 +103,7 @@ class Counters:
     tx_bytes: int = 0
     rx_packets: int = 0
     rx_bytes: int = 0
+    reliable_rounds: int = 0  # ours, of packets
     drops: dict[Drop, int] = Factory(dict)
 
     def drop(self, reason: Drop, packets: int = 1) -> None:

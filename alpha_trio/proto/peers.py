@@ -143,12 +143,13 @@ class PeerTable:
         keepalive: float = 0.0,
         key: bytes | None = None,
         mode: str = "adaptive",
+        reliable: bool = False,
     ) -> Session:
         """Enter a new peer; whether names or prefixes clash is for the caller."""
         ids = ConnectionIds(self._take_id, self._free_id, self._bind)
         session = Session(name, ids, self.identity, self.random, self._prefixes.owner)
         self.sessions[name] = session
-        self.configure(session, remotes, prefixes, keepalive, key, mode)
+        self.configure(session, remotes, prefixes, keepalive, key, mode, reliable)
         return session
 
     def configure(
@@ -159,14 +160,17 @@ class PeerTable:
         keepalive: float = 0.0,
         key: bytes | None = None,
         mode: str = "adaptive",
+        reliable: bool = False,
     ) -> None:
         """Change how a peer is reached and what it must show; its session lives on.
 
         Without ``key`` the first contact decides.  A new key or mode holds for the
-        next session: to end the present one is for the caller.
+        next session: to end the present one is for the caller.  ``reliable`` holds for
+        the next round.
         """
         session.negotiation.move(tuple(remotes))
         session.require(key, mode)
+        session.rely(reliable)
         session.keepalive = keepalive
         session.wake = min(session.wake, session.next_wake())
         self._prefixes_of[session.name] = tuple(prefixes)

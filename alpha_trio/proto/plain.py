@@ -266,14 +266,19 @@ def deliver_untrusted(
     owns_source: OwnsSource,
     out: Outbox,
     counters: Counters,
-) -> None:
-    """Join segments of a super-packet, or datagrams of a flow, for the TUN."""
+) -> list[int]:
+    """Join segments of a super-packet, or datagrams of a flow, for the TUN.
+
+    Returns the positions of those that were not delivered, but counted as dropped.
+    """
+    refused: list[int] = []
     at, count = 0, len(frames)
     while at < count:
         frame, body = frames[at], bodies[at]
         until = at + 1
         if not owns_source(body):
             counters.drop(Drop.WRONG_SOURCE)
+            refused.append(at)
             at = until
             continue
         if frame >> _GSO_SHIFT != GSO_NONE:
@@ -291,9 +296,11 @@ def deliver_untrusted(
                 parts = join_untrusted(frame, segments)
         except BadPacket:
             counters.drop(Drop.MALFORMED, until - at)
+            refused += range(at, until)
         else:
             out.deliver(parts, counters, until - at, size)
         at = until
+    return refused
 
 
 def _segments_after(frames: list[int], at: int) -> int:

@@ -1,25 +1,33 @@
 """The peer's rounds: S1 frozen and answered, S2 checked in batches, A2.
 
+Of a reliable round each authentic packet gets its verdict, whenever it comes: it is
+acknowledged if it was delivered, refused if it will never be.  What was said once stays
+so; an A2 that was lost is made again from the round's tree, so none has to be kept.
+
 What may not happen, and where it is prevented:
 
 * A second, different S1 for the same element: pre-signatures freeze with the first
   one accepted; a byte-identical repeat gets the same A1, anything else is dropped.
 * An S1 for an element whose key may be public: only elements after the last accepted
   one count, and keys are public only up to there.
-* A packet delivered twice: a bitmap for every round.
+* A packet delivered twice, or once acknowledged and once refused: two bitmaps for
+  every round.
 * Memory that an attacker fills: an association keeps the current round and the one
   before it, for packets that were overtaken by the next S1; nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
+from itertools import compress
 
 from attrs import define, field, frozen
 
-from alpha_trio.proto.acks import AckTree
+from alpha_trio.proto.acks import ACK, NACK, AckTree, opening_size
 from alpha_trio.proto.batch import Drop, Outbox, Remote
 from alpha_trio.proto.chain import ChainVerifier, HashChain
+from alpha_trio.proto.cipher import TAG_SIZE
 from alpha_trio.proto.frames import FRAME_WORD_SIZE
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.plain import Arrival, OwnsSource, deliver_untrusted
@@ -27,11 +35,11 @@ from alpha_trio.proto.presign import MAX_DEPTH, NODE_SIZE, Checker
 from alpha_trio.proto.runs import Run, split, take_bodies, take_run
 from alpha_trio.proto.wire import (
     A1,
-    A2_OPENING,
     CONTROL,
     DEPTH_MASK,
     HEADER_SIZE,
     MAX_PACKETS,
+    MAX_RELIABLE,
     MAX_ROOTS,
     RELIABLE,
     ROUND,
@@ -45,9 +53,6 @@ from alpha_trio.proto.wire import (
 
 MAX_ASSOCIATIONS = 64
 """Of one session and direction; more are refused."""
-
-MAX_RELIABLE = 64
-"""Packets of a reliable round: its A1 costs the receiver two leaves for each."""
 
 # In front of a body, of a segment.
 _HEAD, _HEADS = S2_TAIL.size, S2_TAIL.size + FRAME_WORD_SIZE
@@ -66,8 +71,13 @@ class InRound:
     acks: AckTree | None  # reliable rounds only
     prefix: bytes = b""  # what its S2s begin with, once the key is known
     checker: Checker | None = None
-    seen: int = 0  # bit i: packet i was delivered
-    a2: dict[int, bytes] = field(factory=dict)  # by packet
+    seen: int = 0  # bit i: packet i was delivered, or refused
+    refused: int = 0  # bit i: and not delivered
+
+    def opening(self, index: int) -> bytes:
+        """The verdict on a packet that was seen, as A2 carries it."""
+        assert self.acks is not None
+        return self.acks.packed(index, NACK if self.refused >> index & 1 else ACK)
 
 
 @define(eq=False)
@@ -201,15 +211,17 @@ class Receiver:
         except BadPacket:
             self.line.counters.drop(Drop.UNSOLICITED)
             return size, Arrival.NOTHING
-        consumed, arrived = self._check(view, stride, found, out)
-        if not arrived:
-            return consumed, Arrival.NOTHING
-        packets = arrived[0].packets
-        if found.shape & CONTROL:
-            self._take_controls(association, found, packets)
+        consumed, arrived, authentic = self._check(view, stride, found)
+        if arrived and found.shape & CONTROL:  # answered when it is carried out
+            self._take_controls(association, found, arrived[0].packets)
             return consumed, Arrival.KEEPALIVE
         for piece in arrived:
             self._deliver(association, found, piece, owns_source, out)
+        if authentic and found.shape & RELIABLE:
+            self._send_a2(association, found, authentic, out)
+        if not arrived:
+            return consumed, Arrival.NOTHING
+        packets = arrived[0].packets
         # Keepalives must not be answered by keepalives, or they never end.
         empty = len(arrived) == len(packets) == 1 and len(packets[0]) == _HEADS
         return consumed, Arrival.KEEPALIVE if empty else Arrival.DATA
@@ -242,9 +254,13 @@ class Receiver:
         )
 
     def _check(
-        self, view: memoryview, stride: int, found: InRound, out: Outbox
-    ) -> tuple[int, list[Stretch]]:
-        """What is authentic and new; also the bytes of this round in ``view``."""
+        self, view: memoryview, stride: int, found: InRound
+    ) -> tuple[int, list[Stretch], Sequence[int]]:
+        """Sort what ``view`` has of this round.
+
+        Returns its bytes, what is authentic and new, and, for their verdicts, the
+        numbers of all that is authentic.
+        """
         assert found.checker is not None
         branch = (found.shape & DEPTH_MASK) * NODE_SIZE
         least = _HEAD if found.shape & CONTROL else _HEADS
@@ -252,7 +268,7 @@ class Receiver:
         packets = run.packets
         if not packets:  # fits its round but not the key, or is cut short
             self.line.counters.drop(Drop.FORGED)
-            return min(stride, len(view)), []
+            return min(stride, len(view)), [], ()
         first, _, offset = S2_TAIL.unpack_from(packets[0])
         last = S2_TAIL.unpack_from(packets[-1])[0]
         new = ((1 << len(packets)) - 1) << first
@@ -263,12 +279,13 @@ class Receiver:
         ):
             found.seen |= new
             arrived = [Stretch(offset, packets)]
+            authentic: Sequence[int] = range(first, last + 1)
         else:
-            arrived = self._sift(run, found, out)
-        return run.size, arrived
+            arrived, authentic = self._sift(run, found)
+        return run.size, arrived, authentic
 
-    def _sift(self, run: Run, found: InRound, out: Outbox) -> list[Stretch]:
-        """What is authentic and new in a run that has something else in it."""
+    def _sift(self, run: Run, found: InRound) -> tuple[list[Stretch], Sequence[int]]:
+        """The same of a run that has something else in it."""
         assert found.checker is not None
         forged = repeated = expected = 0
         arrived: list[Stretch] = []
@@ -289,15 +306,12 @@ class Receiver:
                 expected = offset + len(packet)
         if forged:
             self.line.counters.drop(Drop.FORGED, forged)
+        if found.shape & RELIABLE:  # repeated: the A2 may have been lost
+            numbers = [head[0] for head in compress(heads, authentic)]
+            return arrived, list(dict.fromkeys(numbers))
         if repeated:
-            self._on_repeated(found, repeated, out)
-        return arrived
-
-    def _on_repeated(self, found: InRound, packets: int, out: Outbox) -> None:
-        if not found.shape & CONTROL:
-            self.line.counters.drop(Drop.REPLAYED, packets)
-        for a2 in found.a2.values():  # the one we sent was lost
-            self.line.send(a2, out)
+            self.line.counters.drop(Drop.REPLAYED, repeated)
+        return arrived, ()
 
     def _deliver(
         self,
@@ -307,14 +321,16 @@ class Receiver:
         owns_source: OwnsSource,
         out: Outbox,
     ) -> None:
-        """Decrypt a stretch in one call, and hand it on."""
+        """Decrypt a stretch in one call, hand it on, note what is refused."""
         packets = arrived.packets
         data = packets[0] if len(packets) == 1 else b"".join(packets)
         text = self.line.decrypt.apply(
             association.number, found.number, arrived.offset, data
         )
         frames, bodies = take_bodies(text, len(packets[0]))
-        deliver_untrusted(frames, bodies, owns_source, out, self.line.counters)
+        counters = self.line.counters
+        for i in deliver_untrusted(frames, bodies, owns_source, out, counters):
+            found.refused |= 1 << S2_TAIL.unpack_from(packets[i])[0]
 
     # -- control messages and A2 -----------------------------------------------------
 
@@ -330,16 +346,28 @@ class Receiver:
         """Answer a control message with A2: ACK if it was carried out."""
         found = message.round
         association = self.associations.get(message.association)
-        if found.acks is None or association is None:
-            return
-        secret, branch = found.acks.opening(message.packet, verdict)
+        if verdict == NACK:
+            found.refused |= 1 << message.packet
+        if association is not None:
+            self._send_a2(association, found, [message.packet], out)
+
+    def _send_a2(
+        self,
+        association: InAssociation,
+        found: InRound,
+        packets: Sequence[int],
+        out: Outbox,
+    ) -> None:
+        """Open the verdicts on these packets, in as few A2s as the path allows."""
         key = association.chain.element(2 * found.number + 2)
         head = self.line.head(
             Kind.A2, association.number, found.shape, found.number, key
         )
-        opening = A2_OPENING.pack(message.packet, verdict, 0, secret)
-        found.a2[message.packet] = self.line.tagged(head + opening + branch)
-        self.line.send(found.a2[message.packet], out)
+        room = self.line.datagram_size - ROUND_HEAD_SIZE - TAG_SIZE
+        step = max(1, room // opening_size(found.packets))
+        for at in range(0, len(packets), step):
+            openings = map(found.opening, packets[at : at + step])
+            self.line.send(self.line.tagged(head + b"".join(openings)), out)
 
 
 def roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
@@ -350,9 +378,9 @@ def roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
         raise BadPacket
     if count > MAX_ROOTS or len(roots) != count * NODE_SIZE:
         raise BadPacket
-    if (shape & CONTROL and packets != 1) or (
-        shape & RELIABLE and packets > MAX_RELIABLE
-    ):
+    if shape & CONTROL and (packets != 1 or not shape & RELIABLE):
+        raise BadPacket
+    if shape & RELIABLE and packets > MAX_RELIABLE:
         raise BadPacket
     if -(-packets >> depth) != count:
         raise BadPacket

@@ -9,11 +9,12 @@ from math import inf
 
 from attrs import define, field
 
+from alpha_trio.proto.acks import ACK, verdicts_untrusted
 from alpha_trio.proto.batch import Buffer
 from alpha_trio.proto.chain import ChainVerifier, HashChain
 from alpha_trio.proto.frames import FRAME_WORD_SIZE
 from alpha_trio.proto.presign import Presigner
-from alpha_trio.proto.wire import CONTROL, S2_TAIL
+from alpha_trio.proto.wire import CONTROL, RELIABLE, S2_TAIL, BadPacket
 
 FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
 
@@ -124,7 +125,10 @@ class FlowQueue:
 
 @define(eq=False)
 class Round:
-    """One round of ours, from its S1 to the disclosure of its key."""
+    """One round of ours, from its S1 to the disclosure of its key.
+
+    A reliable one lives on until there is a verdict on each of its packets.
+    """
 
     association: OutAssociation
     number: int
@@ -136,21 +140,72 @@ class Round:
     presigner: Presigner
     s1: bytes
     digest: bytes
-    started: float
+    started: float  # and of reliable data begun anew with its S2s
     resend_at: float
-    attempts: int = 1
+    attempts: int = 1  # since something new was heard
     agreed: bool = False
     ack_root: bytes = b""
+    ack_key: bytes = b""  # once an A2 has disclosed it
+    unanswered: int = 0  # bit i: packet i was sent, and there is no verdict on it
+
+    @property
+    def is_reliable_data(self) -> bool:
+        """Whether its packets are repeated until they are acknowledged."""
+        return self.shape & (RELIABLE | CONTROL) == RELIABLE
 
     @property
     def inner_packets(self) -> int:
         """Inner packets; a keepalive is none, nor is a control message."""
+        return self.inner_among((1 << self.packets) - 1)
+
+    @property
+    def inner_bytes(self) -> int:
+        """Bytes of the inner packets."""
+        return self.size - self.packets * HEADS_SIZE if self.inner_packets else 0
+
+    def inner_among(self, bits: int) -> int:
+        """Inner packets among those whose bit is set."""
         if self.shape & CONTROL:
             return 0
-        spans = [
-            until - first for first, until, size in self.groups if size > HEADS_SIZE
-        ]
-        return sum(spans)
+        return sum(
+            (bits >> first & (1 << until - first) - 1).bit_count()
+            for first, until, size in self.groups
+            if size > HEADS_SIZE
+        )
+
+    def missing(self) -> Iterator[tuple[list[int], int]]:
+        """Packets without a verdict, as groups with the size of all but the last."""
+        for first, until, size in self.groups:
+            missing = [i for i in range(first, until) if self.unanswered >> i & 1]
+            if missing:
+                yield missing, size
+
+    def on_openings_untrusted(self, key: bytes, openings: bytes) -> tuple[bool, int]:
+        """Take the verdicts of an A2 whose tag is good.
+
+        Returns whether any was new, and how many inner packets are refused.  Raises
+        BadPacket unless ``key`` is the acknowledgment key of this round, whose packets
+        have been sent, and all verdicts are the receiver's.
+        """
+        if not self.unanswered:
+            raise BadPacket
+        acks, position = self.association.acks, 2 * self.number + 2
+        if not self.ack_key:
+            acks.check_untrusted(position, key)
+        elif key != self.ack_key:
+            raise BadPacket
+        place = acks.chain_id, self.number, key, self.ack_root, self.packets
+        verdicts = verdicts_untrusted(*place, openings)
+        if not self.ack_key:
+            acks.accept(position, key)
+            self.ack_key = key
+        answered = refused = 0
+        for index, verdict in verdicts:
+            if self.unanswered >> index & 1:
+                self.unanswered ^= 1 << index
+                answered |= 1 << index
+                refused |= (verdict != ACK) << index
+        return answered != 0, self.inner_among(refused)
 
 
 @define(eq=False)
@@ -199,9 +254,37 @@ class RoundTrip:
         """Expect what was seen elsewhere, until there is a measurement of our own."""
         self.smoothed, self.variation = rtt, rtt / 2
 
-    def timeout(self, attempts: int) -> float:
-        """How long to wait for an answer after the ``attempts``-th try."""
+    def timeout(self, attempts: int, most: float = MAX_RTO) -> float:
+        """How long to wait for an answer after the ``attempts``-th try.
+
+        It doubles each time, up to ``most`` unless the way itself takes longer.
+        """
         base = FIRST_RTO
         if self.smoothed is not None:
-            base = max(MIN_RTO, self.smoothed + 4 * self.variation)
-        return min(base * 2.0 ** (attempts - 1), MAX_RTO)
+            base = min(max(MIN_RTO, self.smoothed + 4 * self.variation), MAX_RTO)
+        return min(base * 2.0 ** (attempts - 1), max(base, most))
+
+
+def lay_out(
+    taken: list[Waiting], text: memoryview
+) -> tuple[list[tuple[int, int, int]], list[Buffer]]:
+    """Fill in the heads; returns groups of equal size, and the packets.
+
+    A packet's offset is where it lies in the keystream, head included: the receiver
+    decrypts what is contiguous in one piece, heads and all, and ignores those.
+    """
+    groups: list[tuple[int, int, int]] = []
+    bodies: list[Buffer] = []
+    pack_into, offset, index = S2_TAIL.pack_into, 0, 0
+    for waiting in taken:
+        end, size, first = offset + len(waiting.plain), waiting.size, index
+        for at in range(offset, end, size):  # hot path
+            pack_into(text, at, index, 0, at)
+            bodies.append(text[at : at + size] if at + size <= end else text[at:end])
+            index += 1
+        if groups and groups[-1][2] == size and len(bodies[first - 1]) == size:
+            groups[-1] = (groups[-1][0], index, size)
+        else:
+            groups.append((first, index, size))
+        offset = end
+    return groups, bodies

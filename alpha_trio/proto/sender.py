@@ -12,18 +12,23 @@ themselves: one packet (mode N) on an idle line, dozens (C) under load, and tree
 
 Keys are disclosed in the order in which rounds were started, whatever the order of
 their A1s: packets of a flow are never overtaken by later ones.
+
+A reliable round keeps its association after that, until each of its packets has its
+verdict: S2s without one are repeated, and the key is public, so they go as they were.
+It holds up nobody else.  So a packet that was lost comes after later ones of its flow;
+to hold those back would cost every loss a standstill, and what cares puts them in
+order itself.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from math import inf
 
 from attrs import define, field
 
-from alpha_trio.proto.acks import opens
 from alpha_trio.proto.batch import (
     MAX_DATAGRAMS,
     MAX_SEND_BYTES,
@@ -39,26 +44,27 @@ from alpha_trio.proto.presign import NODE_SIZE, Presigner, depth_for
 from alpha_trio.proto.rounds import (
     HEADS_SIZE,
     HOLE,
+    MAX_RTO,
     FlowQueue,
     OutAssociation,
     Round,
     RoundTrip,
     Waiting,
+    lay_out,
 )
 from alpha_trio.proto.runs import join_frames
 from alpha_trio.proto.wire import (
     A1,
-    A2_OPENING,
     CONTROL,
     HEADER_SIZE,
     MAX_PACKETS,
+    MAX_RELIABLE,
     MAX_ROOTS,
     RELIABLE,
     ROUND,
     ROUND_HEAD_SIZE,
     S1_COUNTS,
     S1_FIXED_SIZE,
-    S2_TAIL,
     BadPacket,
     Kind,
 )
@@ -69,7 +75,7 @@ _DEPTHS = {"n": 0, "c": 0, "m": 6, "cm": 3, "adaptive": 1}
 """Deepest trees by mode: their branches cost room in every S2."""
 
 HELD_BYTES = 7_500_000  # waiting and under way; oldest waiting dropped first
-UNDER_WAY_BYTES = 5_000_000  # in rounds whose key is not disclosed yet
+UNDER_WAY_BYTES = 5_000_000  # in rounds: until disclosed, or until answered
 QUEUE_AGE = 2.0  # s, likewise
 # While some rounds are under way, what does not fill another one waits for the next
 # A1: a round costs as much as twenty packets do in it.  Not on long ways: there rounds
@@ -84,6 +90,9 @@ ROUNDS_MORE_EVERY = 0.0005  # s of the least round-trip time
 
 ROUND_LIFETIME = 3.0  # s until an unanswered round holds up those behind it no more
 CONTROL_LIFETIME = 3.0  # s, or six round trips, until a control message makes way
+# Where two of three exchanges fail, one of a hundred thousand fails twenty times.
+RELIABLE_LIFETIME = 20.0  # s for S1 and A1, as much for S2 and A2, and to wait before
+RELIABLE_RTO = 1.0  # s at most from one repetition to the next, if the way is shorter
 
 _CONTROLS_AT_ONCE = 32  # control messages in one datagram, 20 bytes each
 
@@ -101,11 +110,12 @@ class Sender:
     associations: dict[int, OutAssociation] = field(factory=dict)
     rtt: RoundTrip = field(factory=RoundTrip)
     mode: str = "adaptive"
+    reliable: bool = False  # whether the next rounds are
     modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
     queue: FlowQueue = field(factory=FlowQueue)
     queued_bytes: int = 0
     queued_count: int = 0  # packets
-    under_way_bytes: int = 0
+    under_way_bytes: int = 0  # held for rounds that may still need them
     deadline: float = inf  # when an answer may be overdue; looked at anew then
     under_way: int = 0  # rounds whose A1 has not come, but is not overdue either
     controls: list[bytes] = field(factory=list)  # waiting, and first in turn
@@ -121,16 +131,16 @@ class Sender:
         """Send what the session before this one has not: no packet is lost by that.
 
         A round whose key was not disclosed was not delivered either, so its packets
-        go again, before those that wait.
+        go again, before those that wait.  What was disclosed may have arrived: its
+        repetition is left to the old session, which knows each packet once.
         """
         if old.rtt.smoothed is not None:
             self.rtt.begin(old.rtt.smoothed)
         for round_ in old.order:
-            round_.association.round = None
+            old.finish(round_)
             for waiting in old.reopen(round_, now):
                 self._queue(waiting, in_order=True)
         old.order.clear()
-        old.under_way_bytes = 0
         while old.queue:
             self._queue(old.queue.popleft(), in_order=True)
         old.queued_bytes = old.queued_count = 0
@@ -142,6 +152,10 @@ class Sender:
             self.line.counters.drop(Drop.NO_SESSION, lost)
         self.queue.clear()
         self.order.clear()
+        for association in self.associations.values():
+            if association.round is not None:
+                self._count_unanswered(association.round)
+                association.round = None
 
     def reopen(self, round_: Round, now: float) -> Iterator[Waiting]:
         """The packets of an undisclosed round, as they were in the queue."""
@@ -197,16 +211,18 @@ class Sender:
         """Start a round on every idle association, as long as something waits."""
         if self.controls:
             self._start_control(now, out)
-        while self.queue and now - self.queue.oldest.since > QUEUE_AGE:
+        age = RELIABLE_LIFETIME if self.reliable else QUEUE_AGE
+        while self.queue and now - self.queue.oldest.since > age:
             self._drop_oldest()
         if not self.queue or self._better_wait():
             return
+        flags = RELIABLE if self.reliable else 0
         most = MOST_ROUNDS + int(min(self.rtt.least, 1.0) / ROUNDS_MORE_EVERY)
         for association in self.associations.values():
             if self.under_way >= most or self.under_way_bytes > UNDER_WAY_BYTES:
                 return
             if association.idle:
-                self._start_round(association, self._take(), 0, now, out)
+                self._start_round(association, self._take(), flags, now, out)
                 if not self.queue:
                     self.starved = self.trees = False
                     return
@@ -220,6 +236,10 @@ class Sender:
 
     def _capacity(self) -> tuple[int, int]:
         """Most packets for the next round, and most roots its S1 may carry."""
+        packets, roots = self._capacity_of_mode()
+        return min(packets, MAX_RELIABLE) if self.reliable else packets, roots
+
+    def _capacity_of_mode(self) -> tuple[int, int]:
         room = self.line.datagram_size - S1_FIXED_SIZE - TAG_SIZE
         fit = min(room // NODE_SIZE, MAX_ROOTS)
         roots = min(fit, self.line.most_roots)
@@ -268,7 +288,7 @@ class Sender:
             if flags & CONTROL
             else self.line.encrypt.apply(association.number, number, 0, plain)
         )
-        groups, bodies = _lay_out(taken, text)
+        groups, bodies = lay_out(taken, text)
         presigner = Presigner.sign(
             association.chain.chain_id,
             number,
@@ -295,16 +315,23 @@ class Sender:
             s1,
             sha256(s1[:-TAG_SIZE]).digest()[:16],
             now,
-            now + self.rtt.timeout(1),
+            now,
         )
         association.round = round_
-        self.deadline = min(self.deadline, round_.resend_at)
+        self._expect(round_, now)
         self.under_way += 1
         if not flags & CONTROL:
             self.order.append(round_)
             self.under_way_bytes += len(plain)
             self.modes[_mode(packets, depth, len(presigner.roots))] += 1
+            self.line.counters.reliable_rounds += round_.is_reliable_data
         self.line.send(s1, out)
+
+    def _expect(self, round_: Round, now: float) -> None:
+        """Note when the answer to what was just sent will be overdue."""
+        most = RELIABLE_RTO if round_.is_reliable_data else MAX_RTO
+        round_.resend_at = now + self.rtt.timeout(round_.attempts, most)
+        self.deadline = min(self.deadline, round_.resend_at)
 
     # -- A1 and S2 ---------------------------------------------------------------
 
@@ -355,35 +382,43 @@ class Sender:
     def _release(self, now: float, out: Outbox) -> None:
         """Disclose what is agreed, in the order in which it was started."""
         while self.order and self.order[0].agreed:
-            round_ = self.order.popleft()
-            self.under_way_bytes -= round_.size
-            self._disclose(round_, now, out)
+            self._disclose(self.order.popleft(), now, out)
         self.start(now, out)
 
     def _disclose(self, round_: Round, now: float, out: Outbox) -> None:
+        prefix, bodies = self._s2_prefix(round_), round_.bodies
+        for first, until, size in round_.groups:
+            numbers = range(first, until)
+            self._send_s2(round_, prefix, numbers, bodies[first:until], size, out)
+        if round_.shape & RELIABLE:
+            self._await_verdicts(round_, now)
+        else:
+            self.finish(round_)
+
+    def _s2_prefix(self, round_: Round) -> bytes:
         association = round_.association
         key = association.chain.element(2 * round_.number + 2)
-        prefix = self.line.head(
+        return self.line.head(
             Kind.S2, association.number, round_.shape, round_.number, key
         )
-        depth, branch = round_.presigner.depth, round_.presigner.branch
-        fixed = ROUND_HEAD_SIZE + depth * NODE_SIZE
-        for first, until, size in round_.groups:
-            parts: list[Buffer] = [prefix] * (2 * (until - first))
-            if depth:
-                parts[::2] = [prefix + branch(i) for i in range(first, until)]
-            parts[1::2] = round_.bodies[first:until]
-            self._send_s2(parts, fixed, size, bool(round_.shape & CONTROL), out)
-        if round_.shape & RELIABLE:
-            round_.resend_at = now + self.rtt.timeout(round_.attempts)
-            self.deadline = min(self.deadline, round_.resend_at)
-        else:
-            association.round = None
 
     def _send_s2(
-        self, parts: list[Buffer], fixed: int, size: int, control: bool, out: Outbox
+        self,
+        round_: Round,
+        prefix: bytes,
+        numbers: Sequence[int],
+        bodies: list[Buffer],
+        size: int,
+        out: Outbox,
     ) -> None:
+        """Send packets of one round, all of ``size`` bytes but the last."""
+        depth, branch = round_.presigner.depth, round_.presigner.branch
+        fixed, once = ROUND_HEAD_SIZE + depth * NODE_SIZE, not round_.shape & RELIABLE
         stride = fixed + size
+        parts: list[Buffer] = [prefix] * (2 * len(bodies))
+        if depth:
+            parts[::2] = [prefix + branch(i) for i in numbers]
+        parts[1::2] = bodies
         # At least one: a datagram no send takes is for the kernel to refuse.
         step = max(1, min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride))
         for at in range(0, len(parts), 2 * step):
@@ -398,9 +433,15 @@ class Sender:
                 width=2,
                 stride=stride if count > 1 else fixed + last,
                 last=fixed + last,
-                packets=count if inner > 0 and not control else 0,
-                packet_bytes=inner if inner > 0 and not control else 0,
+                packets=count if inner > 0 and once else 0,
+                packet_bytes=inner if inner > 0 and once else 0,
             )
+
+    def finish(self, round_: Round) -> None:
+        """The round is over: its association is free, its packets are forgotten."""
+        round_.association.round = None
+        if not round_.shape & CONTROL:
+            self.under_way_bytes -= round_.size
 
     # -- control messages and A2 ---------------------------------------------------
 
@@ -418,40 +459,50 @@ class Sender:
                 self._start_round(association, [waiting], RELIABLE | CONTROL, now, out)
 
     def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> bool:
-        """The receiver's verdict on a reliable round; either way it is over.
+        """The receiver's verdicts on packets of a reliable round: do not repeat these.
 
         False if it answers a repeated S2 and tells nothing new.  Raises BadPacket
-        unless it opens the acknowledgment tree of the round's A1.
+        unless all of it opens the acknowledgment tree of the round's A1.
         """
         message = self.line.untagged_untrusted(datagram)
-        if len(message) < ROUND_HEAD_SIZE + A2_OPENING.size:
+        if len(message) < ROUND_HEAD_SIZE:
             raise BadPacket
         number, _, _, index, key = ROUND.unpack_from(message, HEADER_SIZE)
-        packet, verdict, _, secret = A2_OPENING.unpack_from(message, ROUND_HEAD_SIZE)
-        branch = message[ROUND_HEAD_SIZE + A2_OPENING.size :]
         round_ = self._open_round_untrusted(number, index)
         if round_ is None:
             return False
-        if not round_.agreed or not round_.shape & RELIABLE:
-            raise BadPacket
-        association = round_.association
-        association.acks.check_untrusted(2 * index + 2, key)
-        if not opens(
-            association.acks.chain_id,
-            index,
-            key,
-            round_.ack_root,
-            round_.packets,
-            packet,
-            verdict,
-            secret,
-            branch,
-        ):
-            raise BadPacket
-        association.acks.accept(2 * index + 2, key)
-        association.round = None
-        self.start(now, out)
+        openings = message[ROUND_HEAD_SIZE:]
+        new, refused = round_.on_openings_untrusted(key, openings)
+        if not new:
+            return False
+        if refused:
+            self.line.counters.drop(Drop.REFUSED, refused)
+        if round_.unanswered:
+            round_.attempts = 1
+            self._expect(round_, now)
+        else:
+            self.finish(round_)
+            self.start(now, out)
         return True
+
+    def _await_verdicts(self, round_: Round, now: float) -> None:
+        """The S2s of a reliable round went out for the first time."""
+        round_.unanswered = (1 << round_.packets) - 1
+        round_.attempts = 1
+        if round_.is_reliable_data:
+            round_.started = now
+            # Sent once, however often repeated; and even if the kernel refuses it now.
+            self.line.counters.tx_packets += round_.inner_packets
+            self.line.counters.tx_bytes += round_.inner_bytes
+        self._expect(round_, now)
+
+    def _repeat_s2(self, round_: Round, now: float, out: Outbox) -> None:
+        """Send again, byte for byte, what has no verdict yet."""
+        prefix = self._s2_prefix(round_)
+        for missing, size in round_.missing():
+            bodies = [round_.bodies[i] for i in missing]
+            self._send_s2(round_, prefix, missing, bodies, size, out)
+        self._expect(round_, now)
 
     # -- time --------------------------------------------------------------------
 
@@ -468,11 +519,11 @@ class Sender:
             elif not round_.agreed:
                 self.under_way -= round_.attempts == 1  # others need not wait for it
                 round_.attempts += 1
-                round_.resend_at = now + self.rtt.timeout(round_.attempts)
+                self._expect(round_, now)
                 self.line.send(round_.s1, out)
-            elif round_.shape & RELIABLE:
+            elif round_.unanswered:
                 round_.attempts += 1
-                self._disclose(round_, now, out)
+                self._repeat_s2(round_, now, out)
             else:
                 round_.resend_at = inf  # waits for those before it
         open_rounds = [a.round for a in self.associations.values() if a.round]
@@ -481,42 +532,22 @@ class Sender:
 
     def _lifetime(self, round_: Round) -> float:
         """How long a round may take; a control one not as long, as packets wait."""
-        if not round_.shape & CONTROL:
-            return ROUND_LIFETIME
-        return max(CONTROL_LIFETIME, 6 * (self.rtt.smoothed or 0.0))
+        if round_.shape & CONTROL:
+            return max(CONTROL_LIFETIME, 6 * (self.rtt.smoothed or 0.0))
+        return RELIABLE_LIFETIME if round_.shape & RELIABLE else ROUND_LIFETIME
 
     def _give_up(self, round_: Round) -> None:
-        round_.association.round = None
+        self.finish(round_)
         self.under_way -= not round_.agreed and round_.attempts == 1
         if round_ in self.order:
             self.order.remove(round_)
-            self.under_way_bytes -= round_.size
             self.line.counters.drop(Drop.NO_AGREEMENT, round_.inner_packets)
+        self._count_unanswered(round_)
 
-
-def _lay_out(
-    taken: list[Waiting], text: memoryview
-) -> tuple[list[tuple[int, int, int]], list[Buffer]]:
-    """Fill in the heads; returns groups of equal size, and the packets.
-
-    A packet's offset is where it lies in the keystream, head included: the receiver
-    decrypts what is contiguous in one piece, heads and all, and ignores those.
-    """
-    groups: list[tuple[int, int, int]] = []
-    bodies: list[Buffer] = []
-    pack_into, offset, index = S2_TAIL.pack_into, 0, 0
-    for waiting in taken:
-        end, size, first = offset + len(waiting.plain), waiting.size, index
-        for at in range(offset, end, size):  # hot path
-            pack_into(text, at, index, 0, at)
-            bodies.append(text[at : at + size] if at + size <= end else text[at:end])
-            index += 1
-        if groups and groups[-1][2] == size and len(bodies[first - 1]) == size:
-            groups[-1] = (groups[-1][0], index, size)
-        else:
-            groups.append((first, index, size))
-        offset = end
-    return groups, bodies
+    def _count_unanswered(self, round_: Round) -> None:
+        """Whether these packets arrived nobody will ever know: they do not go again."""
+        if lost := round_.inner_among(round_.unanswered):
+            self.line.counters.drop(Drop.UNACKNOWLEDGED, lost)
 
 
 def _mode(packets: int, depth: int, roots: int) -> str:

@@ -133,6 +133,7 @@ class Session:
     owner: Callable[[bytes], Session | None]  # who owns an inner address
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
+    reliable: bool = False  # packets are repeated until they are acknowledged
     mtu: int = 1280  # largest inner packet, bytes
     counters: Counters = field(factory=Counters)
     wake: float = inf  # when on_deadline wants to be called
@@ -164,6 +165,12 @@ class Session:
         """What the peer has to show in the next handshake, and what it agrees on."""
         self.mode = mode
         self.negotiation.require(key, SUITE_PLAIN if mode == "plain" else SUITE_ALPHA)
+
+    def rely(self, reliable: bool) -> None:
+        """Whether the rounds from now on are reliable."""
+        self.reliable = reliable
+        if isinstance(self.current, AlphaTransport):
+            self.current.sender.reliable = reliable
 
     def resize(self, mtu: int) -> None:
         """The path takes inner packets of ``mtu`` bytes now."""
@@ -274,6 +281,7 @@ class Session:
         line = Line(agreement, self.counters, self.random, size)
         transport = AlphaTransport(line, now, now)
         transport.sender.restrict(self.mode, self.modes)
+        transport.sender.reliable = self.reliable
         if self.negotiation.rtt is not None:
             transport.sender.rtt.begin(self.negotiation.rtt)
         transport.add_first(agreement)

@@ -263,9 +263,9 @@ def data_word(receiver_id: int) -> int:
 #    +---------------------------------------------------------------+
 #    |                  chain element (16 bytes) ...                 |
 #
-# R: reliable, the receiver answers with A2.  C: the packets are control messages,
-# which are not encrypted, so that relays can read them.  Round r uses the elements
-# 2r+1 (S1, A1) and 2r+2 (S2, A2) of the association's chains.
+# R: reliable, the receiver answers with A2.  C: the packet is one of control messages,
+# which is not encrypted, so that relays can read it, and always reliable.  Round r
+# uses the elements 2r+1 (S1, A1) and 2r+2 (S2, A2) of the association's chains.
 
 ROUND = Struct("!HBBI 16s")  # association, shape, zero, round, element
 ROUND_HEAD_SIZE = HEADER_SIZE + ROUND.size  # 32
@@ -280,11 +280,14 @@ LEAST_ROOTS = 4
 """What a sender may use whatever the limit of a handshake is, which nobody signs."""
 MAX_PACKETS = 4096
 """Of one round: what has to be remembered of it stays below half a megabyte."""
+MAX_RELIABLE = 64
+"""Packets of a reliable round: its A1 costs the receiver two leaves for each."""
 # A1: head | digest of the S1 (16) | root of the acknowledgment tree (16) | tag (8)
 A1 = Struct("!16s 16s")
 A1_SIZE = ROUND_HEAD_SIZE + A1.size + 8
 # S2: head | branch (16 * depth) | index, zero, offset | body
 S2_TAIL = Struct("!HHI")
 S2_SIZE = ROUND_HEAD_SIZE + S2_TAIL.size  # without branch and body
-# A2: head | index, verdict, zero | secret (16) | branch (16 each) | tag (8)
+# A2: head | openings, all of one round and so of one size | tag (8)
+# opening: index, verdict, zero | secret (16) | branch (16 each)
 A2_OPENING = Struct("!HBB 16s")

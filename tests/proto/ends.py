@@ -4,7 +4,7 @@ The simulation has whole hosts and a link; here a test says which datagram arriv
 when, and may make any message with the session's real keys.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from random import Random
 
 from attrs import define, field, frozen
@@ -34,6 +34,7 @@ class End:
     out: Outbox = field(factory=Outbox)
     received: list[bytes] = field(factory=list)  # by the TUN, in order
     arrival: Arrival = Arrival.NOTHING  # what the last datagram told
+    owns: Callable[[bytes], bool] = lambda packet: True  # which inner sources it takes
 
     @property
     def drops(self) -> dict[Drop, int]:
@@ -84,7 +85,7 @@ class End:
     def _take(self, view: memoryview, stride: int, source: tuple | None, now: float):
         stride = min(stride, len(view))
         consumed, self.arrival = self.transport.incoming(
-            view, stride, source or self.peer, b"", lambda packet: True, now, self.out
+            view, stride, source or self.peer, b"", self.owns, now, self.out
         )
         assert 0 < consumed <= len(view)
         assert self.arrival in Arrival
@@ -113,6 +114,13 @@ class Ends:
         """Ends whose rounds of ``batch(mode)`` are of just this mode."""
         room_for_two_trees = 304
         return cls.make(seed, mode, room_for_two_trees if mode == "cm" else SIZE)
+
+    @classmethod
+    def reliable(cls, mode: str = "adaptive", size: int = SIZE) -> "Ends":
+        """Ends of which one sends in reliable rounds."""
+        ends = cls.make(0, mode, size)
+        ends.one.sender.reliable = True
+        return ends
 
     @classmethod
     def make(

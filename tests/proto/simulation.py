@@ -199,7 +199,9 @@ class Host:
         return any(deliver.counters is s.counters for s in sessions)
 
 
-_DATA_DROPS = frozenset(Drop) - OUTGOING_DROPS
+SENT_IN_VAIN = frozenset({Drop.REFUSED, Drop.UNACKNOWLEDGED})
+"""Of what was sent, and counted as sent."""
+_DATA_DROPS = frozenset(Drop) - OUTGOING_DROPS - SENT_IN_VAIN
 
 
 def _ids(session: Session) -> list[int]:
@@ -221,9 +223,13 @@ class Simulation:
     """Hosts and the link between them."""
 
     def __init__(
-        self, seed: int = 0, link: Link | None = None, mode: str = "plain"
+        self,
+        seed: int = 0,
+        link: Link | None = None,
+        mode: str = "plain",
+        reliable: bool = False,
     ) -> None:
-        self.mode = mode
+        self.mode, self.reliable = mode, reliable
         self.now = 0.0
         self.random = Random(seed)
         self.link = link or Link()
@@ -263,7 +269,7 @@ class Simulation:
         address = self.hosts[of].address
         remotes, prefixes = [remote_of(address)], [ip_network(address)]
         return self.hosts[at].table.add(
-            of, remotes, prefixes, keepalive, mode=self.mode
+            of, remotes, prefixes, keepalive, mode=self.mode, reliable=self.reliable
         )
 
     def locate(self, at: str, of: str, *addresses: str) -> None:
@@ -271,6 +277,7 @@ class Simulation:
         table, session = self.hosts[at].table, self.session(at, of)
         remotes, prefixes = map(remote_of, addresses), table._prefixes_of[of]
         known = session.keepalive, session.negotiation.key, session.mode
+        known += (session.reliable,)
         table.configure(session, list(remotes), prefixes, *known)
 
     # -- acting

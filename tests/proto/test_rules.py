@@ -25,10 +25,11 @@ from alpha_trio.proto.alpha import LATER_SPACING, RENEW_BELOW, Control
 from alpha_trio.proto.batch import Drop
 from alpha_trio.proto.chain import MAX_SKIP, ChainVerifier, HashChain
 from alpha_trio.proto.presign import NODE_SIZE, Checker, Presigner, key_block
-from alpha_trio.proto.receiver import MAX_ASSOCIATIONS, MAX_RELIABLE
+from alpha_trio.proto.receiver import MAX_ASSOCIATIONS
 from alpha_trio.proto.wire import (
     CONTROL,
     HEADER_SIZE,
+    MAX_RELIABLE,
     RELIABLE,
     ROUND,
     ROUND_HEAD_SIZE,
