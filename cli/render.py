@@ -114,7 +114,7 @@ def peer_page(peer: Document) -> list[RenderableType]:
         ("endpoint", peer["endpoint"]),
         ("configured", peer["configured_endpoint"]),
         ("mode", peer["configured_mode"]),
-        ("reliable", "on" if peer["reliable"] else "off"),
+        ("reliable", _setting(peer["reliable"])),
         ("rounds", mix(peer) or "none"),
         ("reliable rounds", peer["reliable_rounds"]),
         ("associations", peer["associations"]),
@@ -176,6 +176,8 @@ def _drops(document: Document) -> Iterator[str]:
 def _setting(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "" if value is None else str(value)
 
 

@@ -133,6 +133,8 @@ def status_of(peer: PeerSettings, **values):
         "rounds": {"n": 0, "c": 0, "m": 0, "cm": 0},
         "associations": 0,
         "elements_left": 0,
+        "reliable": peer.reliable,
+        "reliable_rounds": 0,
         "drops": {},
     } | values
 

@@ -330,6 +330,23 @@ def test_status_of_knocking_hosts(node):
     assert line.endswith(f": alpha-trio peers add NAME 10.9.9.9 --key {NEW_KEY}")
 
 
+def test_reliable_is_switched_on_and_off(node):
+    call("peers", "add", "vm2", "192.168.10.61", "--reliable", "on")
+    assert node.peers()[0][0].reliable is True
+    assert json.loads(call("peers", "list", "--json"))["peers"][0]["reliable"] is True
+    assert pairs(call("peers", "show", "vm2"))["reliable"] == "on"
+    said = call("peers", "set", "vm2", "--mode", "plain", code=1)
+    assert "reliable: in mode plain nothing is acknowledged" in said
+    call("peers", "set", "vm2", "--reliable", "off")
+    assert node.peers()[0][0].reliable is False
+    call("peers", "set", "vm2", "--reliable", "on")
+    call("peers", "set", "vm2", "--reliable", "")
+    assert node.peers()[0][0].reliable is False
+    assert "'yes' is neither" in call(
+        "peers", "set", "vm2", "--reliable", "yes", code=2
+    )
+
+
 def test_status_of_one_peer(node):
     node.document["peers"] = [
         status_of(
@@ -342,6 +359,8 @@ def test_status_of_one_peer(node):
             queued=3,
             rx_packets=1,
             rx_bytes=84,
+            reliable=True,
+            reliable_rounds=17,
             rtt_ms=0.456,
             drops={"queue-full": 7},
         ),
@@ -349,6 +368,8 @@ def test_status_of_one_peer(node):
     ]
     page = pairs(call("status", "vm2"))
     assert page["rounds"] == "n 5% m 95%"
+    assert page["reliable"] == "on"
+    assert page["reliable rounds"] == "17"
     assert page["associations"] == "8"
     assert page["elements left"] == "12345"
     assert page["waiting"] == "3 packets"
@@ -500,6 +521,7 @@ def test_metrics(node):
         rounds={"n": 1, "c": 0, "m": 7, "cm": 0},
         associations=4,
         elements_left=2048,
+        reliable_rounds=3,
         queued=5,
         drops={"queue-full": 2},
     )
@@ -523,6 +545,7 @@ def test_metrics(node):
     assert samples["peer_associations", "vm3"] == 4
     assert samples["peer_elements_left", "vm3"] == 2048
     assert samples["peer_queued_packets", "vm3"] == 5
+    assert samples["peer_reliable_rounds_total", "vm3"] == 3
     assert samples["peer_dropped_packets_total", "vm3", "queue-full"] == 2
     assert samples["dropped_packets_total", "no-peer"] == 4
     assert samples["relay_forwarded_bytes_total",] == 3

@@ -5,6 +5,7 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -354,6 +355,11 @@ def test_without_endpoint_the_name_is_looked_up():
         ({"keepalive": float("inf")}, "inf is out of range"),
         ({"keepalive": "25"}, "'25' is not a number of seconds"),
         ({"keepalive": True}, "True is not a number of seconds"),
+        ({"reliable": "on"}, "'on' is neither true nor false"),
+        (
+            {"reliable": True, "mode": "plain"},
+            "in mode plain nothing is acknowledged; switch reliable off",
+        ),
         ({"key": "A" * 43 + "="}, "this key is all zeros"),
         ({"mode": "x"}, "'x' is not known; use adaptive or n or c or m or cm or plain"),
         ({"mode": "PLAIN"}, "'PLAIN' is not known"),
@@ -430,7 +436,8 @@ PEERS = st.builds(
     ).map(lambda found: tuple(sorted(found, key=config._selection_order))),
     keepalive=st.just(0.0) | st.floats(1, 65535),
     mode=st.sampled_from(Mode),
-)
+    reliable=st.booleans(),
+).map(lambda p: evolve(p, reliable=p.reliable and p.mode is not Mode.PLAIN))
 
 
 @given(PEERS)

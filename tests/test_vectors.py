@@ -339,6 +339,67 @@ def test_receiver_refuses_the_round_with_any_packet_altered(name):
     assert ends.two.line.counters.drops == {Drop.FORGED: len(s2)}
 
 
+# Reliable rounds
+
+
+def reliable_ends(vector) -> Ends:
+    ends = Ends(vector["datagram_size"], raw(vector["acknowledgment_seed"]))
+    ends.one.sender.reliable = True
+    return ends
+
+
+def test_sender_makes_the_reliable_round():
+    vector = load("rounds")["reliable"]
+    ends = reliable_ends(vector)
+    ends.one.outgoing(cut_of(vector), 0.0, ends.out)
+    assert ends.sent() == [raw(vector["s1"])]
+    ends.arrive(ends.one, [raw(vector["a1"])])
+    assert ends.sent() == raw(vector["s2"])
+
+
+@pytest.mark.parametrize("name", ["a2_acknowledged", "a2_acknowledged_alone"])
+def test_sender_takes_the_verdicts_of_the_reliable_round(name):
+    vector = load("rounds")["reliable"]
+    ends = reliable_ends(vector)
+    ends.one.outgoing(cut_of(vector), 0.0, ends.out)
+    ends.arrive(ends.one, [raw(vector["a1"])])
+    association = ends.one.sender.associations[0]
+    for a2 in raw(vector[name]):
+        assert association.round is not None
+        assert ends.arrive(ends.one, [a2]) == [Arrival.KEEPALIVE]
+    assert association.round is None
+    assert ends.one.line.counters.drops == {}
+
+
+def test_receiver_acknowledges_the_reliable_round():
+    vector = load("rounds")["reliable"]
+    ends = reliable_ends(vector)
+    ends.arrive(ends.two, [raw(vector["s1"])])
+    assert ends.sent() == [raw(vector["a1"])]
+    s2 = raw(vector["s2"])
+    ends.arrive(ends.two, s2)
+    assert ends.sent() == raw(vector["a2_acknowledged_alone"])
+    assert len(ends.delivered()) == len(s2)
+    run = memoryview(b"".join(s2))  # the same again, in one piece
+    view = run, len(s2[0]), REMOTE, b"", lambda packet: True, 0.0, ends.out
+    assert ends.two.incoming(*view) == (len(run), Arrival.NOTHING)
+    assert ends.sent() == raw(vector["a2_acknowledged"])
+    assert len(ends.delivered()) == len(s2)
+
+
+def test_receiver_refuses_the_reliable_round():
+    vector = load("rounds")["reliable"]
+    ends = reliable_ends(vector)
+    ends.arrive(ends.two, [raw(vector["s1"])])
+    ends.sent()
+    s2 = raw(vector["s2"])
+    run = memoryview(b"".join(s2))
+    view = run, len(s2[0]), REMOTE, b"", lambda packet: False, 0.0, ends.out
+    ends.two.incoming(*view)
+    assert ends.sent() == raw(vector["a2_refused"])
+    assert ends.delivered() == []
+
+
 # Control messages
 
 

@@ -2,7 +2,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alpha_trio.proto.acks import ACK, NACK, AckTree, branch_length, opens
+from alpha_trio.proto.acks import (
+    ACK,
+    NACK,
+    AckTree,
+    branch_length,
+    opening_size,
+    opens,
+    verdicts_untrusted,
+)
+from alpha_trio.proto.wire import MAX_RELIABLE, BadPacket
 from tests.reference import alpha as reference
 
 NAME, KEY, SEED, NUMBER = bytes(range(16)), bytes(range(16, 32)), bytes(16), 7
@@ -103,6 +112,38 @@ def test_a_verdict_given_cannot_be_turned():
     nodes = [secret] + [branch[i : i + 16] for i in range(0, len(branch), 16)]
     for node in nodes:
         assert not fits(made, 2, NACK, (node, made.opening(2, NACK)[1]))
+
+
+def test_the_length_of_an_a2_tells_how_many_openings_it_has():
+    """So a capture can be read without the S1 of the round."""
+    lengths = {}
+    for packets in range(1, MAX_RELIABLE + 1):
+        for count in range(1, packets + 1):
+            found = count, branch_length(packets)
+            assert lengths.setdefault(count * opening_size(packets), found) == found
+
+
+@fixed
+@given(st.integers(1, 64), st.data())
+def test_an_a2_gives_just_the_verdicts_that_were_opened(packets, data):
+    made = tree(packets)
+    verdict = st.tuples(st.integers(0, packets - 1), st.sampled_from([ACK, NACK]))
+    told = data.draw(st.lists(verdict, min_size=1, max_size=packets))
+    openings = b"".join(made.packed(*each) for each in told)
+    place = NAME, NUMBER, KEY, made.root, packets
+    assert verdicts_untrusted(*place, openings) == told
+    at = data.draw(st.integers(0, len(openings) - 1))
+    for wrong in (openings[:at], openings + made.packed(*told[0]) * packets):
+        if len(wrong) % opening_size(packets) or not 0 < len(wrong) <= len(openings):
+            with pytest.raises(BadPacket):
+                verdicts_untrusted(*place, wrong)
+
+
+@fixed
+@given(st.integers(0, 64), st.binary(max_size=1500))
+def test_any_bytes_are_refused_as_bad_and_nothing_else(packets, openings):
+    with pytest.raises(BadPacket):
+        verdicts_untrusted(NAME, NUMBER, KEY, bytes(16), packets, openings)
 
 
 def test_secrets_differ_for_every_packet_verdict_and_seed():

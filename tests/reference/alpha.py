@@ -255,8 +255,12 @@ def packets_of_round(key, association, number, bodies):
     return packets
 
 
-def a2(start, index, verdict, secret, siblings, tag_key):
-    return tagged(tag_key, start + pack("!HBB", index, verdict, 0) + secret + siblings)
+def opening(index, verdict, secret, siblings):
+    return pack("!HBB", index, verdict, 0) + secret + siblings
+
+
+def a2(start, openings, tag_key):
+    return tagged(tag_key, start + b"".join(openings))
 
 
 def control(what, association, anchor=NOTHING):

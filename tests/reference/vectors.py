@@ -325,13 +325,17 @@ class RoundVector:
             for index, packet in enumerate(self.packets)
         ]
 
-    def a2(self, index, verdict):
+    def opening(self, index, verdict):
         leaves = self.ack_leaves()
         at = index + (1 - verdict) * len(leaves) // 2
-        opening = alpha.ack_secret(self.ack_seed, index, verdict)
+        secret_ = alpha.ack_secret(self.ack_seed, index, verdict)
+        return alpha.opening(index, verdict, secret_, alpha.branch(leaves, at))
+
+    def a2(self, *verdicts):
+        """The A2 that opens these: index and verdict each."""
         start = self.head(alpha.A2, self.sender_id, self.acks[2 * self.number + 2])
-        siblings = alpha.branch(leaves, at)
-        return alpha.a2(start, index, verdict, opening, siblings, self.tag_back)
+        openings = [self.opening(*verdict) for verdict in verdicts]
+        return alpha.a2(start, openings, self.tag_back)
 
     def messages(self):
         return {"s1": self.s1(), "a1": self.a1(), "s2": self.s2()}
@@ -347,6 +351,29 @@ def rounds():
         "m": super_packet_round(5, 3, 1472),
         "cm": super_packet_round(11, 3, 304),
         "keepalive": {"depth": 0, "datagram_size": 1472, **empty},
+        "reliable": reliable_round(5, 600),
+    }
+
+
+def reliable_round(count, datagram_size):
+    """One whose A2s, to all packets at once, take more than one datagram."""
+    headers, segments = super_packet(count)
+    bodies, seed = segment_bodies(headers, segments), secret("acks of packets", 16)
+    round_ = RoundVector(bodies, 0, alpha.RELIABLE, seed)
+    opened = len(round_.opening(0, 1))
+    room = (datagram_size - 32 - 8) // opened
+    parts = [range(count)[at : at + room] for at in range(0, count, room)]
+    return {
+        "depth": 0,
+        "datagram_size": datagram_size,
+        "acknowledgment_seed": seed,
+        "headers": headers,
+        "segments": segments,
+        "bodies": bodies,
+        **round_.messages(),
+        "a2_acknowledged": [round_.a2(*((i, 1) for i in part)) for part in parts],
+        "a2_refused": [round_.a2(*((i, 0) for i in part)) for part in parts],
+        "a2_acknowledged_alone": [round_.a2((i, 1)) for i in range(count)],
     }
 
 
@@ -392,7 +419,7 @@ def control_round(message, number, verdict, back=False):
         "acknowledgment_seed": seed,
         "verdict": verdict,
         **round_.messages(),
-        "a2": round_.a2(0, verdict),
+        "a2": round_.a2((0, verdict)),
     }
 
 

@@ -58,6 +58,7 @@ local fields = {
     verdict = ProtoField.uint8("alphatrio.verdict", "Verdict", base.DEC, VERDICTS),
     secret = ProtoField.bytes("alphatrio.secret", "Secret"),
     tag = ProtoField.bytes("alphatrio.tag", "Tag of the two ends"),
+    openings = ProtoField.uint16("alphatrio.openings", "Openings"),
     what = ProtoField.uint8("alphatrio.control_kind", "Kind", base.DEC, CONTROLS),
     anchor = ProtoField.bytes("alphatrio.control_anchor", "Anchor"),
     counter = ProtoField.uint64("alphatrio.counter", "Packet counter"),
@@ -211,14 +212,32 @@ local function dissect_s2(buffer, tree)
     return show_rest(buffer, at, tree, fields.body)
 end
 
+-- Openings and branch nodes of each in `size` bytes.  How many packets the round has is
+-- not in the message; but no two products of the numbers that can be are the same.
+local function openings_in(size)
+    for nodes = 1, 7 do
+        local count = size / (20 + nodes * NODE_SIZE)
+        if count == math.floor(count) and count >= 1 and count <= 2 ^ (nodes - 1) then
+            return count, nodes
+        end
+    end
+end
+
 local function dissect_a2(buffer, tree)
     local at = show(buffer, 8, tree, ROUND)
-    at = at and show(buffer, at, tree, A2)
     if not at then
         return nil
     end
-    local nodes = math.max(0, math.floor((buffer:len() - at - TAG_SIZE) / NODE_SIZE))
-    at = show(buffer, at, tree, times({ { fields.branch, NODE_SIZE } }, nodes))
+    local count, nodes = openings_in(buffer:len() - at - TAG_SIZE)
+    if not count then
+        tree:add_proto_expert_info(malformed, "No whole number of openings")
+        return nil
+    end
+    tree:add(fields.openings, count):set_generated()
+    for _ = 1, count do
+        at = show(buffer, at, tree, A2)
+        at = at and show(buffer, at, tree, times({ { fields.branch, NODE_SIZE } }, nodes))
+    end
     return at and show(buffer, at, tree, { { fields.tag, TAG_SIZE } })
 end
 
