@@ -175,6 +175,15 @@ def every_nth(n):
     return lose
 
 
+def losing(share):
+    """Lose so large a share of the datagrams, by chance."""
+
+    def lose(mallory, _direction, datagram):
+        return [] if mallory.dice.random() < share else [datagram]
+
+    return lose
+
+
 def everything(share):
     """Do something hostile to so large a share of the datagrams."""
     names = list(DEEDS)

@@ -102,6 +102,21 @@ def test_every_message_of_two_daemons_is_named(pair):
     assert len(more["root"]) == int(more["roots"][0])
 
 
+def test_every_verdict_of_a_reliable_session_is_named(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two, Capture(vm1) as capture:
+        introduce(one, two, reliable=True)
+        ping(vm1, vm2.address)
+        send_tcp(vm1, vm2, vm2.address, 1 << 16)
+        acknowledged = peer(two, "vm1")["rx_packets"]
+    packets = dissect(capture.path)
+    assert_all_named(packets)
+    a2s = [m for m in messages(packets) if m["kind"] == [str(int(Kind.A2))]]
+    assert max(int(m["openings"][0]) for m in a2s) > 1
+    assert all(len(m["verdict"]) == int(m["openings"][0]) for m in a2s)
+    assert sum(m["verdict"].count("1") for m in a2s) >= acknowledged
+
+
 def test_every_message_of_a_plain_session_at_another_port_is_named(pair):
     vm1, vm2 = pair
     with (
@@ -127,6 +142,7 @@ BAD = [
     alpha.header(alpha.ACKACK, 5, 1) + bytes(65),
     alpha.head(alpha.S1, 5, 0, 0, 0, bytes(16)) + bytes.fromhex("0002000900000000"),
     alpha.head(alpha.A2, 5, 0, 0, 0, bytes(16)) + bytes(3),
+    alpha.head(alpha.A2, 5, 0, 0, 0, bytes(16)) + bytes(8 + 2 * 36),
     alpha.head(alpha.S2, 5, 0, 3, 0, bytes(16)) + bytes(40),
 ]
 
