@@ -21,9 +21,10 @@ from alpha_trio import config
 from alpha_trio.clock import boottime
 from alpha_trio.config import IPAddress, IPNetwork, PeerSettings, Settings
 from alpha_trio.datapath import DataPath
-from alpha_trio.errors import PeerError, RoutingError, StateError, UnknownPeer
+from alpha_trio.errors import PeerError, RoutingError, UnknownPeer
 from alpha_trio.journal import Journal
 from alpha_trio.net.routes import PeerRoute, Router, Underlay
+from alpha_trio.pins import Pins
 from alpha_trio.proto import session
 from alpha_trio.proto.batch import Event, EventKind, Remote
 from alpha_trio.proto.identity import key_text
@@ -105,10 +106,8 @@ class Registry:
         self._journal = journal
         self._datapath = datapath
         self._families = frozenset(families)
-        self._pins: dict[str, bytes] = {}  # keys of first contacts, by peer
+        self._pins = Pins(store, journal)
         self._lock = trio.Lock()
-        self._saved_pins: dict[str, bytes] = {}
-        self._pins_lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
 
     # -- running -------------------------------------------------------------
@@ -129,8 +128,7 @@ class Registry:
 
     async def _load(self) -> None:
         saved = await trio.to_thread.run_sync(self._store.load)
-        self._pins = await trio.to_thread.run_sync(self._store.pins)
-        self._saved_pins = dict(self._pins)
+        await self._pins.load()
         names = {peer.name for peer in self._file_peers}
         self._shadowed = [peer for peer in saved if peer.name in names]
         for peer in self._shadowed:
@@ -181,38 +179,17 @@ class Registry:
             return
         key = peer.session.negotiation.key
         if event.kind is EventKind.PINNED and key is not None:
-            self._pins[peer.settings.name] = key
+            self._pins.keys[peer.settings.name] = key
             assert self._nursery is not None
-            self._nursery.start_soon(self._save_pins)
+            self._nursery.start_soon(self._pins.save)
         elif event.kind in (EventKind.GAVE_UP, EventKind.SILENT):
             peer.lost.set()  # if it has a name, ask where it is now
-
-    async def _save_pins(self) -> None:
-        """Keep the pinned keys; if that fails they hold until the next start."""
-        try:
-            async with self._pins_lock:  # or an older state might be saved last
-                pins = dict(self._pins)
-                if pins == self._saved_pins:
-                    return  # a thousand first contacts need no thousand saves
-                await trio.to_thread.run_sync(self._store.save_pins, pins)
-                self._saved_pins = pins
-        except StateError as error:
-            self._journal.failure("pinned keys", "saving failed", str(error))
-        else:
-            self._journal.recovered("pinned keys")
 
     async def forget_pin(self, name: str) -> None:
         """Let the next contact decide about a peer's key.  Raises StateError."""
         async with self._lock:
             peer = self.find(name)
-            if self._pins.get(name) is None:
-                return
-            async with self._pins_lock:
-                left = {n: key for n, key in self._pins.items() if n != name}
-                await trio.to_thread.run_sync(self._store.save_pins, left)
-                self._saved_pins = left
-                self._pins.pop(name, None)  # others may have been pinned meanwhile
-            if peer.settings.key is None:
+            if await self._pins.forget(name) and peer.settings.key is None:
                 peer.session.reset()
                 self._configure(peer)
 
@@ -379,19 +356,19 @@ class Registry:
 
     def _snapshot(self) -> _Before:
         peers = {name: (p.settings, p.origin) for name, p in self.peers.items()}
-        return _Before(peers, tuple(self._shadowed), dict(self._pins))
+        return _Before(peers, tuple(self._shadowed), dict(self._pins.keys))
 
     async def _restore(self, before: _Before) -> None:
         with trio.CancelScope(shield=True):
             for name in [name for name in self.peers if name not in before.peers]:
                 self._leave(name)
             self._shadowed = list(before.shadowed)
-            self._pins = before.pins | self._pins  # with those of first contacts since
+            self._pins.keys = before.pins | self._pins.keys  # newer ones hold as well
             for name, was in before.peers.items():
                 if self._snapshot().peers.get(name) != was:
                     self._enter(*was)
             await self._save(self._of_state())
-            await self._save_pins()
+            await self._pins.save()
             await self._route_or_log()
 
     def _of_state(self) -> list[PeerSettings]:
@@ -426,8 +403,8 @@ class Registry:
         peer = self.peers.pop(name)
         self._stop_resolving(peer)
         self._table.remove(name)
-        if self._pins.pop(name, None) is not None and self._nursery is not None:
-            self._nursery.start_soon(self._save_pins)
+        if self._pins.keys.pop(name, None) is not None and self._nursery is not None:
+            self._nursery.start_soon(self._pins.save)
         _log.info("Deleting host %s (%s).", name, _host(peer.settings))
 
     def _locate(self, peer: Peer) -> None:
@@ -464,7 +441,7 @@ class Registry:
         """The key a peer must have: the configured one, else the pinned one."""
         if peer.settings.key is not None:
             return b64decode(peer.settings.key)
-        return self._pins.get(peer.settings.name)
+        return self._pins.keys.get(peer.settings.name)
 
     def _stop_resolving(self, peer: Peer) -> None:
         if peer.resolving is not None:
