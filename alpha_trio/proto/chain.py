@@ -135,10 +135,6 @@ class ChainVerifier:
     chain_id: bytes
     element: bytes  # at first the anchor: trust begins there
     position: int = 0
-    _prefixes: tuple[bytes, bytes] = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._prefixes = prefixes(self.chain_id)
 
     def check_untrusted(self, position: int, element: bytes) -> None:
         """Raises BadPacket unless ``element`` belongs at ``position``, after ours.
@@ -152,8 +148,10 @@ class ChainVerifier:
 
     def derive(self, position: int, element: bytes, earlier: int) -> bytes:
         """The element at ``earlier`` which follows from a later one."""
+        # Not kept: a relay has four of these for each of its sessions.
+        both = prefixes(self.chain_id)
         for at in range(position - 1, earlier - 1, -1):
-            element = step(self._prefixes[at & 1], at, element)
+            element = step(both[at & 1], at, element)
         return element
 
     def accept(self, position: int, element: bytes) -> None:

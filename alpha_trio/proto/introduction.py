@@ -47,7 +47,6 @@ from alpha_trio.proto.wire import (
 
 VARIANTS = 3  # of a SYN, which differ in the cookie; and ACKs to it
 SAME_ID = 4  # handshakes at once with the same connection id
-KEPT = 4096  # SYNs that wait for their ACKACK; the oldest goes
 REPEATS = 32  # of an ACK, ACKACK or COOKIE
 COST = 1_500  # bytes of a handshake, estimated
 
@@ -143,6 +142,7 @@ class Introductions:
 
     keys: frozenset[bytes]  # that may; empty: all
     lenient: bool
+    kept: int  # SYNs that may wait for their ACKACK, the oldest goes
     asked: dict[bytes, Asked] = field(factory=dict)  # by key, the oldest first
     _by_id: dict[int, list[Asked]] = field(factory=dict)
     _answers: dict[int, list[Answer]] = field(factory=dict)  # by the responder's id
@@ -179,7 +179,7 @@ class Introductions:
     def _remember_untrusted(self, asked: Asked) -> None:
         if len(self._by_id.get(asked.sender_id, ())) >= SAME_ID:
             raise Refused(RelayDrop.COLLISION)
-        if len(self.asked) >= KEPT:
+        if len(self.asked) >= self.kept:
             self._forget(next(iter(self.asked.values())))
         self._by_id.setdefault(asked.sender_id, []).append(asked)
         self.asked[asked.key] = asked

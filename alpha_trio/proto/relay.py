@@ -37,7 +37,7 @@ from attrs import define, field
 from alpha_trio.proto.alpha import CONTROL_MESSAGE, Control
 from alpha_trio.proto.batch import Remote
 from alpha_trio.proto.cookies import TokenBucket
-from alpha_trio.proto.introduction import SAME_ID, Introduction, Introductions
+from alpha_trio.proto.introduction import COST, SAME_ID, Introduction, Introductions
 from alpha_trio.proto.session import PREVIOUS_LIFETIME, REFUSE_AFTER
 from alpha_trio.proto.verdict import (
     Refused,
@@ -77,14 +77,15 @@ __all__ = [
 
 LIFETIME = REFUSE_AFTER + PREVIOUS_LIFETIME  # s; after that a session carries nothing
 LEAST_ROOTS = 4  # that the ends take a limit for, however small it is
-HANDSHAKES_KEPT = 16_384
+HANDSHAKES_WAITING = 4096  # at most, as memory allows; the oldest goes
+HANDSHAKES_KEPT = 16_384  # of the past, likewise
 EVENTS_KEPT = 1000
 EVENT_EVERY = 1.0  # s between two events about one kind of drop in one session
 BURST = 0.1  # s of the rate of S1s that may come at once
 LEAST_BURST = 64.0  # S1s: as many as there may be associations
 
 # Estimates of memory, in bytes.
-SESSION_COST = 2_000
+SESSION_COST = 2_300
 HANDSHAKE_COST = 150
 
 _LIMIT, _LIMIT_AT = Struct("!H"), 12
@@ -96,18 +97,25 @@ class Tally:
 
     packets: int = 0
     bytes: int = 0
-    drops: dict[RelayDrop, int] = field(factory=dict)
-    told: dict[RelayDrop, tuple[float, int]] = field(factory=dict)
-    """When an event was last told, and how many had been dropped then, by reason."""
+    lost: dict[RelayDrop, tuple[int, int, float]] | None = None
+    """By reason: dropped, the part of it that was told, and when."""
+
+    @property
+    def drops(self) -> dict[RelayDrop, int]:
+        """Datagrams by reason."""
+        return {reason: count for reason, (count, _, _) in (self.lost or {}).items()}
 
     def drop(self, reason: RelayDrop, count: int, now: float) -> int:
         """Count drops; returns how many an event is to tell of now, 0 for none."""
-        total = self.drops[reason] = self.drops.get(reason, 0) + count
-        when, before = self.told.get(reason, (now - EVENT_EVERY, 0))
+        if self.lost is None:
+            self.lost = {}
+        total, told, when = self.lost.get(reason, (0, 0, now - EVENT_EVERY))
+        total += count
         if now - when < EVENT_EVERY:
+            self.lost[reason] = total, told, when
             return 0
-        self.told[reason] = now, total
-        return total - before
+        self.lost[reason] = total, total, now
+        return total - told
 
 
 @define(eq=False)
@@ -131,7 +139,7 @@ class End:
     def snapshot(self) -> RelayEnd:
         """For the control plane."""
         tally = self.tally
-        counts = tally.packets, tally.bytes, dict(tally.drops)
+        counts = tally.packets, tally.bytes, tally.drops
         return RelayEnd(
             self.key, self.address, *counts, len(self.incoming.associations)
         )
@@ -196,12 +204,15 @@ class Relay:
     _paired: dict[tuple[Remote, Remote], float] = field(factory=dict)
     """When a handshake between two addresses was verified, for the first minutes."""
     _stray: Tally = field(factory=Tally)  # what belongs to no session
+    _controls: list[bytes] = field(factory=list)  # of the witness that was just asked
     _held: int = 0  # bytes of all sessions, estimated
 
     def __attrs_post_init__(self) -> None:
         self._rows = {}, {}
-        lenient = not self.policy.require_a1
-        self._handshakes = Introductions(self.policy.keys, lenient)
+        policy = self.policy
+        # No flood of handshakes may take the place of the sessions.
+        kept = min(HANDSHAKES_WAITING, policy.memory // 4 // COST)
+        self._handshakes = Introductions(policy.keys, not policy.require_a1, kept)
 
     @property
     def memory(self) -> int:
@@ -227,6 +238,8 @@ class Relay:
         """
         run = Run(view, stride, source, destination, now)
         at, end = 0, len(view)
+        if not end:  # that is a datagram, too
+            self._drop(run, self._stray, None, RelayDrop.MALFORMED, 1)
         while at < end:
             size = min(stride, end - at)
             try:
@@ -269,8 +282,7 @@ class Relay:
                 refusal = refusal or error
                 continue
             self._held += meter.held - before
-            while self.memory > self.policy.memory and self._count:
-                self._evict()
+            self._make_room()
             return size
         assert refusal is not None
         self._drop(run, ends[0].tally, ends[0].session, reason_of(refusal), 1)
@@ -295,8 +307,8 @@ class Relay:
             self._drop(run, end.tally, session, RelayDrop.FORGED, forged)
         if replayed:
             self._drop(run, end.tally, session, RelayDrop.REPLAYED, replayed)
-        while witness.controls:
-            self._on_control(end, witness.controls.pop())
+        while self._controls:
+            self._on_control(end, self._controls.pop())
         return size
 
     def _on_message_untrusted(
@@ -449,8 +461,7 @@ class Relay:
             self._ends[end.id] = (*self._ends.get(end.id, ()), end)
         self._rows[session.verified][session] = None
         self._held += session.memory
-        while self._count > self.policy.sessions:
-            self._evict()
+        self._make_room()
 
     def _session_of(self, introduction: Introduction, now: float) -> Session:
         syn, ack, meter = introduction.syn, introduction.ack, Meter()
@@ -486,12 +497,14 @@ class Relay:
         """Of the direction from one to the other; association 0 is there at once."""
         rate = self.policy.s1_rate
         witness = Witness(
-            (sender.nonce if sender else b"", receiver.nonce if receiver else b""),
+            sender.nonce if sender else b"",
+            receiver.nonce if receiver else b"",
             first_word(Kind.S2, receiver_id).to_bytes(HEADER_SIZE),
             self.policy.require_a1,
             self._most_roots,
             TokenBucket(rate, max(LEAST_BURST, rate * BURST)),
             meter,
+            self._controls,
         )
         signatures = sender.signatures if sender else None
         witness.add(0, signatures, receiver.acknowledgments if receiver else None)
@@ -499,7 +512,8 @@ class Relay:
 
     def _remember(self, nonce: bytes, introduction: Introduction, now: float) -> None:
         """This handshake has been, and what these two had before ends soon."""
-        if len(self._known) >= HANDSHAKES_KEPT:
+        room = min(HANDSHAKES_KEPT, self.policy.memory // 8 // HANDSHAKE_COST)
+        if len(self._known) >= room:
             del self._known[next(iter(self._known))]
         self._known[nonce] = None
         if now - self.started <= REFUSE_AFTER and len(self._paired) < HANDSHAKES_KEPT:
@@ -512,6 +526,13 @@ class Relay:
     def _count(self) -> int:
         unverified, verified = self._rows
         return len(unverified) + len(verified)
+
+    def _make_room(self) -> None:
+        policy = self.policy
+        while self._count and (
+            self._count > policy.sessions or self.memory > policy.memory
+        ):
+            self._evict()
 
     def _evict(self) -> None:
         """Forget the session that was idle longest, an unverified one first.

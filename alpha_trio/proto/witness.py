@@ -86,8 +86,9 @@ forged S1 would cost a relay as much as a hundred packets."""
 SKIP_RATE, SKIP_BURST = 100.0, 100.0  # messages a second, at once
 
 # Estimates of memory, in bytes.
-ASSOCIATION_COST = 1_200
+ASSOCIATION_COST = 600
 ROUND_COST = 900
+FINISHED_COST = 350
 ROOT_COST = 64
 
 
@@ -120,12 +121,12 @@ class WatchedRound:
 
     number: int
     element: bytes  # of its S1
-    s1s: list[Said]  # the first and one other; after the A1 the one that counts
-    a1s: list[Said] = field(factory=list)
+    s1s: tuple[Said, ...]  # the first and one other; after the A1 the one that counts
+    a1s: tuple[Said, ...] = ()
     prefix: bytes = b""  # what its S2s begin with, once the key is known
-    checker: Checker | None = None  # until every packet has passed
+    checker: Checker | None = None  # as long as some packet may pass
     seen: int = 0  # bit i: packet i passed
-    repeats: dict[int, int] = field(factory=dict)  # by packet
+    repeats: dict[int, int] | None = None  # by packet
     ack_key: bytes = b""  # of its A2, once that is known
     acked: int = 0  # bit i: a verdict on packet i passed
     a2_repeats: int = 0
@@ -136,13 +137,24 @@ class WatchedRound:
         """The S1 that counts, as far as is known."""
         return self.s1s[0]
 
+    @property
+    def finished(self) -> bool:
+        """Whether all of it has passed, and nothing may pass again."""
+        return self.checker is None and self.prefix != b""
+
     def repeat(self, packet: int) -> bool:
         """Whether a packet that passed may pass once more."""
-        times = self.repeats.get(packet, 0) + 1
-        if not self.counted.shape & RELIABLE or times > S2_REPEATS:
+        if self.finished or not self.counted.shape & RELIABLE:
             return False
-        self.repeats[packet] = times
-        return True
+        if self.repeats is None:
+            self.repeats = {}
+        times = self.repeats[packet] = self.repeats.get(packet, 0) + 1
+        return times <= S2_REPEATS
+
+    def finish(self) -> None:
+        """Nothing may pass any more; what is left tells repetitions by their key."""
+        self.s1s = self.a1s = ()
+        self.checker, self.element = None, b""
 
 
 @define(eq=False)
@@ -174,15 +186,16 @@ class Meter:
 class Witness:
     """All rounds one end of a session sends to the other."""
 
-    nonces: tuple[bytes, bytes]  # that the sender and the receiver sent, to name chains
+    sender_nonce: bytes  # of the handshake; it names the chains
+    receiver_nonce: bytes
     word: bytes  # what its S2s begin with
     strict: bool
     most_roots: int  # that an S1 may have; 0: no limit
     fresh: TokenBucket  # S1s
     meter: Meter
+    controls: list[bytes]  # verified control messages, for the caller to take at once
     skips: TokenBucket | None = None
     associations: dict[int, WatchedAssociation] = field(factory=dict)
-    controls: list[bytes] = field(factory=list)  # verified, for the caller to take
 
     # -- S1 ------------------------------------------------------------------------
 
@@ -238,24 +251,23 @@ class Witness:
     ) -> None:
         signatures, position = association.signatures, 2 * index + 1
         assert signatures is not None
-        before = association.current
-        if before is not None and self._agreed(before):
+        self._forget(association.previous)
+        before, association.previous = association.current, None
+        if before is not None and self._agreed(before) and not before.finished:
             # Its key follows from the new element: what was overtaken may still come.
             if not before.prefix:
                 key = signatures.derive(position, element, 2 * before.number + 2)
                 self._open(association, before, key)
+            association.previous = before
         else:
             self._forget(before)
-            before = None
         signatures.accept(position, element)
-        self._forget(association.previous)
-        association.previous = before
-        association.current = WatchedRound(index, element, [said])
+        association.current = WatchedRound(index, element, (said,))
         self._hold(association.current, ROUND_COST + ROOT_COST * len(said.roots))
 
     def _agreed(self, round_: WatchedRound) -> bool:
         """Whether its S2s may pass."""
-        return bool(round_.a1s) or not self.strict
+        return bool(round_.prefix or round_.a1s) or not self.strict
 
     def _repeat_s1_untrusted(
         self, known: WatchedRound, message: bytes, shape: int, now: float
@@ -264,8 +276,9 @@ class Witness:
             return
         if self._agreed(known):
             raise BadPacket  # frozen
-        known.s1s.append(self._promise_untrusted(message, shape, now))
-        self._hold(known, ROOT_COST * len(known.s1s[-1].roots))
+        other = self._promise_untrusted(message, shape, now)
+        known.s1s += (other,)
+        self._hold(known, ROOT_COST * len(other.roots))
 
     # -- A1 ------------------------------------------------------------------------
 
@@ -308,12 +321,12 @@ class Witness:
         if association.acks is not None and element != association.acks.element:
             raise BadPacket
         if not _said_before(round_.a1s, said.digest, said.first):
-            round_.a1s.append(said)
+            round_.a1s += (said,)
 
     def _agree(self, round_: WatchedRound, s1: Said, a1: Said) -> None:
         others = [other for other in round_.s1s if other is not s1]
         self._hold(round_, -sum(ROOT_COST * len(other.roots) for other in others))
-        round_.s1s, round_.a1s = [s1], [a1]
+        round_.s1s, round_.a1s = (s1,), (a1,)
 
     def _lone_answer_untrusted(
         self, association: WatchedAssociation, position: int, element: bytes, now: float
@@ -344,11 +357,12 @@ class Witness:
         """
         round_ = self._round_untrusted(view[:stride])
         # hot path
-        branch = (round_.counted.shape & DEPTH_MASK) * NODE_SIZE
+        checker = round_.checker
+        branch = checker.depth * NODE_SIZE if checker is not None else 0
         run = take_run(view, stride, round_.prefix, branch, S2_TAIL.size)
         if not run.packets:  # fits its round but not the key, or is cut short
             raise Refused(RelayDrop.FORGED)
-        checker, count = round_.checker, len(run.packets)
+        count = len(run.packets)
         if checker is None:
             return run.size, [], 0, count
         first, last = _number(run.packets[0]), _number(run.packets[-1])
@@ -371,11 +385,11 @@ class Witness:
         round_ = None if association is None else association.round(index)
         if association is None or round_ is None or not self._agreed(round_):
             raise Refused(RelayDrop.UNSOLICITED)
-        if round_.counted.shape != shape:
-            raise Refused(RelayDrop.FORGED)
         if not round_.prefix:
             signatures = association.signatures
             assert signatures is not None
+            if round_.counted.shape != shape:
+                raise BadPacket
             signatures.check_untrusted(2 * index + 2, key)
             signatures.accept(2 * index + 2, key)
             self._open(association, round_, key)
@@ -400,9 +414,8 @@ class Witness:
         if counted.shape & CONTROL:  # a round of one packet
             self.controls.append(packet[S2_TAIL.size :])
         if round_.seen + 1 == 1 << counted.packets and not counted.shape & RELIABLE:
-            round_.checker = None
-            self._hold(round_, -ROOT_COST * len(counted.roots))
-            counted.roots = []
+            round_.finish()
+            self._hold(round_, FINISHED_COST - round_.weight)
 
     def _sift(
         self, round_: WatchedRound, run: Run, stride: int
@@ -453,7 +466,7 @@ class Witness:
             raise BadPacket  # about a packet that never passed
         if not round_.ack_key:
             acks.accept(2 * index + 2, key)
-        round_.ack_key, round_.a1s = key, [a1]
+        round_.ack_key, round_.a1s = key, (a1,)
         return self._count_verdicts(round_, verdicts)
 
     def _count_verdicts(self, round_: WatchedRound, verdicts: int) -> bool:
@@ -483,12 +496,11 @@ class Witness:
             association = WatchedAssociation(number, None, None)
             self.associations[number] = association
             self.meter.held += ASSOCIATION_COST
-        sender, receiver = self.nonces
         if signatures is not None and association.signatures is None:
-            name = chain_id(sender, SIGNATURE_CHAIN, number)
+            name = chain_id(self.sender_nonce, SIGNATURE_CHAIN, number)
             association.signatures = ChainVerifier(name, signatures)
         if acknowledgments is not None and association.acks is None:
-            name = chain_id(receiver, ACKNOWLEDGMENT_CHAIN, number)
+            name = chain_id(self.receiver_nonce, ACKNOWLEDGMENT_CHAIN, number)
             association.acks = ChainVerifier(name, acknowledgments)
 
     def close(self, number: int) -> None:
@@ -512,7 +524,7 @@ def _digest(message: bytes) -> bytes:
     return sha256(message).digest()[:16]
 
 
-def _said_before(said: list[Said], digest: bytes, now: float) -> bool:
+def _said_before(said: tuple[Said, ...], digest: bytes, now: float) -> bool:
     """Whether the message with this digest is a repetition.
 
     Raises BadPacket if it is one that may not pass, or can be no second version.
