@@ -261,8 +261,8 @@ class RoundTrip:
         """
         base = FIRST_RTO
         if self.smoothed is not None:
-            base = min(max(MIN_RTO, self.smoothed + 4 * self.variation), MAX_RTO)
-        return min(base * 2.0 ** (attempts - 1), max(base, most))
+            base = max(MIN_RTO, self.smoothed + 4 * self.variation)
+        return min(base * 2.0 ** (attempts - 1), max(base, most), MAX_RTO)
 
 
 def lay_out(

@@ -236,24 +236,21 @@ class Sender:
 
     def _capacity(self) -> tuple[int, int]:
         """Most packets for the next round, and most roots its S1 may carry."""
-        packets, roots = self._capacity_of_mode()
-        return min(packets, MAX_RELIABLE) if self.reliable else packets, roots
-
-    def _capacity_of_mode(self) -> tuple[int, int]:
         room = self.line.datagram_size - S1_FIXED_SIZE - TAG_SIZE
         fit = min(room // NODE_SIZE, MAX_ROOTS)
         roots = min(fit, self.line.most_roots)
         depth = _DEPTHS[self.mode]
+        most = MAX_RELIABLE if self.reliable else MAX_PACKETS
         if self.mode == "n":
             return 1, 1
         if self.mode == "m":
-            return 1 << depth, 1
+            return min(1 << depth, most), 1
         if self.mode == "cm":
             trees = max(1, roots >> depth)
-            return trees << depth, trees
+            return min(trees << depth, most), trees
         if self.mode == "c" or not (self.trees or roots < fit):
-            return roots, roots
-        return min(roots << depth, MAX_PACKETS), roots
+            return min(roots, most), roots
+        return min(roots << depth, most), roots
 
     def _take(self) -> list[Waiting]:
         room, _ = self._capacity()
@@ -324,14 +321,16 @@ class Sender:
             self.order.append(round_)
             self.under_way_bytes += len(plain)
             self.modes[_mode(packets, depth, len(presigner.roots))] += 1
-            self.line.counters.reliable_rounds += round_.is_reliable_data
+            if flags:
+                self.line.counters.reliable_rounds += 1
         self.line.send(s1, out)
 
     def _expect(self, round_: Round, now: float) -> None:
         """Note when the answer to what was just sent will be overdue."""
-        most = RELIABLE_RTO if round_.is_reliable_data else MAX_RTO
-        round_.resend_at = now + self.rtt.timeout(round_.attempts, most)
-        self.deadline = min(self.deadline, round_.resend_at)
+        most = RELIABLE_RTO if round_.shape & RELIABLE else MAX_RTO
+        round_.resend_at = due = now + self.rtt.timeout(round_.attempts, most)
+        if due < self.deadline:
+            self.deadline = due
 
     # -- A1 and S2 ---------------------------------------------------------------
 
@@ -388,8 +387,8 @@ class Sender:
     def _disclose(self, round_: Round, now: float, out: Outbox) -> None:
         prefix, bodies = self._s2_prefix(round_), round_.bodies
         for first, until, size in round_.groups:
-            numbers = range(first, until)
-            self._send_s2(round_, prefix, numbers, bodies[first:until], size, out)
+            numbers, some = range(first, until), bodies[first:until]
+            self._send_s2(round_, prefix, numbers, some, size, out)
         if round_.shape & RELIABLE:
             self._await_verdicts(round_, now)
         else:
