@@ -131,6 +131,14 @@ def test_a_lost_a2_is_made_again_and_nothing_is_delivered_twice():
     assert ends.two.arrival is Arrival.NOTHING
 
 
+def test_a_packet_that_comes_twice_in_one_piece_gets_one_verdict():
+    ends, s2 = disclosed(batch())
+    run = b"".join([s2[0], s2[1], s2[0], s2[0]])
+    (a2,) = ends.two.take(run, stride=len(s2[0]))
+    assert len(a2) == ROUND_HEAD_SIZE + 2 * opening_size(7) + TAG
+    assert verdicts([a2], 7) == {0: ACK, 1: ACK}
+
+
 def test_repetition_slows_down_until_something_new_is_heard():
     ends, s2 = disclosed(batch())
     gaps, now = [], 0.0
@@ -238,6 +246,21 @@ def test_what_was_not_acknowledged_in_time_is_counted_and_forgotten():
     assert ends.two.received[-7:] == packets_of(batch(seed=1))
 
 
+def test_what_waited_for_its_turn_has_all_its_time_for_repetition():
+    ends = Ends.reliable()
+    open_more(ends)
+    first, second = ends.one.emit(batch()), ends.one.emit(batch(seed=1))
+    late = RELIABLE_LIFETIME - 1
+    ends.one.take(*ends.two.take(*second))
+    ends.one.serve(late)
+    s2 = of_kind(Kind.S2, ends.one.take(*ends.two.take(*first), now=late))
+    assert len(s2) == 14
+    ends.one.serve(late + RELIABLE_LIFETIME - 2)
+    assert ends.one.drops == {}
+    ends.one.serve(late + 2 * RELIABLE_LIFETIME)
+    assert ends.one.drops == {Drop.UNACKNOWLEDGED: 14}
+
+
 def test_a_round_without_a1_is_given_up_after_its_lifetime_and_not_before():
     ends = Ends.reliable()
     ends.one.emit(batch())
@@ -283,6 +306,18 @@ def test_the_next_session_sends_what_was_not_disclosed_and_only_that():
     assert ends.two.received == packets_of(batch())
     assert ends.one.sender.under_way_bytes == 0
     assert ends.one.drops == new.one.drops == {}
+
+
+def test_rounds_that_move_to_the_next_session_hold_nothing_in_the_old_one():
+    ends = Ends.reliable()
+    open_more(ends)
+    ends.one.emit(batch())
+    ends.one.emit(batch(seed=1))
+    new = Ends.make(seed=1)
+    new.one.sender.succeed(ends.one.sender, 0.0, new.one.out)
+    assert ends.one.sender.under_way_bytes == 0
+    new.settle(*new.one.sent())
+    assert new.two.received == packets_of(batch()) + packets_of(batch(seed=1))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -459,6 +494,23 @@ def test_control_without_reliable_is_refused():
     wrong[10] = CONTROL
     assert ends.two.take(ends.one.tagged(bytes(wrong))) == []
     assert ends.two.drops == {Drop.BAD_ROUND: 1}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_altered_a2s_of_the_peer_itself_raise_nothing_and_end_nothing_early(seed):
+    random, (ends, s2) = Random(seed), disclosed(batch())
+    a2s = [ends.two.take(m)[0] for m in s2[:5]]  # two packets never arrive
+    for _ in range(300):
+        message = bytearray(random.choice(a2s)[:-TAG])
+        for _ in range(random.randrange(3)):
+            message[random.randrange(8, len(message))] ^= 1 << random.randrange(8)
+        message += random.choice(a2s)[ROUND_HEAD_SIZE:-TAG] * random.randrange(3)
+        del message[random.choice([len(message), random.randrange(8, len(message))]) :]
+        ends.one.take(ends.two.tagged(bytes(message)))
+        assert open_round(ends).unanswered >> 5 == 0b11
+    ends.one.take(*a2s)
+    assert open_round(ends).unanswered == 0b1100000
+    assert not ends.one.drops.keys() - {Drop.BAD_ROUND}
 
 
 def test_branches_are_as_long_as_the_document_says():

@@ -445,17 +445,21 @@ def corpus() -> list[bytes]:
     for mode in MODES:
         ends = Ends.of_mode(mode)
         said += ends.settle(*ends.one.emit(batch(mode)))
+        ends = Ends.reliable(mode)
+        said += ends.settle(*ends.one.emit(batch(mode)))
     ends = Ends.make()
     first = ends.one.emit(batch())
     ends.one.send(b"this one waits, so that associations are opened")
     return said + ends.settle(*first)
 
 
+@pytest.mark.parametrize("reliable", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_rule_10_no_datagram_raises_even_with_the_right_tag(seed):
+def test_rule_10_no_datagram_raises_even_with_the_right_tag(seed, reliable):
     """Messages cut, lengthened, mixed, and altered anywhere, by the peer itself."""
     random, said = Random(seed), corpus()
     ends = Ends.make(seed)
+    ends.one.sender.reliable = reliable
     kinds = [Kind.S1, Kind.A1, Kind.S2, Kind.A2]
     for number in range(1000):
         now = number / 100
