@@ -161,17 +161,38 @@ class Outbox:
         width: int,
         stride: int,
         last: int,
-        packets: int = 0,
-        packet_bytes: int = 0,
+        around: int | None = None,
     ) -> None:
         """Add datagrams of ``stride`` bytes, the last one of ``last`` bytes.
 
-        They join the run before them where one system call can take both.
-        ``parts`` holds ``width`` buffers for every datagram, at most
-        ``MAX_DATAGRAMS`` datagrams and ``MAX_SEND_BYTES`` bytes.
+        ``parts`` holds ``width`` buffers for every datagram; they become as few sends
+        as the kernel allows, joined to the run before them where one can take both.
+        ``around`` is how many bytes of each do not belong to its inner packet; None:
+        they carry none that is to be counted.
         """
+        # At least one: a datagram no send takes is for the kernel to refuse.
+        step = width * max(1, min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride))
+        while len(parts) > step:
+            whole = parts[:step]
+            parts = parts[step:]
+            self._join(remote, local, counters, whole, width, stride, stride, around)
+        self._join(remote, local, counters, parts, width, stride, last, around)
+
+    def _join(
+        self,
+        remote: Remote,
+        local: bytes,
+        counters: Counters,
+        parts: list[Buffer],
+        width: int,
+        stride: int,
+        last: int,
+        around: int | None,
+    ) -> None:
         # hot path: once per super-packet, or per small packet
         count = len(parts) // width
+        if count == 1:
+            stride = last
         size = (count - 1) * stride + last
         run = self.sends[-1] if self.sends else None
         if (
@@ -190,8 +211,9 @@ class Outbox:
         run.parts += parts
         run.count += count
         run.size += size
-        run.packets += packets
-        run.packet_bytes += packet_bytes
+        if around is not None:
+            run.packets += count
+            run.packet_bytes += size - count * around
         run.closed = last < run.stride
 
     def deliver(

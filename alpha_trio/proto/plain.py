@@ -160,24 +160,16 @@ class PlainTransport:
         parts[::2] = [pack(word, counter + i, frame + i) + headers for i in numbers]
         parts[1::2] = segments
         fixed = _HEAD.size + len(headers)
-        stride = fixed + cut.segment_size
-        # At least one: a datagram no send takes is for the kernel to refuse.
-        step = max(1, min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride))
-        for at in range(0, count, step):
-            until = min(at + step, count)
-            last = len(segments[until - 1])
-            packet_bytes = (until - at - 1) * cut.segment_size + last
-            out.send(
-                self.remote,
-                self.local,
-                self.counters,
-                parts[2 * at : 2 * until],
-                width=2,
-                stride=stride if until - at > 1 else fixed + last,
-                last=fixed + last,
-                packets=until - at,
-                packet_bytes=packet_bytes + (until - at) * len(headers),
-            )
+        out.send(
+            self.remote,
+            self.local,
+            self.counters,
+            parts,
+            width=2,
+            stride=fixed + cut.segment_size,
+            last=fixed + len(segments[-1]),
+            around=_HEAD.size,
+        )
 
     def keepalive(self, now: float, out: Outbox) -> None:
         """An empty DATA: we are here, and our address is still this."""

@@ -30,8 +30,6 @@ from math import inf
 from attrs import define, field
 
 from alpha_trio.proto.batch import (
-    MAX_DATAGRAMS,
-    MAX_SEND_BYTES,
     Buffer,
     Drop,
     Outbox,
@@ -413,28 +411,21 @@ class Sender:
         """Send packets of one round, all of ``size`` bytes but the last."""
         depth, branch = round_.presigner.depth, round_.presigner.branch
         fixed, once = ROUND_HEAD_SIZE + depth * NODE_SIZE, not round_.shape & RELIABLE
-        stride = fixed + size
         parts: list[Buffer] = [prefix] * (2 * len(bodies))
         if depth:
             parts[::2] = [prefix + branch(i) for i in numbers]
         parts[1::2] = bodies
-        # At least one: a datagram no send takes is for the kernel to refuse.
-        step = max(1, min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride))
-        for at in range(0, len(parts), 2 * step):
-            chunk = parts[at : at + 2 * step]
-            count, last = len(chunk) // 2, len(chunk[-1])
-            inner = (count - 1) * size + last - count * HEADS_SIZE
-            out.send(
-                self.line.remote,
-                self.line.local,
-                self.line.counters,
-                chunk,
-                width=2,
-                stride=stride if count > 1 else fixed + last,
-                last=fixed + last,
-                packets=count if inner > 0 and once else 0,
-                packet_bytes=inner if inner > 0 and once else 0,
-            )
+        has_packets = once and size > HEADS_SIZE
+        out.send(
+            self.line.remote,
+            self.line.local,
+            self.line.counters,
+            parts,
+            width=2,
+            stride=fixed + size,
+            last=fixed + len(bodies[-1]),
+            around=fixed + HEADS_SIZE if has_packets else None,
+        )
 
     def finish(self, round_: Round) -> None:
         """The round is over: its association is free, its packets are forgotten."""
