@@ -54,6 +54,7 @@ from alpha_trio.proto.verdict import (
 from alpha_trio.proto.wire import (
     HEADER,
     HEADER_SIZE,
+    LEAST_ROOTS,
     VERSION,
     Ack,
     BadPacket,
@@ -76,7 +77,6 @@ __all__ = [
 ]
 
 LIFETIME = REFUSE_AFTER + PREVIOUS_LIFETIME  # s; after that a session carries nothing
-LEAST_ROOTS = 4  # that the ends take a limit for, however small it is
 HANDSHAKES_WAITING = 4096  # at most, as memory allows; the oldest goes
 HANDSHAKES_KEPT = 16_384  # of the past, likewise
 EVENTS_KEPT = 1000

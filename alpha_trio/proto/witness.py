@@ -43,7 +43,7 @@ from hashlib import sha256
 
 from attrs import define, field
 
-from alpha_trio.proto.acks import branch_length, opens
+from alpha_trio.proto.acks import opening_size, verdicts_untrusted
 from alpha_trio.proto.chain import (
     ACKNOWLEDGMENT_CHAIN,
     SIGNATURE_CHAIN,
@@ -77,8 +77,8 @@ REPEAT_AFTER = (
     MIN_RTO / 2
 )  # s; not all of it, as a repetition may have travelled faster
 REPEATS = 100  # of an S1 or A1: more than fit into the life of a round
-S2_REPEATS = 16  # of a packet in a reliable round
-A2_REPEATS = 16  # for each packet of the round
+S2_REPEATS = 32  # of a packet in a reliable round
+A2_REPEATS = 32  # for each packet of the round
 
 CHEAP_SKIP = 8
 """Elements that may be hashed for anybody; for more there are SKIP_RATE and BURST, or a
@@ -90,6 +90,8 @@ ASSOCIATION_COST = 600
 ROUND_COST = 900
 FINISHED_COST = 350
 ROOT_COST = 64
+
+_ZERO_AT = 3  # in an opening
 
 
 @define(eq=False)
@@ -461,7 +463,7 @@ class Witness:
             self._check_untrusted(acks, 2 * index + 2, key, now)
         elif round_.ack_key != key:
             raise BadPacket
-        a1, verdicts = _verdicts_untrusted(acks.chain_id, round_, key, openings)
+        a1, verdicts = _opened_untrusted(acks.chain_id, round_, key, openings)
         if self.strict and verdicts & ~round_.seen:
             raise BadPacket  # about a packet that never passed
         if not round_.ack_key:
@@ -543,7 +545,7 @@ def _number(packet: bytes) -> int:
     return number
 
 
-def _verdicts_untrusted(
+def _opened_untrusted(
     name: bytes, round_: WatchedRound, key: bytes, openings: bytes
 ) -> tuple[Said, int]:
     """The A1 whose root the openings of an A2 belong to, and a bit for each packet.
@@ -551,19 +553,13 @@ def _verdicts_untrusted(
     Raises BadPacket if there is none.
     """
     packets = round_.counted.packets
-    size = A2_OPENING.size + branch_length(packets) * NODE_SIZE
-    count, rest = divmod(len(openings), size)
-    if rest or count > packets:
-        raise BadPacket
+    if any(openings[_ZERO_AT :: opening_size(packets)]):
+        raise BadPacket  # no root covers it
     for a1 in round_.a1s:
         place = name, round_.number, key, a1.roots[0], packets
-        verdicts = 0
-        for at in range(0, len(openings), size):
-            index, verdict, zero, secret = A2_OPENING.unpack_from(openings, at)
-            branch = openings[at + A2_OPENING.size : at + size]
-            if zero or not opens(*place, index, verdict, secret, branch):
-                break
-            verdicts |= 1 << index
-        else:
-            return a1, verdicts
+        try:
+            verdicts = verdicts_untrusted(*place, openings)
+        except BadPacket:
+            continue
+        return a1, sum({1 << packet for packet, _ in verdicts})
     raise BadPacket

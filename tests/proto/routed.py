@@ -58,10 +58,12 @@ class Routed(Simulation):
         link: Link | None = None,
         mode: str = "adaptive",
         policy: RelayPolicy = STRICT,
+        **settings,
     ) -> None:
-        super().__init__(seed, link, mode)
+        super().__init__(seed, link, mode, **settings)
         self.policy = policy
         self.relays = [Watched(Relay(policy, 0.0)) for _ in range(2)]
+        self.refused: list[bytes] = []  # by the relay next to who sent it
         self._tidied = 0.0
 
     def restart_relays(self) -> None:
@@ -75,7 +77,10 @@ class Routed(Simulation):
 
     def _carry(self, host, address, data):
         here, there = remote_of(host.address), remote_of(address)
-        for run in self.near(host.name).through(data, len(data), here, there, self.now):
+        runs = self.near(host.name).through(data, len(data), here, there, self.now)
+        if not runs:
+            self.refused.append(data)
+        for run in runs:
             super()._carry(host, address, run)
 
     def inject(self, target, sender, data, stride=0):
@@ -96,6 +101,13 @@ class Routed(Simulation):
             for reason, count in watched.drops.items():
                 total[reason] = total.get(reason, 0) + count
         return total
+
+
+class Parted(Routed):
+    """The two directions take different routes, with a relay on each."""
+
+    def inject(self, target, sender, data, stride=0):
+        Simulation.inject(self, target, sender, data, stride)
 
 
 def assert_sound(relay: Relay) -> None:
@@ -119,7 +131,7 @@ def weight_of(witness) -> int:
     return ASSOCIATION_COST * len(witness.associations) + sum(r.weight for r in rounds)
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Path:
     """Two ends, one relay between them, and every datagram in the test's hands."""
 
@@ -214,7 +226,8 @@ class Path:
         """S1, A1 and S2s of a round that nobody has sent yet."""
         (s1,) = self.one.emit(batch(self.mode), now=self.now)
         (a1,) = self.two.take(s1, now=self.now)
-        return s1, a1, self.one.take(a1, now=self.now)
+        s2s = of_kind(Kind.S2, self.one.take(a1, now=self.now))
+        return s1, a1, s2s
 
     def carry(self) -> list[bytes]:
         """A whole round passes; returns the packets delivered."""

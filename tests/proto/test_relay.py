@@ -5,7 +5,8 @@ from random import Random
 import pytest
 
 from alpha_trio.proto.relay import RelayDrop, RelayPolicy, Unseen
-from tests.proto.routed import Routed, assert_sound
+from alpha_trio.proto.wire import Kind
+from tests.proto.routed import Parted, Routed, assert_sound
 from tests.proto.simulation import Hostile
 
 MODES = ("n", "c", "m", "cm", "adaptive")
@@ -54,6 +55,8 @@ def test_relays_lose_nothing_that_a_bad_link_does_not(mode, seed):
     assert len(received) == len(set(received))
     assert set(received) <= set(sent)
     assert len(received) > 0.75 * len(sent)  # a tenth of the S2s is lost, and rounds
+    # What a host sends for the first time is never lost at the relay next to it.
+    assert set(sim.refused) <= {sent.data for sent in sim.sent}
     reasons = {RelayDrop.REPLAYED, RelayDrop.BAD_ROUND, RelayDrop.UNSOLICITED}
     assert set(sim.drops()) <= reasons | {RelayDrop.UNSEEN}
 
@@ -96,3 +99,37 @@ def test_associations_are_followed():
         assert session.responder.associations >= opened
         assert_sound(watched.relay)
     assert set(sim.drops()) <= {RelayDrop.REPLAYED}  # late repetitions
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reliable_rounds_lose_nothing_between_relays(seed):
+    """Their S2s are repeated, and so are the A2s: what was lost behind a relay, too."""
+    link = Hostile(Random(seed), loss=0.3, duplicate=0.1, late=0.1, delay=0.05)
+    sim = routed(seed=seed, link=link, reliable=True)
+    sent = carry(sim, 20, 5)
+    sim.run(60)
+    assert sorted(sim.hosts["vm2"].payloads()) == sorted(sent)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lenient_relays_pass_what_goes_one_way_only(mode):
+    sim = Parted(mode=mode, policy=RelayPolicy(Unseen.DROP, require_a1=False))
+    sim.pair()
+    sent = carry(sim, 60)
+    assert sim.hosts["vm2"].payloads() == sent
+    assert len(sim.session("vm1", "vm2").current.sender.associations) > 1
+    sim.run(130)
+    assert sim.ping("vm2", "vm1")
+    assert set(sim.drops()) <= {RelayDrop.REPLAYED}
+    for watched in sim.relays:
+        assert not any(s.verified for s in watched.relay.sessions(sim.now))
+
+
+@pytest.mark.parametrize("roots", [1, 4, 9])
+def test_hosts_keep_to_the_limit_that_relays_announce(roots):
+    sim = routed(policy=RelayPolicy(Unseen.DROP, roots=roots))
+    sent = carry(sim, 10, 100)
+    assert sim.hosts["vm2"].payloads() == sent
+    assert set(sim.drops()) <= {RelayDrop.REPLAYED}
+    s1s = [s.data for s in sim.messages(Kind.S1)]
+    assert max(int.from_bytes(s1[34:36]) for s1 in s1s) == max(roots, 4)

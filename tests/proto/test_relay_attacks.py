@@ -277,6 +277,23 @@ def test_no_altered_a2_passes_but_for_its_tag():
     assert path.to_one(a2) == [a2]
 
 
+def test_an_a2_about_many_packets_is_checked_opening_by_opening():
+    path = introduced("m")
+    path.one.sender.reliable = True
+    s1, a1, s2s = path.opened()
+    path.to_two(s1)
+    path.to_one(a1)
+    assert path.to_two(*s2s[:-1]) == s2s[:-1]
+    (early,) = path.two.take(b"".join(s2s[:2]), stride=len(s2s[0]), now=path.now)
+    for at in range(len(early) - TAG):
+        assert path.to_one(changed(early, at)) == []
+    assert path.to_one(early) == [early]
+    (late,) = path.two.take(s2s[-1], now=path.now)
+    assert path.to_one(late) == []  # about what did not pass
+    assert path.to_two(*s2s) == s2s  # some of them again, since an A2 may be lost
+    assert path.to_one(late, early) == [late, early]
+
+
 def test_the_root_of_an_a1_that_no_a2_opens_counts_for_nothing():
     path = introduced()
     s1, a1, s2, a2 = path.control(CONTROL_MESSAGE.pack(Control.CLOSE, 9, bytes(16)))
@@ -295,7 +312,7 @@ def test_a_control_message_may_be_repeated_but_not_for_ever():
     path.to_two(s1)
     path.to_one(a1)
     assert len(path.to_two(*[s2] * 100)) == 1 + S2_REPEATS
-    assert 1 < len(path.to_one(*[a2] * 100)) < 20
+    assert 1 < len(path.to_one(*[a2] * 100)) < 40
     assert path.relay.sessions(path.now)[0].responder.associations == 2
 
 
@@ -332,7 +349,7 @@ def test_wrong_lengths_do_not_pass():
             assert path.to_two(message[:size]) == []
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.data())
 def test_nothing_that_bytes_can_be_raises(data):
     for policy in (STRICT, LENIENT, RelayPolicy(roots=5)):
