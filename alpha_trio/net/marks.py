@@ -1,25 +1,20 @@
 """The marking backend: a packet filter marks what takes the tunnel, a rule routes it.
 
 For those who decide by more than address and port: their own nftables or iptables
-rules may set the same mark, or run before ours.  Everything is in a table, or in
-chains, of our own; nothing else is ever touched.
+rules may set the same mark, or run before ours.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import frozen
 
 from alpha_trio.config import IPNetwork, Selection, Settings
 from alpha_trio.errors import RoutingError
+from alpha_trio.net import netfilter
 from alpha_trio.net.plan import PeerRoute
 
-_TIMEOUT = 30  # seconds for a command that takes milliseconds
-_IPTABLES = {4: "iptables", 6: "ip6tables"}
 _PORTS_PROTOCOLS = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 # Never for a peer, even if everything else is: these do not leave the link.
 _LINK_SCOPE = {
@@ -70,12 +65,14 @@ def load(marks: Marks) -> None:
 
     RoutingError if there is no packet filter to talk to, or it refuses.
     """
-    if shutil.which("nft"):
-        _run("nft", "-f", "-", text=nft_ruleset(marks))
+    if netfilter.has_nft():
+        netfilter.run("nft", "-f", "-", text=nft_ruleset(marks))
         return
-    for version, command in _IPTABLES.items():
-        if shutil.which(command):
-            _load_iptables(marks, version, command)
+    jumps = _jumps(marks.interface)
+    for version, command in netfilter.IPTABLES.items():
+        if netfilter.installed(command):
+            text = iptables_rules(marks, version)
+            netfilter.load_chains(command, text, "mangle", jumps)
         elif version == 4:
             raise RoutingError(
                 "neither nft nor iptables is installed: install nftables, or set "
@@ -85,16 +82,15 @@ def load(marks: Marks) -> None:
 
 def remove(interface: str) -> list[str]:
     """Remove what ``load`` put there; return a line for each thing removed."""
-    if shutil.which("nft"):
+    if netfilter.has_nft():
         table = _nft_table(interface)
-        if not _try("nft", "list", "table", *table.split()):
-            return []
-        _run("nft", "delete", "table", *table.split())
-        return [f"removed nft table {table}"]
+        return [f"removed nft table {table}"] if netfilter.nft_remove(table) else []
+    jumps, others = _jumps(interface), [f"{_chain(interface)}-sel"]
     return [
         f"removed {command} chains {_chain(interface)}-*"
-        for command in _IPTABLES.values()
-        if shutil.which(command) and _remove_iptables(interface, command)
+        for command in netfilter.IPTABLES.values()
+        if netfilter.installed(command)
+        and netfilter.remove_chains(command, "mangle", jumps, others)
     ]
 
 
@@ -102,18 +98,14 @@ def remove(interface: str) -> list[str]:
 
 
 def _nft_table(interface: str) -> str:
-    # Interface names may have characters that table names may not.
-    return "inet alpha_trio_" + re.sub(r"\W", "_", interface, flags=re.ASCII)
+    return netfilter.nft_table("alpha_trio", interface)
 
 
 def nft_ruleset(marks: Marks) -> str:
     """Return the text for ``nft -f -`` that replaces our table at one stroke."""
-    table = _nft_table(marks.interface)
-    return "\n".join(
+    return netfilter.nft_replacing(
+        _nft_table(marks.interface),
         [
-            f"add table {table}",  # so that it can be deleted in any case
-            f"delete table {table}",
-            f"table {table} {{",
             *_nft_sets(marks),
             "  chain tunnel {",
             f"    meta mark set meta mark or {marks.mark:#x}",
@@ -138,9 +130,7 @@ def nft_ruleset(marks: Marks) -> str:
             f'    oifname "{marks.interface}" tcp flags & (syn | rst) == syn '
             "tcp option maxseg size set rt mtu",
             "  }",
-            "}",
-            "",
-        ]
+        ],
     )
 
 
@@ -242,52 +232,3 @@ def _iptables_matches(selection: Selection) -> Iterable[str]:
         return [f"-p {protocol}"]
     first, last = selection.ports
     return [f"-p {protocol} --{end} {first}:{last}" for end in ("sport", "dport")]
-
-
-def _load_iptables(marks: Marks, version: int, command: str) -> None:
-    text = iptables_rules(marks, version)
-    _run(f"{command}-restore", "-w", "--noflush", text=text)
-    for place, chain in _jumps(marks.interface).items():
-        if not _try(command, "-w", "-t", "mangle", "-C", place, "-j", chain):
-            _run(command, "-w", "-t", "mangle", "-A", place, "-j", chain)
-
-
-def _remove_iptables(interface: str, command: str) -> bool:
-    mangle = (command, "-w", "-t", "mangle")
-    jumps = _jumps(interface)
-    # Emptied in this order, none is removed while another jumps to it.
-    chains = [*jumps.values(), f"{_chain(interface)}-sel"]
-    present = [chain for chain in chains if _try(*mangle, "-S", chain)]
-    for place, chain in jumps.items():
-        if chain in present:
-            _try(*mangle, "-D", place, "-j", chain)
-    for chain in present:
-        _run(*mangle, "-F", chain)
-        _run(*mangle, "-X", chain)
-    return bool(present)
-
-
-def _run(*command: str, text: str = "") -> None:
-    """Run a command with ``text`` as its input; RoutingError if it fails."""
-    try:
-        done = subprocess.run(
-            command,
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RoutingError(f"{' '.join(command)}: {error}") from error
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise RoutingError(f"{' '.join(command)}: {lines[0]}")
-
-
-def _try(*command: str) -> bool:
-    try:
-        _run(*command)
-    except RoutingError:
-        return False
-    return True

@@ -1,0 +1,175 @@
+"""The commands of the packet filter: nft where it is installed, else iptables.
+
+Each of our rule sets is in a table, or in chains, of its own, named after the tunnel
+interface; nothing else is ever touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self
+
+import trio
+
+from alpha_trio.errors import RoutingError
+
+_NETLINK_NETFILTER = 12
+_NOTICES = 1 << 6  # bit of sockaddr_nl.nl_groups: changes of nftables
+_DELTABLE = 10 << 8 | 2  # nftables, NFT_MSG_DELTABLE
+_HEADER = struct.Struct("=IH")  # nlmsghdr: length and type
+_ROOM = 1 << 15  # bytes; the kernel joins notices to 8 KiB at most
+_SETTLE = 0.1  # seconds; whoever removes everything often brings something new
+
+IPTABLES = {4: "iptables", 6: "ip6tables"}
+_TIMEOUT = 30  # seconds for a command that takes milliseconds
+
+
+def has_nft() -> bool:
+    """Whether rules are given to nft; else iptables is to be used."""
+    return shutil.which("nft") is not None
+
+
+def installed(command: str) -> bool:
+    """Whether a command of the packet filter is there."""
+    return shutil.which(command) is not None
+
+
+def nft_table(prefix: str, interface: str) -> str:
+    """Family and name of our table for an interface."""
+    # Interface names may have characters that table names may not.
+    return f"inet {prefix}_" + re.sub(r"\W", "_", interface, flags=re.ASCII)
+
+
+def nft_replacing(table: str, content: Sequence[str]) -> str:
+    """Return the text for ``nft -f -`` that makes a table anew at one stroke."""
+    return "\n".join(
+        [
+            f"add table {table}",  # so that it can be deleted in any case
+            f"delete table {table}",
+            f"table {table} {{",
+            *content,
+            "}",
+            "",
+        ]
+    )
+
+
+def nft_has(table: str) -> bool:
+    """Whether there is such a table."""
+    return succeeds("nft", "list", "table", *table.split())
+
+
+def nft_remove(table: str) -> bool:
+    """Remove a table; False if there was none."""
+    if not nft_has(table):
+        return False
+    run("nft", "delete", "table", *table.split())
+    return True
+
+
+def load_chains(command: str, text: str, table: str, jumps: Mapping[str, str]) -> None:
+    """Fill chains by iptables-restore ``text``, and jump there from built-in ones.
+
+    ``jumps``: our chain for each of the built-in ones of ``table``.
+    """
+    run(f"{command}-restore", "-w", "--noflush", text=text)
+    for place, chain in jumps.items():
+        if not succeeds(command, "-w", "-t", table, "-C", place, "-j", chain):
+            run(command, "-w", "-t", table, "-A", place, "-j", chain)
+
+
+def remove_chains(
+    command: str, table: str, jumps: Mapping[str, str], others: Sequence[str] = ()
+) -> bool:
+    """Remove jumps and chains, ``others`` last; False if there were none of them."""
+    base = (command, "-w", "-t", table)
+    # Emptied in this order, none is removed while another jumps to it.
+    chains = [*jumps.values(), *others]
+    present = [chain for chain in chains if succeeds(*base, "-S", chain)]
+    for place, chain in jumps.items():
+        if chain in present:
+            succeeds(*base, "-D", place, "-j", chain)
+    for chain in present:
+        run(*base, "-F", chain)
+        run(*base, "-X", chain)
+    return bool(present)
+
+
+def run(*command: str, text: str = "") -> None:
+    """Run a command with ``text`` as its input; RoutingError if it fails."""
+    try:
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RoutingError(f"{' '.join(command)}: {error}") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise RoutingError(f"{' '.join(command)}: {lines[0]}")
+
+
+def succeeds(*command: str) -> bool:
+    """Run a command and tell whether it said yes."""
+    try:
+        run(*command)
+    except RoutingError:
+        return False
+    return True
+
+
+class Watch:
+    """Hears of tables of nftables that are removed, whoever does it."""
+
+    def __init__(self) -> None:
+        """Begin to listen; OSError without nftables in the kernel is no error."""
+        self._notices = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+        )
+        self._notices.setblocking(False)
+        self._notices.bind((0, _NOTICES))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._notices.close()
+
+    async def wait_removed(self) -> None:
+        """Return when some table was removed, or more happened than could be told."""
+        while not self._drain():
+            await trio.lowlevel.wait_readable(self._notices)
+        await trio.sleep(_SETTLE)
+        self._drain()
+
+    def _drain(self) -> bool:
+        removed = False
+        while True:
+            try:
+                notices = self._notices.recv(_ROOM)
+            except BlockingIOError:
+                return removed
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                removed = True
+            else:
+                removed = removed or _DELTABLE in _kinds(notices)
+
+
+def _kinds(notices: bytes) -> Iterator[int]:
+    at = 0
+    while at + _HEADER.size <= len(notices):
+        length, kind = _HEADER.unpack_from(notices, at)
+        yield kind
+        at += max(length + 3 & ~3, _HEADER.size)
