@@ -15,7 +15,7 @@ from ipaddress import get_mixed_type_key, ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attrs import fields, frozen
+from attrs import evolve, fields, frozen
 
 from alpha_trio import values as v
 from alpha_trio.errors import ConfigError
@@ -25,15 +25,18 @@ from alpha_trio.settings import (
     DEFAULT_SOCKET,
     DEFAULT_STATE_DIR,
     Backend,
+    Fail,
     IPAddress,
     IPInterface,
     IPNetwork,
     Mode,
     Offload,
     PeerSettings,
+    RelaySettings,
     RoutingSettings,
     Selection,
     Settings,
+    Unseen,
 )
 
 __all__ = [
@@ -42,15 +45,18 @@ __all__ = [
     "DEFAULT_SOCKET",
     "DEFAULT_STATE_DIR",
     "Backend",
+    "Fail",
     "IPAddress",
     "IPInterface",
     "IPNetwork",
     "Mode",
     "Offload",
     "PeerSettings",
+    "RelaySettings",
     "RoutingSettings",
     "Selection",
     "Settings",
+    "Unseen",
     "check_peers",
     "load",
     "parse_peer",
@@ -65,11 +71,11 @@ _FILE: Parsers = {
     "interface": v.interface_name,
     "port": v.port,
     "addresses": v.many(v.address),
-    "relay": v.boolean,
     "state_dir": v.absolute_path,
     "socket": v.absolute_path,
     "socket_group": v.text,
     "routing": v.table,
+    "relay": v.table,
     "offloads": v.table,
     "peers": v.table,
 }
@@ -79,6 +85,19 @@ _ROUTING: Parsers = {
     "priority": v.priority,
     "mark": v.mark,
     "protocol": v.routing_protocol,
+}
+_RELAY: Parsers = {
+    "enabled": v.boolean,
+    "fail": v.choice(Fail),
+    "ports": v.many(v.port),
+    "unseen": v.choice(Unseen),
+    "require_a1": v.boolean,
+    "keys": v.many(v.key),
+    "s1_rate": v.rate,
+    "sessions": v.whole(1, 1_000_000),
+    "memory": v.byte_count,
+    "roots": v.whole(0, 512),
+    "trace": v.boolean,
 }
 _OFFLOADS: Parsers = dict.fromkeys(Offload, v.boolean)
 _PEER: Parsers = {
@@ -118,6 +137,8 @@ def load(path: Path | None, options: Mapping[str, object]) -> Settings:
     found = _file_fields(document)
     given = _option_fields(options)
     disabled = found.pop("disabled_offloads") | given.pop("disabled_offloads")
+    if (enabled := given.pop("relay", None)) is not None:
+        found["relay"] = evolve(found["relay"], enabled=enabled)
     settings = Settings(
         config_file=document.path, disabled_offloads=disabled, **(found | given)
     )
@@ -141,6 +162,10 @@ def _file_fields(document: _Document) -> dict[str, Any]:
     routing = fields.pop("routing", {})
     fields["routing"] = RoutingSettings(
         **_read(_ROUTING, routing, partial(document.place, "routing"))
+    )
+    relay = fields.pop("relay", {})
+    fields["relay"] = RelaySettings(
+        **_read(_RELAY, relay, partial(document.place, "relay"))
     )
     switches = _read(
         _OFFLOADS, fields.pop("offloads", {}), partial(document.place, "offloads")

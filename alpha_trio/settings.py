@@ -93,10 +93,57 @@ class RoutingSettings:
     """Where in the kernel's tables our rules and routes go."""
 
     backend: Backend = Backend.RULES
-    table: int = 5182  # and the one after it
-    priority: int = 5182  # of the first rule; 28 from there on are ours
-    mark: int = 0x5182  # marks backend only
+    table: int = 5182  # and the two after it
+    priority: int = 5182  # of the first rule; 28 from there on are ours, 3 before it
+    mark: int = 0x5182  # and the number after it
     protocol: int = 161  # tag on our rules and routes; tells leftovers apart
+
+    @property
+    def relay_table(self) -> int:
+        """The table that hands others' tunnel traffic to the relay."""
+        return self.table + 2
+
+    @property
+    def relay_priority(self) -> int:
+        """The first of the three priorities of the relay's rules."""
+        return self.priority - 3
+
+    @property
+    def relay_mark(self) -> int:
+        """The mark of others' tunnel traffic on its way to the relay."""
+        return self.mark + 1
+
+
+class Fail(StrEnum):
+    """What becomes of others' tunnel traffic while the relay does not run."""
+
+    OPEN = "open"  # it is forwarded as if there were no relay
+    CLOSED = "closed"  # it is dropped, until the relay runs again or ``cleanup``
+
+
+class Unseen(StrEnum):
+    """What a relay does with sessions whose handshake did not pass it."""
+
+    PASS = "pass"
+    DROP = "drop"
+    UNTIL_HANDSHAKE = "until-handshake"  # pass while they can be older than we run
+
+
+@frozen
+class RelaySettings:
+    """Whether and how others' tunnel traffic that crosses this host is checked."""
+
+    enabled: bool = False
+    fail: Fail = Fail.OPEN
+    ports: tuple[int, ...] = ()  # the tunnels' UDP ports; empty: our own
+    unseen: Unseen = Unseen.UNTIL_HANDSHAKE
+    require_a1: bool = True  # False: the answers may take another way
+    keys: tuple[str, ...] = ()  # in base64; both ends must have one; empty: any
+    s1_rate: float = 20_000.0  # new rounds a second, of a session and direction
+    sessions: int = 4096  # remembered at most
+    memory: int = 64 << 20  # bytes for all of them
+    roots: int = 0  # the most that an S1 may hold, told to both ends; 0: any number
+    trace: bool = False  # answer to traces of the ends
 
 
 @frozen
@@ -106,12 +153,12 @@ class Settings:
     interface: str = "alpha0"
     port: int = DEFAULT_PORT
     addresses: tuple[IPInterface, ...] = ()
-    relay: bool = False
     state_dir: Path = DEFAULT_STATE_DIR
     socket: Path = DEFAULT_SOCKET
     socket_group: str | None = None
     config_file: Path | None = None
     routing: RoutingSettings = field(factory=RoutingSettings)
+    relay: RelaySettings = field(factory=RelaySettings)
     disabled_offloads: frozenset[Offload] = frozenset()
     verbosity: int = 0  # 0: events, 1: more, 2: every packet
     peers: tuple[PeerSettings, ...] = ()  # those of the config file

@@ -91,6 +91,10 @@ _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _NUMBER = re.compile(r"[0-9]{1,3}")
 _PORTS = re.compile(r"(?P<first>[0-9]{1,5})(-(?P<last>[0-9]{1,5}))?")
 
+_SIZE = re.compile(r"(?P<number>[0-9]{1,9}) ?(?P<unit>[KMG]iB)")
+_UNITS = {"KiB": 10, "MiB": 20, "GiB": 30}  # powers of two
+_LEAST_MEMORY, _MOST_MEMORY = 1 << 20, 64 << 30
+
 KEY_BYTES = 32
 _LONGEST_INTERFACE_NAME = 15  # bytes: IFNAMSIZ without its NUL
 _LONGEST_SOCKET_PATH = 107  # bytes: sun_path without its NUL
@@ -171,8 +175,8 @@ def choice(choices: type[Choice]) -> Callable[[object], Choice]:
 # Host and kernel
 
 port = whole(1, 65535)
-priority = whole(1, 32700)  # below main (32766), with room for all our rules
-mark = whole(1, 0xFFFF_FFFF)
+priority = whole(4, 32700)  # below main (32766), with room for all our rules
+mark = whole(1, 0xFFFF_FFFE)  # the next one is the relay's
 
 
 def path(value: object) -> Path:
@@ -221,12 +225,12 @@ def interface_name(value: object) -> str:
 
 
 def routing_table(value: object) -> int:
-    """The first of two tables in a row."""
-    number = whole(1, 0xFFFF_FFFE)(value)
-    for used in (number, number + 1):
+    """The first of three tables in a row."""
+    number = whole(1, 0xFFFF_FFFD)(value)
+    for used in range(number, number + 3):
         if used in _KERNEL_TABLES:
             raise ConfigError(
-                f"{number} and the one after it are to be ours, but {used} is the "
+                f"{number} and the two after it are to be ours, but {used} is the "
                 f"kernel's table {_KERNEL_TABLES[used]!r}; use another, such as 5182"
             )
     return number
@@ -240,6 +244,30 @@ def routing_protocol(value: object) -> int:
             "use one that nobody else uses, such as 161"
         )
     return number
+
+
+# The relay
+
+
+def byte_count(value: object) -> int:
+    """Bytes by NUMBER UNIT, with a unit of KiB, MiB or GiB."""
+    match = _SIZE.fullmatch(text(value))
+    size = int(match["number"]) << _UNITS[match["unit"]] if match else 0
+    if not _LEAST_MEMORY <= size <= _MOST_MEMORY:
+        raise ConfigError(
+            f'{shown(value)} is no size that can be used; write "64 MiB" or the like, '
+            "from 1 MiB to 64 GiB"
+        )
+    return size
+
+
+def rate(value: object) -> float:
+    """How often something may happen in a second."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{shown(value)} is not a number; use 1 or more a second")
+    if not 1 <= value <= 1e9:
+        raise ConfigError(f"{shown(value)} is out of range; use 1 to 1000000000")
+    return float(value)
 
 
 # Addresses

@@ -89,14 +89,23 @@ def start(settings: Settings) -> int:
 
 @click.command(cls=Command)
 @settings_options
-def cleanup(config: str | None, state_dir: str | None) -> None:
+@click.option(
+    "--keep-closed",
+    is_flag=True,
+    help='Leave the traffic blocked that a relay with fail = "closed" blocks.',
+)
+def cleanup(config: str | None, state_dir: str | None, keep_closed: bool) -> None:
     """Remove what a killed daemon has left in the kernel."""
     settings = load_settings(config, state_dir=state_dir)
     from alpha_trio import control
-    from alpha_trio.net import routes
+    from alpha_trio.net import routes, tproxy
 
     # First the socket: this is where a daemon that lives is noticed.
-    removed = control.cleanup(settings.socket) + routes.cleanup(settings)
+    removed = [
+        *control.cleanup(settings.socket),
+        *tproxy.remove(settings.interface, closed=not keep_closed),
+        *routes.cleanup(settings),
+    ]
     for line in removed or ["There was nothing to clean up."]:
         click.echo(line)
 

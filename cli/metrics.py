@@ -55,6 +55,14 @@ PEER_GAUGES = {
 }
 
 
+RELAY_COUNTERS = {
+    "forwarded_packets": "Datagrams relayed for others.",
+    "forwarded_bytes": "Bytes of datagrams relayed for others.",
+    "unverified_packets": "Of these, datagrams that passed unchecked, by policy.",
+    "evicted": "Sessions forgotten to make room.",
+}
+
+
 def metrics_text(status: Document) -> str:
     registry = CollectorRegistry()
     registry.register(StatusCollector(status))
@@ -121,8 +129,9 @@ def _peer_metrics(peers: Iterable[Document]) -> Iterator[Metric]:
 
 def _relay_metrics(relay: Document) -> Iterator[Metric]:
     yield _gauge("relay_sessions", "Sessions this relay knows.", relay["sessions"])
-    for name in ("forwarded_packets", "forwarded_bytes"):
-        yield _counter(f"relay_{name}", "Relayed for others.", [], [((), relay[name])])
+    yield _gauge("relay_memory_bytes", "What they need.", relay["memory_bytes"])
+    for name, text in RELAY_COUNTERS.items():
+        yield _counter(f"relay_{name}", text, [], [((), relay[name])])
     text = "Packets of others not relayed."
     yield _counter("relay_dropped_packets", text, ["reason"], _reasons(relay))
 

@@ -22,12 +22,16 @@ from .words import (
     mismatch,
     mix,
     reached,
+    relayed,
+    relayed_end,
 )
 
 Document = Mapping[str, Any]
 
 # Wide enough that nothing is folded when a program reads the table.
 PIPE_WIDTH = 1000
+
+SESSIONS_SHOWN = 20  # of those relayed; --json has more
 
 STATE_STYLES = {
     "established": "green",
@@ -62,6 +66,7 @@ def status_page(status: Document) -> list[RenderableType]:
         *map(Text, _header(status)),
         *_peer_section(status["peers"]),
         *(warning for peer in status["peers"] for warning in _warnings(peer)),
+        *_relay_section(status["relay"]),
         *(Text(knocking(host)) for host in status["knocking"]),
         *(Text(f"Dropped: {drops}") for drops in _drops(status)),
         *(Text(f"Health: {line}", style="red") for line in status["health"]),
@@ -103,6 +108,24 @@ def _peer_section(peers: Iterable[Document]) -> Iterator[RenderableType]:
 def _warnings(peer: Document) -> Iterator[RenderableType]:
     if peer["state"] == "key-mismatch":
         yield Text(mismatch(peer), style=STATE_STYLES["key-mismatch"])
+
+
+def _relay_section(relay: Document | None) -> Iterator[RenderableType]:
+    """The sessions of others that cross this host, the latest first."""
+    if relay is None:
+        return
+    yield Text(relayed(relay))
+    yield from (Text(f"Not relayed: {drops}") for drops in _drops(relay))
+    if not relay["latest"]:
+        return
+    table = _table("INITIATOR", "RESPONDER", "STATE", "THERE", "BACK", "LAST")
+    for session in relay["latest"][:SESSIONS_SHOWN]:
+        ends = session["initiator"], session["responder"]
+        there, back = (amount(end["forwarded_bytes"]) for end in reversed(ends))
+        idle = ago(session["idle_seconds"])
+        cells = (*map(relayed_end, ends), session["state"], there, back, idle)
+        table.add_row(*map(Text, cells))
+    yield table
 
 
 def peer_page(peer: Document) -> list[RenderableType]:

@@ -67,6 +67,23 @@ def knocking(host: Document) -> str:
     )
 
 
+def relayed(relay: Document) -> str:
+    """One sentence: what this relay does for others."""
+    policy, sessions = relay["policy"], relay["sessions"]
+    unverified = relay["unverified_packets"]
+    return (
+        f"Relay: {sessions} session{'' if sessions == 1 else 's'}, "
+        f"{relay['forwarded_packets']} packets ({amount(relay['forwarded_bytes'])}) "
+        f"forwarded{f', {unverified} of them unverified' if unverified else ''}; "
+        f"without it the way is {policy['fail']}"
+    )
+
+
+def relayed_end(end: Document) -> str:
+    """One end of a relayed session: its address, and which key it has."""
+    return f"{end['address'] or 'unknown'} ({end['fingerprint'] or 'no key seen'})"
+
+
 def fingerprint(key: str) -> str:
     """The same as proto.identity.fingerprint, whose import would cost too much."""
     return sha256(b64decode(key)).hexdigest()[:8]

@@ -510,6 +510,42 @@ def test_reload(node):
     assert "line 3" in call("reload", code=1)
 
 
+END = {
+    "address": "192.168.10.60:1234",
+    "key": KEY,
+    "fingerprint": "0040178a",
+    "forwarded_packets": 7,
+    "forwarded_bytes": 1000,
+    "associations": 1,
+    "drops": {},
+}
+RELAY = {
+    "sessions": 1,
+    "forwarded_packets": 21,
+    "forwarded_bytes": 3000,
+    "unverified_packets": 4,
+    "drops": {"forged": 5},
+    "evicted": 0,
+    "memory_bytes": 4000,
+    "policy": {"fail": "open", "unseen": "drop"},
+    "latest": [
+        {
+            "initiator": END,
+            "responder": END
+            | {
+                "address": "192.168.12.61:1234",
+                "fingerprint": None,
+                "forwarded_bytes": 2000,
+            },
+            "state": "verified",
+            "age_seconds": 3.0,
+            "idle_seconds": 0.5,
+            "memory_bytes": 4000,
+        }
+    ],
+}
+
+
 def test_metrics(node):
     never = status_of(VM2)
     known = status_of(
@@ -525,7 +561,7 @@ def test_metrics(node):
         queued=5,
         drops={"queue-full": 2},
     )
-    relay = {"sessions": 1, "forwarded_packets": 2, "forwarded_bytes": 3, "drops": {}}
+    relay = RELAY | {"forwarded_bytes": 3}
     node.document |= {"peers": [never, known], "relay": relay, "drops": {"no-peer": 4}}
     families = text_string_to_metric_families(call("metrics"))
     samples = {
@@ -548,7 +584,24 @@ def test_metrics(node):
     assert samples["peer_reliable_rounds_total", "vm3"] == 3
     assert samples["peer_dropped_packets_total", "vm3", "queue-full"] == 2
     assert samples["dropped_packets_total", "no-peer"] == 4
+    assert samples["relay_sessions",] == 1
     assert samples["relay_forwarded_bytes_total",] == 3
+    assert samples["relay_unverified_packets_total",] == 4
+    assert samples["relay_dropped_packets_total", "forged"] == 5
+
+
+def test_status_of_a_relay(node):
+    node.document |= {"relay": RELAY}
+    text = call("status")
+    assert (
+        "Relay: 1 session, 21 packets (3.0 kB) forwarded, 4 of them unverified; "
+        "without it the way is open\n"
+        "Not relayed: forged 5\n"
+    ) in text
+    assert "192.168.10.60:1234 (0040178a)" in text
+    assert "192.168.12.61:1234 (no key seen)" in text
+    assert "verified" in text
+    assert "2.0 kB" in text
 
 
 # The key of this host
@@ -746,7 +799,7 @@ def test_run_passes_its_options_on(tmp_path, monkeypatch):
     assert result.exit_code == 7
     (settings,) = seen
     assert (settings.interface, settings.port, settings.verbosity) == ("tun7", 5555, 2)
-    assert settings.relay
+    assert settings.relay.enabled
     assert [str(a) for a in settings.addresses] == ["10.0.0.1/24", "fd00::1/64"]
     assert settings.disabled_offloads == {Offload.TSO, Offload.GRO}
     assert settings.socket == tmp_path / "x.sock"

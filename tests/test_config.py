@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from alpha_trio import config
 from alpha_trio.config import (
     Backend,
+    Fail,
     Mode,
     Offload,
     PeerSettings,
     Selection,
     Settings,
+    Unseen,
     check_peers,
     load,
     parse_peer,
@@ -29,7 +31,6 @@ FULL = f"""\
 interface = "tunnel0"
 port = 4321
 addresses = ["10.9.0.1/24", "fd00::1/64"]
-relay = true
 state_dir = "/srv/alpha"
 socket = "/srv/alpha/sock"
 socket_group = "wheel"
@@ -40,6 +41,19 @@ table = 77
 priority = 100
 mark = 0x77
 protocol = 200
+
+[relay]
+enabled = true
+fail = "closed"
+ports = [1234, 1235]
+unseen = "drop"
+require_a1 = false
+keys = ["{KEY}"]
+s1_rate = 500
+sessions = 10
+memory = "8 MiB"
+roots = 40
+trace = true
 
 [offloads]
 uso = false
@@ -94,12 +108,24 @@ def test_everything_a_file_can_say(write):
         interface="tunnel0",
         port=4321,
         addresses=(ip_interface("10.9.0.1/24"), ip_interface("fd00::1/64")),
-        relay=True,
         state_dir=Path("/srv/alpha"),
         socket=Path("/srv/alpha/sock"),
         socket_group="wheel",
         config_file=path,
         routing=config.RoutingSettings(Backend.MARKS, 77, 100, 0x77, 200),
+        relay=config.RelaySettings(
+            enabled=True,
+            fail=Fail.CLOSED,
+            ports=(1234, 1235),
+            unseen=Unseen.DROP,
+            require_a1=False,
+            keys=(KEY,),
+            s1_rate=500.0,
+            sessions=10,
+            memory=8 << 20,
+            roots=40,
+            trace=True,
+        ),
         disabled_offloads=frozenset({Offload.USO}),
         peers=(
             PeerSettings(
@@ -132,7 +158,8 @@ def test_options_win_and_offloads_add_up(write):
     assert settings.interface == "alpha7"
     assert settings.port == 5
     assert settings.addresses == (ip_interface("10.8.0.1/24"),)
-    assert not settings.relay
+    assert not settings.relay.enabled
+    assert settings.relay.fail is Fail.CLOSED
     assert settings.state_dir == Path.cwd() / "state"
     assert settings.socket == Path("/run/x")
     assert settings.disabled_offloads == {Offload.USO, Offload.GRO, Offload.TSO}
@@ -171,7 +198,17 @@ def test_a_folder_is_no_file(tmp_path):
         ("port = true", ":1: port: ", "True is not a whole number"),
         ("prot = 5", ":1: prot: ", "unknown key; did you mean port?"),
         ("zzz = 5", ":1: zzz: ", "unknown key; known are interface, port"),
-        ("relay = 1", ":1: relay: ", "1 is neither true nor false"),
+        ("relay = true", ":1: relay: ", "write [NAME] and keys below"),
+        ("[relay]\nenabled = 1", ":2: relay.enabled: ", "1 is neither true nor false"),
+        ("[relay]\nfail = 'shut'", ":2: relay.fail: ", "use open or closed"),
+        ("[relay]\nports = [0]", ":2: relay.ports: ", "use 1 to 65535"),
+        ("[relay]\nkeys = ['x']", ":2: relay.keys: ", "this is no key"),
+        ("[relay]\ns1_rate = 0", ":2: relay.s1_rate: ", "use 1 to 1000000000"),
+        ("[relay]\ns1_rate = nan", ":2: relay.s1_rate: ", "use 1 to 1000000000"),
+        ("[relay]\nmemory = 64", ":2: relay.memory: ", "64 is not a text"),
+        ("[relay]\nmemory = '64 MB'", ":2: relay.memory: ", 'write "64 MiB"'),
+        ("[relay]\nmemory = '9 KiB'", ":2: relay.memory: ", "from 1 MiB"),
+        ("[relay]\nroots = 513", ":2: relay.roots: ", "use 0 to 512"),
         ("state_dir = 'x'", ":1: state_dir: ", "'x' is a relative path"),
         ('socket = "/a\\u0000"', ":1: socket: ", "contains a NUL"),
         ("socket_group = ''", ":1: socket_group: ", "the text is empty"),
@@ -180,11 +217,11 @@ def test_a_folder_is_no_file(tmp_path):
         ("[routing]\n\ntabel = 5", ":3: routing.tabel: ", "did you mean table?"),
         ("[routing]\ntable = 254", ":2: routing.table: ", "the kernel's table 'main'"),
         ("[routing]\ntable = 252", ":2: routing.table: ", "253 is the kernel's table"),
-        ("[routing]\ntable = 4294967295", ":2: routing.table: ", "4294967294"),
+        ("[routing]\ntable = 4294967295", ":2: routing.table: ", "4294967293"),
         ("[routing]\nprotocol = 12", ":2: routing.protocol: ", "bird"),
         ("[routing]\nprotocol = 4", ":2: routing.protocol: ", "use 5 to 255"),
         ("[routing]\npriority = 32766", ":2: routing.priority: ", "32700"),
-        ("[routing]\nmark = 0", ":2: routing.mark: ", "use 1 to 4294967295"),
+        ("[routing]\nmark = 0", ":2: routing.mark: ", "use 1 to 4294967294"),
         ("[routing]\nbackend = 'x'", ":2: routing.backend: ", "rules or marks or none"),
         ("routing.table = 255", ":1: routing.table: ", "'local'"),
         ("[offloads]\nufo = true", ":2: offloads.ufo: ", "did you mean uso?"),
@@ -260,8 +297,14 @@ def test_every_setting_of_the_example_can_be_used(write):
     settings = load(write("\n".join(content)), {})
     assert len(settings.peers) > 1
     named = {line.split("=")[0].strip() for line in content if "=" in line}
-    assert named >= {*config._FILE, *config._ROUTING, *config._OFFLOADS} - {
+    assert named >= {
+        *config._FILE,
+        *config._ROUTING,
+        *config._RELAY,
+        *config._OFFLOADS,
+    } - {
         "routing",
+        "relay",
         "offloads",
         "peers",
     }

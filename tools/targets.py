@@ -463,7 +463,9 @@ _TOML = f"""\
 interface = "alpha0"
 port = 1234
 addresses = ["10.9.0.1/24"]
-relay = false
+[relay]
+enabled = false
+memory = "64 MiB"
 [routing]
 backend = "rules"
 table = 1234
