@@ -7,7 +7,13 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
 
-from alpha_trio.config import Backend, RoutingSettings, Selection, Settings
+from alpha_trio.config import (
+    Backend,
+    RelaySettings,
+    RoutingSettings,
+    Selection,
+    Settings,
+)
 from alpha_trio.errors import RoutingError
 from alpha_trio.net.plan import (
     MAX_LENGTHS,
@@ -61,7 +67,7 @@ def walk(made, *, protocol, sport=0, dport=0, iif="lo", mark=0):
             and rule.protocol in (0, protocol)
             and (rule.sport is None or rule.sport[0] <= sport <= rule.sport[1])
             and (rule.dport is None or rule.dport[0] <= dport <= rule.dport[1])
-            and mark & rule.mark == rule.mark
+            and mark & (rule.mask or rule.mark) == rule.mark
         )
         if matches == rule.inverted:
             continue
@@ -251,3 +257,26 @@ def test_none_backend_leaves_routing_alone():
     settings = Settings(routing=RoutingSettings(backend=Backend.NONE))
     made = plan_for(peer("10.0.0.1/32"), settings=settings, mtu=1300)
     assert (made.rules, made.routes, made.mtu) == ((), {}, 1300)
+
+
+# Relays
+
+
+@pytest.mark.parametrize("backend", Backend)
+def test_a_relay_takes_what_is_marked_for_it_before_all_else(backend):
+    routing = RoutingSettings(backend=backend)
+    made = plan_for(settings=Settings(routing=routing, relay=RelaySettings(True)))
+    marked = {"protocol": UDP, "sport": 1234, "dport": 1234, "mark": 0x5183}
+    assert walk(made, **marked, iif="eth0")[:1] == [5184]
+    assert 5184 not in walk(made, **marked, iif="lo")  # a reverse-path check
+    assert 5184 not in walk(made, **marked | {"mark": 0x5182}, iif="eth0")
+    assert 5184 not in walk(made, **marked | {"mark": 0x15183}, iif="eth0")
+    routes = [route for (table, _), route in made.routes.items() if table == 5184]
+    assert [str(route.prefix) for route in routes] == ["0.0.0.0/0", "::/0"]
+    assert all(route.local for route in routes)
+
+
+def test_who_does_not_relay_has_nothing_of_it():
+    made = plan_for(peer("192.168.10.61/32"))
+    assert not any(rule.priority < 5182 for rule in made.rules)
+    assert not any(table == 5184 for table, _ in made.routes)

@@ -24,6 +24,7 @@ from alpha_trio.net.plan import Action, Route, Rule
 _UDP = 17
 _INVERT = 2  # FIB_RULE_INVERT
 _NO_SUPPRESSION = 0xFFFFFFFF
+_LOOPBACK = 1  # the index of "lo", in every network namespace
 _LOCK_MTU = 1 << 2  # 1 << RTAX_MTU
 _NO_OWN_ADDRESSES = 1  # IN6_ADDR_GEN_MODE_NONE
 _NODAD = 2  # IFA_F_NODAD
@@ -208,9 +209,12 @@ class Kernel:
         )
 
     def put_route(self, route: Route, interface: int) -> None:
-        """Set a route, in place of one for the same prefix if there is one."""
-        metrics = {"mtu": route.mtu}
-        if route.prefix.version == 6:
+        """Set a route, in place of one for the same prefix if there is one.
+
+        Through ``interface``, or, if it is a local one, to this host itself.
+        """
+        metrics = {"mtu": route.mtu or None}
+        if route.prefix.version == 6 and not route.local:
             # Else a change of the interface's MTU silently changes the route's; for
             # IPv4 there is no such change, and a lock would stop path MTU discovery.
             metrics["lock"] = _LOCK_MTU
@@ -219,20 +223,20 @@ class Kernel:
             (),
             self._ip.route,
             "replace",
-            oif=interface,
+            oif=_LOOPBACK if route.local else interface,
             prefsrc=str(route.source) if route.source else None,
             metrics=metrics,
-            **self._route_fields(route.table, route.prefix),
+            **self._route_fields(route),
         )
 
-    def delete_route(self, table: int, prefix: IPNetwork) -> None:
+    def delete_route(self, route: Route) -> None:
         """Remove a route with our tag."""
         self._change(
-            f"route to {prefix} in table {table}",
+            f"route to {route.prefix} in table {route.table}",
             _GONE,
             self._ip.route,
             "delete",
-            **self._route_fields(table, prefix),
+            **self._route_fields(route),
         )
 
     def set_no_own_addresses(self, interface: int) -> None:
@@ -309,17 +313,19 @@ class Kernel:
             "sport_range": _port_range(rule.sport),
             "dport_range": _port_range(rule.dport),
             "fwmark": rule.mark or None,
-            "fwmask": rule.mark or None,
+            "fwmask": rule.mask or rule.mark or None,
             "suppress_prefixlen": rule.suppress,
         }
 
-    def _route_fields(self, table: int, prefix: IPNetwork) -> dict[str, Any]:
+    def _route_fields(self, route: Route) -> dict[str, Any]:
+        prefix, scope = route.prefix, "host" if route.local else "link"
         return {
             "family": family_of(prefix),
             "dst": str(prefix),
-            "table": table,
+            "table": route.table,
             "proto": self.tag,
-            "scope": "link" if prefix.version == 4 else "universe",
+            "type": "local" if route.local else "unicast",
+            "scope": scope if prefix.version == 4 else "universe",
         }
 
 
@@ -338,6 +344,8 @@ def _parse_rule(message: Any) -> tuple[Rule, int]:
     target = "FRA_GOTO" if action is Action.GOTO else "FRA_TABLE"
     destination = message.get_attr("FRA_DST")
     suppress = message.get_attr("FRA_SUPPRESS_PREFIXLEN", _NO_SUPPRESSION)
+    mark = message.get_attr("FRA_FWMARK", 0)
+    mask = message.get_attr("FRA_FWMASK", 0)
     rule = Rule(
         message["family"],
         message.get_attr("FRA_PRIORITY", 0),
@@ -349,7 +357,8 @@ def _parse_rule(message: Any) -> tuple[Rule, int]:
         protocol=message.get_attr("FRA_IP_PROTO", 0),
         sport=_ports(message.get_attr("FRA_SPORT_RANGE")),
         dport=_ports(message.get_attr("FRA_DPORT_RANGE")),
-        mark=message.get_attr("FRA_FWMARK", 0),
+        mark=mark,
+        mask=0 if mask == mark else mask,
         suppress=None if suppress == _NO_SUPPRESSION else suppress,
     )
     return rule, message.get_attr("FRA_PROTOCOL", 0)
@@ -363,6 +372,7 @@ def _parse_route(message: Any) -> Installed:
         _network(message.get_attr("RTA_DST", anything), message["dst_len"]),
         _metric_mtu(message),
         ip_address(source) if source else None,
+        local=message["type"] == rt_type["local"],
     )
     return Installed(route, message["proto"], message.get_attr("RTA_OIF", 0))
 

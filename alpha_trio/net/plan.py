@@ -12,6 +12,13 @@ rules first let the daemon's own UDP pass by, then look into our table:
           for each length L of the peers' prefixes, longest first
     P+27  nop                                              (END)
 
+A relay hands others' tunnel traffic, which the packet filter has marked for it, to a
+socket of this host, wherever it goes to:
+
+    P-3   iif lo fwmark RELAY goto P-1
+    P-2   fwmark RELAY lookup TABLE+2
+    P-1   nop
+
 docs/routing.md has the reasons, one by one.
 """
 
@@ -20,6 +27,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
+from ipaddress import ip_network
 
 from attrs import frozen
 
@@ -28,6 +36,7 @@ from alpha_trio.errors import RoutingError
 
 PRIORITIES = 28  # how many, from settings.routing.priority on, are ours
 _OWN, _PROTOCOLS, _PASS, _SELECT, _ONLY, _LENGTHS, _END = 0, 1, 2, 3, 4, 5, 27
+RELAY_PRIORITIES = 3  # as many before it, if we relay
 MAX_LENGTHS = (_END - _LENGTHS) // 2  # distinct prefix lengths of one family
 
 MAIN_TABLE = 254
@@ -35,6 +44,7 @@ PATH_MTU = 1500  # taken for a path nothing is known about
 MIN_MTU = 576  # what every IPv4 host takes
 MIN_MTU6 = 1280  # what every IPv6 link carries
 _TCP, _UDP, _ICMP = 6, 17, 1
+_WHOLE_MARK = 0xFFFF_FFFF
 
 
 class Action(IntEnum):
@@ -59,18 +69,20 @@ class Rule:
     protocol: int = 0  # IP protocol number; 0: any
     sport: tuple[int, int] | None = None  # first and last, both included
     dport: tuple[int, int] | None = None
-    mark: int = 0  # value and mask at once; 0: any
+    mark: int = 0  # 0: any
+    mask: int = 0  # which bits of the mark count; 0: those it has
     suppress: int | None = None  # prefixes of this length or shorter do not count
 
 
 @frozen
 class Route:
-    """A route through our interface."""
+    """A route through our interface, or to a socket of this host."""
 
     table: int
     prefix: IPNetwork
-    mtu: int
+    mtu: int = 0
     source: IPAddress | None = None
+    local: bool = False  # taken as our own address
 
 
 RouteKey = tuple[int, IPNetwork]  # table and prefix
@@ -132,20 +144,38 @@ def plan(
     RoutingError if their prefixes have too many different lengths.
     """
     mtu = _interface_mtu(underlays.values(), facts)
-    if settings.routing.backend is Backend.NONE:
-        return Plan((), {}, mtu)
-    routes = {
-        (route.table, route.prefix): route
-        for peer in peers
-        for route in _routes(settings, peer, underlays[peer.name], facts)
-    }
     families = (socket.AF_INET, socket.AF_INET6) if facts.ipv6 else (socket.AF_INET,)
-    rules = [
-        rule
-        for family in families
-        for rule in _rules(settings, family, peers, routes, facts)
-    ]
+    rules: list[Rule] = []
+    routes: dict[RouteKey, Route] = {}
+    if settings.routing.backend is not Backend.NONE:
+        for peer in peers:
+            for route in _routes(settings, peer, underlays[peer.name], facts):
+                routes[route.table, route.prefix] = route
+        for family in families:
+            rules += _rules(settings, family, peers, routes, facts)
+    if settings.relay.enabled:
+        for family in families:
+            rules += _relay_rules(settings, family)
+            route = _relay_route(settings, family)
+            routes[route.table, route.prefix] = route
     return Plan(tuple(sorted(rules, key=adding_order)), routes, mtu)
+
+
+def _relay_rules(settings: Settings, family: int) -> Iterator[Rule]:
+    routing = settings.routing
+    first, mark = routing.relay_priority, routing.relay_mark
+    # A reverse-path check that looks at marks (src_valid_mark) asks as "lo" does, and
+    # would take the sender's address for our own.
+    goto, past = Action.GOTO, first + 2
+    yield Rule(family, first, goto, past, iif="lo", mark=mark, mask=_WHOLE_MARK)
+    table = routing.relay_table
+    yield Rule(family, first + 1, Action.LOOKUP, table, mark=mark, mask=_WHOLE_MARK)
+    yield Rule(family, past)
+
+
+def _relay_route(settings: Settings, family: int) -> Route:
+    everywhere = "0.0.0.0/0" if family == socket.AF_INET else "::/0"
+    return Route(settings.routing.relay_table, ip_network(everywhere), local=True)
 
 
 def adding_order(rule: Rule) -> tuple[bool, int]:

@@ -19,6 +19,7 @@ from alpha_trio.net.plan import (
     MAIN_TABLE,
     PATH_MTU,
     PRIORITIES,
+    RELAY_PRIORITIES,
     Action,
     Facts,
     PeerRoute,
@@ -116,6 +117,11 @@ class Router:
                 self._events = None
                 self._owner = False
 
+    @property
+    def _routes_anything(self) -> bool:
+        settings = self._settings
+        return settings.routing.backend is not Backend.NONE or settings.relay.enabled
+
     # --- in a thread from here on, for milliseconds
 
     @contextmanager
@@ -128,7 +134,7 @@ class Router:
         settings = self._settings
         self._interface = _index(settings.interface)
         with self._connected() as kernel:
-            if settings.routing.backend is not Backend.NONE:
+            if self._routes_anything:
                 remnants = _remnants(kernel, settings, self._interface)
                 self._owner = True
                 _undo(kernel, remnants)
@@ -200,15 +206,14 @@ class Router:
 
     def _present(self, kernel: Kernel) -> Plan:
         """Return what the kernel has of ours."""
-        routing = self._settings.routing
         mtu = kernel.link(self._interface).mtu
-        if routing.backend is Backend.NONE:
+        if not self._routes_anything:
             return Plan((), {}, mtu)
         rules, found = _tagged(kernel, self._settings)
         routes = {
             (f.route.table, f.route.prefix): f.route
             for f in found
-            if f.interface == self._interface
+            if f.route.local or f.interface == self._interface
         }
         return Plan(tuple(sorted(rules, key=adding_order)), routes, mtu)
 
@@ -239,16 +244,21 @@ def cleanup(settings: Settings) -> list[str]:
 _Remnants = tuple[list[Rule], list[Installed]]
 
 
-def _tables(settings: Settings) -> tuple[int, int]:
-    return settings.routing.table, settings.routing.table + 1
+def _tables(settings: Settings, relay: bool) -> Sequence[int]:
+    first = settings.routing.table
+    return range(first, first + (3 if relay else 2))
 
 
-def _rules_in_range(kernel: Kernel, first: int) -> list[tuple[Rule, int]]:
+def _rules_in_range(
+    kernel: Kernel, settings: Settings, relay: bool
+) -> list[tuple[Rule, int]]:
+    after = settings.routing.priority + PRIORITIES
+    first = settings.routing.priority - (RELAY_PRIORITIES if relay else 0)
     return [
         (rule, tag)
         for family in _FAMILIES
         for rule, tag in kernel.rules(family)
-        if first <= rule.priority < first + PRIORITIES
+        if first <= rule.priority < after
     ]
 
 
@@ -263,9 +273,11 @@ def _routes(kernel: Kernel, tables: Sequence[int]) -> list[Installed]:
 
 def _tagged(kernel: Kernel, settings: Settings) -> _Remnants:
     """Return the rules and routes with our tag in our places."""
-    found = _rules_in_range(kernel, settings.routing.priority)
+    # Those of a relay in any case: the run that left them may have been one.
+    found = _rules_in_range(kernel, settings, relay=True)
     rules = [rule for rule, tag in found if tag == kernel.tag]
-    routes = [r for r in _routes(kernel, _tables(settings)) if r.tag == kernel.tag]
+    tables = _tables(settings, relay=True)
+    routes = [r for r in _routes(kernel, tables) if r.tag == kernel.tag]
     return rules, routes
 
 
@@ -274,22 +286,23 @@ def _remnants(kernel: Kernel, settings: Settings, interface: int) -> _Remnants:
 
     ``interface``: the index of our own, 0 if there is none.
     """
-    first = settings.routing.priority
-    for rule, tag in _rules_in_range(kernel, first):
+    first, relay = settings.routing.priority, settings.relay.enabled
+    for rule, tag in _rules_in_range(kernel, settings, relay):
         if tag != kernel.tag:
             raise RoutingError(
                 f"the routing rule of priority {rule.priority} belongs to other "
                 f"software: set another priority than {first} under [routing]"
             )
     rules, routes = _tagged(kernel, settings)
-    ours = set(_tables(settings))
+    ours = set(_tables(settings, relay))
     led = {rule.target for rule in rules if rule.action is Action.LOOKUP}
     others = {
         index: name for index, name in socket.if_nameindex() if index != interface
     }
     for found in _routes(kernel, sorted(ours | led - {MAIN_TABLE})):
         table = found.route.table
-        if found.tag == kernel.tag and found.interface in others:
+        through_another = found.interface in others and not found.route.local
+        if found.tag == kernel.tag and through_another:
             raise RoutingError(
                 f"another daemon, on interface {others[found.interface]}, routes with "
                 f"table {table}: stop it, or set another table and priority under "
@@ -308,7 +321,7 @@ def _undo(kernel: Kernel, remnants: _Remnants) -> None:
     for rule in sorted(rules, key=adding_order, reverse=True):
         kernel.delete_rule(rule)
     for found in routes:
-        kernel.delete_route(found.route.table, found.route.prefix)
+        kernel.delete_route(found.route)
 
 
 def _change(kernel: Kernel, present: Plan, wanted: Plan, interface: int) -> None:
@@ -328,8 +341,8 @@ def _change(kernel: Kernel, present: Plan, wanted: Plan, interface: int) -> None
     for rule in reversed(present.rules):
         if rule not in kept:
             kernel.delete_rule(rule)
-    for table, prefix in present.routes.keys() - wanted.routes.keys():
-        kernel.delete_route(table, prefix)
+    for key in present.routes.keys() - wanted.routes.keys():
+        kernel.delete_route(present.routes[key])
     if wanted.mtu < present.mtu:
         kernel.set_mtu(interface, wanted.mtu)
 
