@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import trio
@@ -22,11 +23,13 @@ from alpha_trio.datapath import DataPath
 from alpha_trio.doctor import has_net_admin
 from alpha_trio.errors import AlphaTrioError, StartError
 from alpha_trio.journal import Journal
+from alpha_trio.net import tproxy
 from alpha_trio.net.routes import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.registry import Registry
+from alpha_trio.relaypath import RelayPath
 from alpha_trio.settings import Backend, PeerSettings, Settings
 from alpha_trio.state import PeerStore
 
@@ -55,6 +58,7 @@ class Node:
         self._table: PeerTable
         self._registry: Registry
         self._datapath: DataPath
+        self._relay: RelayPath | None = None
 
     # -- running -------------------------------------------------------------
 
@@ -102,11 +106,17 @@ class Node:
         # With the marks backend the mark means "into the tunnel".
         by_rules = settings.routing.backend is Backend.RULES
         mark = settings.routing.mark if by_rules else 0
-        self._udp = Udp.open(settings.port, settings.disabled_offloads, mark)
+        self._udp = Udp.open(
+            settings.port,
+            settings.disabled_offloads,
+            mark,
+            transparent=settings.relay.enabled,
+        )
         stack.callback(self._udp.close)
         router = Router(settings)
         stack.push_async_callback(router.close)
         await router.open()
+        await self._open_relay(stack)
         self._table = PeerTable(settings.port, store.identity(), os.urandom)
         families = [version for version in (4, 6) if self._udp.has_family(version)]
         self._datapath = DataPath(self._tun, self._udp, self._table, self._journal)
@@ -121,12 +131,22 @@ class Node:
         )
         self._journal.listeners.append(self._registry.on_event)
 
+    async def _open_relay(self, stack: AsyncExitStack) -> None:
+        if self.settings.relay.enabled:
+            self._relay = RelayPath(self.settings, self._udp, self._journal)
+            stack.push_async_callback(self._relay.close)
+        else:  # what a killed one may have left
+            remove = partial(tproxy.remove, self.settings.interface, closed=True)
+            await trio.to_thread.run_sync(remove)
+
     async def _serve(self, signals: AsyncIterator[int]) -> None:
         control = ControlServer(self.settings, commands(self))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, signals)
             # A command that came before the saved peers are known would lose them.
             await nursery.start(self._registry.run)
+            if self._relay is not None:  # its rules lead to routes that are there now
+                await nursery.start(self._relay.run)
             await nursery.start(control.run)
             nursery.start_soon(self._datapath.read_tun)
             for sock in self._udp:
@@ -159,6 +179,7 @@ class Node:
             self._udp,
             self._table,
             self._registry.peers.values(),
+            None if self._relay is None else self._relay.document(now),
         )
 
     def peers(self) -> list[tuple[PeerSettings, str]]:

@@ -18,13 +18,15 @@ from pathlib import Path
 from attrs import frozen
 
 from alpha_trio.config import Backend, Offload, Settings, load
-from alpha_trio.errors import ConfigError
+from alpha_trio.errors import ConfigError, RoutingError
+from alpha_trio.net import netfilter, tproxy
+from alpha_trio.net.udp import set_transparent
 
 _TUN = Path("/dev/net/tun")
 _SYSCTL = Path("/proc/sys/net")
 _STATUS = Path("/proc/self/status")
 
-_CAP_NET_ADMIN = 12
+_CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
 
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
@@ -71,6 +73,7 @@ def checks(settings: Settings) -> list[Check]:
         _forwarding(settings),
         *_reverse_path_filters(settings),
         _packet_filter(settings),
+        *_relay(settings),
         _state_directory(settings.state_dir),
         _control_socket(settings.socket),
     ]
@@ -149,9 +152,13 @@ def _privilege() -> Check:
 
 def has_net_admin() -> bool:
     """Whether this process may create interfaces, rules and routes."""
+    return _has_capability(_CAP_NET_ADMIN)
+
+
+def _has_capability(number: int) -> bool:
     for line in _STATUS.read_text().splitlines():
         if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> _CAP_NET_ADMIN & 1)
+            return bool(int(line.split()[1], 16) >> number & 1)
     return False
 
 
@@ -319,6 +326,55 @@ def _reverse_path_filter(what: str, value: int, backend: Backend) -> Check:
         f"{what}; drops what arrives by another way than its answer would take",
         "route both ways alike, or loosen it: sysctl -w net.ipv4.conf.NAME.rp_filter=2",
     )
+
+
+def _relay(settings: Settings) -> Iterator[Check]:
+    """What a relay needs besides, if this host is to be one."""
+    if not settings.relay.enabled:
+        return
+    yield _transparency()
+    yield _capture(settings)
+    if _has_capability(_CAP_NET_RAW):
+        yield Check(True, "relay: CAP_NET_RAW is held")
+    else:
+        yield Check(
+            None,
+            "relay: CAP_NET_RAW is missing: senders are not told of smaller links",
+            "run as root, or give the service the capability",
+        )
+
+
+def _transparency() -> Check:
+    with closing(_udp_socket()) as probe:
+        try:
+            set_transparent(probe)
+        except OSError as error:
+            return Check(
+                False,
+                f"relay: no transparent sockets: {error.strerror}",
+                "run as root or with CAP_NET_ADMIN",
+            )
+    return Check(True, "relay: transparent sockets are available")
+
+
+def _capture(settings: Settings) -> Check:
+    """Ask the packet filter whether it could do it, without doing it."""
+    if not _installed("nft"):
+        return Check(
+            None,
+            "relay: no nft; with iptables nothing crosses after a crash",
+            "install nftables",
+        )
+    capture = tproxy.of(settings, {4: 1, 6: 1})
+    try:
+        netfilter.run("nft", "--check", "-f", "-", text=tproxy.nft_capture(capture))
+    except RoutingError as error:
+        return Check(
+            False,
+            f"relay: others' traffic cannot be led to us: {error}",
+            "run as root, with a kernel that has nft_tproxy and nft_fib",
+        )
+    return Check(True, "relay: the packet filter can lead others' traffic to us")
 
 
 def _packet_filter(settings: Settings) -> Check:

@@ -12,6 +12,9 @@ from collections.abc import Callable
 
 from alpha_trio.control import EventHub
 from alpha_trio.proto.batch import Event, EventKind
+from alpha_trio.proto.identity import fingerprint
+from alpha_trio.proto.verdict import RelayEvent, RelayEventKind
+from alpha_trio.trace import address
 
 _log = logging.getLogger("alpha_trio")
 
@@ -52,6 +55,19 @@ _FAILURES = {
     ),
 }
 
+_RELAY_LINES = {
+    RelayEventKind.VERIFIED: (
+        "Relaying between {initiator} and {responder}: their handshake is genuine."
+    ),
+    RelayEventKind.DROPPED: (
+        "Not relaying packets between {initiator} and {responder} ({reason})."
+    ),
+    RelayEventKind.EVICTED: (
+        "Forgetting the relayed session of {initiator} and {responder} to make room: "
+        "raise sessions or memory under [relay] if it was in use."
+    ),
+}
+
 _SUCCESSES = frozenset({EventKind.ACK_RECEIVED, EventKind.ESTABLISHED})
 
 
@@ -79,6 +95,27 @@ class Journal:
         if event.kind in _SUCCESSES and event.peer:
             self.recovered(event.peer)
         self.publish(event.kind, event.peer, address=host, count=event.count)
+
+    def record_relay(self, event: RelayEvent) -> None:
+        """Log and publish one event of the relay."""
+        ends = {
+            name: address(remote) if remote else "an unknown address"
+            for name, remote in (
+                ("initiator", event.initiator),
+                ("responder", event.responder),
+            )
+        }
+        reason = None if event.reason is None else str(event.reason)
+        line = _RELAY_LINES[event.kind].format(**ends, reason=reason)
+        subject = " - ".join(ends.values())
+        if event.kind is RelayEventKind.VERIFIED:
+            self.recovered(subject)
+            _log.info("%s", line)
+        else:
+            self.failure(subject, reason or event.kind, line)
+        keys = [key and fingerprint(key) for key in event.keys]
+        more = {"keys": keys, "reason": reason, "count": event.count}
+        self.publish(event.kind, None, **ends, **more)
 
     def failure(self, subject: str, what: str, line: str) -> None:
         """Log ``line`` the first time ``what`` befalls ``subject``, then only count."""

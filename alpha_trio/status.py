@@ -33,6 +33,7 @@ def document(
     udp: Udp,
     table: PeerTable,
     peers: Collection[Peer],
+    relay: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
     return {
@@ -56,7 +57,7 @@ def document(
             }
             for host, knock in table.knocking.items()
         ],
-        "relay": None,
+        "relay": relay,
         "drops": _drops(table.counters),
         "health": _health(settings, tun, udp, peers),
     }

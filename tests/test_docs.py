@@ -15,6 +15,8 @@ from alpha_trio import registry
 from alpha_trio.journal import Journal
 from alpha_trio.proto.batch import Drop, Event, EventKind
 from alpha_trio.proto.session import State
+from alpha_trio.proto.verdict import RelayDrop, RelayEvent, RelayEventKind
+from alpha_trio.relaypath import Loss
 from alpha_trio.settings import Mode
 
 ROOT = Path(__file__).parent.parent
@@ -104,6 +106,11 @@ def test_every_reason_for_a_drop_is_explained():
     assert explained == set(map(str, Drop))
 
 
+def test_every_reason_not_to_relay_is_explained():
+    explained = first_cells("docs/relay.md", "Why packets are not relayed")
+    assert explained == {*map(str, RelayDrop), *map(str, Loss)}
+
+
 def test_every_state_is_explained():
     explained = first_cells("docs/operations.md", "States", "###")
     assert explained == set(map(str, State))
@@ -139,7 +146,8 @@ def calls(name):
 
 
 def test_every_event_is_explained():
-    events = {*map(str, EventKind), *calls("publish"), "lost"}
+    kinds = {*map(str, EventKind), *map(str, RelayEventKind)}
+    events = {*kinds, *calls("publish"), "lost"}
     assert first_cells("docs/operations.md", "Events") == events
 
 
@@ -147,6 +155,16 @@ def test_every_event_is_explained():
 def test_the_log_line_of_every_event_is_explained(kind, caplog):
     caplog.set_level(logging.INFO, "alpha_trio")
     Journal().record(Event(kind, "NAME", ("HOST", 1234)))
+    assert set(caplog.messages) <= first_cells("docs/operations.md", "Log")
+    assert caplog.messages
+
+
+@pytest.mark.parametrize("kind", RelayEventKind)
+def test_the_log_line_of_every_relay_event_is_explained(kind, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "alpha_trio")
+    monkeypatch.setattr("alpha_trio.journal.address", lambda remote: remote[0])
+    event = RelayEvent(kind, ("INITIATOR", 1), ("RESPONDER", 1), reason="REASON")
+    Journal().record_relay(event)
     assert set(caplog.messages) <= first_cells("docs/operations.md", "Log")
     assert caplog.messages
 

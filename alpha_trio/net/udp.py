@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DO = 10, 23, 2
 _IP_PKTINFO = 8
+_IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _BUFFER_BYTES = 8 << 20
 """Kernel buffer per direction: what arrives in a millisecond must find room."""
@@ -42,6 +43,9 @@ _LINK_LOCAL = b"\xfe\x80"
 # What a kernel says that cannot segment, or cannot on the way to this destination.
 _BAD_SOURCE = frozenset({errno.EINVAL, errno.ENETUNREACH})  # IPv6 and IPv4 say so
 _CANNOT_SEGMENT = frozenset({errno.EIO, errno.EINVAL, errno.ENOPROTOOPT})
+
+
+Ancillary = list[tuple[int, int, bytes]]
 
 
 class Received(NamedTuple):
@@ -70,11 +74,15 @@ class UdpSocket:
         port: int,
         disabled: Collection[Offload] = (),
         mark: int = 0,
+        *,
+        host: str = "",
+        transparent: bool = False,
     ) -> UdpSocket:
         """Bind to ``port`` on all addresses.  Raises StartError if it is taken.
 
         ``mark`` (0: none) is set on what we send, so that the kernel notes a path's
-        MTU where our datagrams find it; see docs/routing.md.
+        MTU where our datagrams find it; see docs/routing.md.  ``transparent``: it can
+        send from addresses that are not ours, and be bound to one as ``host``.
 
         Raises OSError EAFNOSUPPORT or EADDRNOTAVAIL if the host has no such family.
         """
@@ -84,7 +92,9 @@ class UdpSocket:
             _configure(sock)
             if mark:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            sock.bind(("", port))
+            if transparent:
+                set_transparent(sock)
+            sock.bind((host, port))
         except OSError as error:
             sock.close()
             if error.errno == errno.EADDRINUSE:
@@ -96,6 +106,11 @@ class UdpSocket:
         segments = Offload.SEGMENT not in disabled and _has(sock, _UDP_SEGMENT, 0)
         groups = Offload.GRO not in disabled and _has(sock, _UDP_GRO, 1)
         return cls(sock, segments, groups)
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """AF_INET or AF_INET6."""
+        return socket.AddressFamily(self._socket.family)
 
     @property
     def offloads(self) -> tuple[str, ...]:
@@ -192,7 +207,49 @@ class UdpSocket:
                 return False
         return True
 
-    def _source(self, local: bytes) -> list[tuple[int, int, bytes]]:
+    def forward_nowait(
+        self, view: memoryview, stride: int, ancillary: Ancillary, remote: Remote
+    ) -> int:
+        """Send datagrams of others, ``stride`` bytes apart, with these messages.
+
+        Return how many bytes of ``view`` the kernel took: all, or, if its buffer is
+        full, whole datagrams only.  Raises OSError if it refuses.
+        """
+        size = len(view)
+        if size <= stride:
+            return size if self._forward(view, ancillary, remote) else 0
+        if self.segments and remote not in self._unsegmented:
+            segmented = (_SOL_UDP, _UDP_SEGMENT, _STRIDE.pack(stride))
+            try:
+                sent = self._forward(view, [*ancillary, segmented], remote)
+            except OSError as error:
+                if error.errno not in _CANNOT_SEGMENT:
+                    raise
+                refusal = error
+            else:
+                return size if sent else 0
+            # See _send: if they are too big, then this tells.
+            done = self._forward_singly(view, stride, ancillary, remote)
+            self._stop_segmenting(remote, refusal)
+            return done
+        return self._forward_singly(view, stride, ancillary, remote)
+
+    def _forward_singly(
+        self, view: memoryview, stride: int, ancillary: Ancillary, remote: Remote
+    ) -> int:
+        for at in range(0, len(view), stride):
+            if not self._forward(view[at : at + stride], ancillary, remote):
+                return at
+        return len(view)
+
+    def _forward(self, view: memoryview, ancillary: Ancillary, remote: Remote) -> bool:
+        try:
+            self._socket.sendmsg([view], ancillary, 0, remote)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _source(self, local: bytes) -> Ancillary:
         if not local:
             return []
         if self._socket.family == socket.AF_INET:
@@ -224,13 +281,22 @@ class Udp:
     sockets: dict[int, UdpSocket]  # by length of an address tuple: 2 or 4
 
     @classmethod
-    def open(cls, port: int, disabled: Collection[Offload] = (), mark: int = 0) -> Udp:
+    def open(
+        cls,
+        port: int,
+        disabled: Collection[Offload] = (),
+        mark: int = 0,
+        *,
+        transparent: bool = False,
+    ) -> Udp:
         """Bind IPv4 and IPv6.  A host without one of them is served by the other."""
         sockets: dict[int, UdpSocket] = {}
         try:
             for family, length in ((socket.AF_INET, 2), (socket.AF_INET6, 4)):
                 try:
-                    sockets[length] = UdpSocket.open(family, port, disabled, mark)
+                    sockets[length] = UdpSocket.open(
+                        family, port, disabled, mark, transparent=transparent
+                    )
                 except OSError as error:
                     _log.info("No %s here (%s).", family.name, error.strerror)
         except StartError:
@@ -262,7 +328,16 @@ class Udp:
             sock.close()
 
 
-def _configure(sock: socket.socket) -> None:
+def set_transparent(sock: socket.socket) -> None:
+    """Let a socket send from, and be given packets to, addresses of others."""
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+
+
+def grow_buffers(sock: socket.socket) -> None:
+    """Have the kernel keep what arrives, or is to be sent, for some milliseconds."""
     for forced, plain in (
         (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
         (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
@@ -271,6 +346,10 @@ def _configure(sock: socket.socket) -> None:
             sock.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_BYTES)
         except OSError:  # without CAP_NET_ADMIN the host's limit applies
             sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
+
+
+def _configure(sock: socket.socket) -> None:
+    grow_buffers(sock)
     if sock.family == socket.AF_INET:
         # Never fragment: EMSGSIZE then tells the path's MTU.
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)

@@ -14,8 +14,9 @@ from alpha_trio.proto.frames import checksum
 _IPV4 = Struct("!BBHHHBBH4s4s")
 _IPV6 = Struct("!IHBB16s16s")
 _ICMP = Struct("!BBHI")
+_UDP = Struct("!HHHH")
 
-_PROTOCOL_ICMP, _PROTOCOL_ICMPV6 = 1, 58
+_PROTOCOL_ICMP, _PROTOCOL_UDP, _PROTOCOL_ICMPV6 = 1, 17, 58
 _TTL = 64
 _V4_QUOTE = 548  # RFC 1812 4.3.2.3: the whole answer stays within 576 bytes
 _V6_QUOTE = 1232  # RFC 4443 2.4 (c): the whole answer stays within 1,280 bytes
@@ -89,3 +90,31 @@ def _error_v6(packet: memoryview, problem: Problem, mtu: int) -> bytes | None:
     check = checksum(pseudo + _ICMP.pack(kind, code, 0, mtu) + quote)
     fields = (6 << 28, length, _PROTOCOL_ICMPV6, _TTL, destination, source)
     return _IPV6.pack(*fields) + _ICMP.pack(kind, code, check, mtu) + quote
+
+
+def udp_packet(
+    source: tuple[bytes, int],
+    destination: tuple[bytes, int],
+    hops: int,
+    traffic_class: int,
+    payload: memoryview,
+) -> bytes:
+    """The IP packet a datagram came in, for an error to quote.
+
+    ``source`` and ``destination`` are packed addresses with their ports.  Not as it
+    was in what sockets do not tell: its number, its flow label and UDP's checksum.
+    It counts as one that may not be fragmented.
+    """
+    length = _UDP.size + len(payload)
+    udp = _UDP.pack(source[1], destination[1], length, 0)
+    if len(source[0]) == 16:
+        flow = 6 << 28 | traffic_class << 20
+        fields = (flow, length, _PROTOCOL_UDP, hops, source[0], destination[0])
+        return _IPV6.pack(*fields) + udp + payload
+
+    def ip(check: int) -> bytes:
+        total = _IPV4.size + length
+        head = (0x45, traffic_class, total, 0, 0x4000, hops, _PROTOCOL_UDP, check)
+        return _IPV4.pack(*head, source[0], destination[0])
+
+    return ip(checksum(ip(0))) + udp + payload

@@ -1,9 +1,11 @@
+from ipaddress import ip_address
 from random import Random
 
 import pytest
+from attrs import evolve
 
-from alpha_trio.proto.icmp import Problem, error
-from tests.proto.packets import ICMP, ICMPV6, Packet, parse
+from alpha_trio.proto.icmp import Problem, error, udp_packet
+from tests.proto.packets import ICMP, ICMPV6, Packet, parse, word_sum
 
 V4 = Packet(payload=bytes(1472))
 V6 = Packet("fd00::1", "fd00::2", payload=bytes(1452))
@@ -107,3 +109,24 @@ def test_whatever_a_packet_holds_the_answer_is_well_formed():
                 parse(answer)
                 answers += 1
     assert answers > 1000
+
+
+@pytest.mark.parametrize("packet", [V4, V6])
+def test_the_packet_of_a_datagram_can_be_quoted(packet):
+    ends = [ip_address(a).packed for a in (packet.source, packet.destination)]
+    source, destination = zip(ends, packet.ports, strict=True)
+    made = udp_packet(source, destination, 63, 0xBA, memoryview(b"hello"))
+    like = evolve(packet, payload=b"hello").build()  # TOS 0 and 64 hops
+    header, hops = (20, 8) if packet is V4 else (40, 7)
+    ports_and_length = made[header : header + 6]
+    assert ports_and_length == like[header : header + 6]
+    assert made[header + 6 :] == b"\0\0hello"
+    assert made[hops] == 63
+    assert int.from_bytes(made[:2]) >> (0 if packet is V4 else 4) & 0xFF == 0xBA
+    assert (
+        made[2 if packet is V4 else 4 : hops] == like[2 if packet is V4 else 4 : hops]
+    )
+    assert made[header - 8 : header] == like[header - 8 : header]
+    assert packet is V6 or word_sum(made[:20]) == 0xFFFF
+    answer = error(memoryview(made), Problem.TOO_BIG, 1400)
+    assert answer.endswith(made)  # as only a packet that may not be fragmented is

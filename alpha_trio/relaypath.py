@@ -1,0 +1,285 @@
+"""Others' packets' way through the daemon, if it is a relay.
+
+In:   net/tproxy.py leads them to a TransitSocket
+Ask:  relay.transit says which of them may go on
+Out:  the Forwarder sends these in the name of who sent them
+
+They never meet the TUN or the peers.  What a router would answer by ICMP because of the
+next link is answered here, as the kernel takes what we send for our own.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from base64 import b64decode
+from enum import StrEnum
+from functools import partial
+from ipaddress import ip_address
+from typing import Any
+
+import trio
+
+from alpha_trio.clock import boottime
+from alpha_trio.errors import RoutingError
+from alpha_trio.journal import Journal
+from alpha_trio.net import netfilter, tproxy
+from alpha_trio.net.transit import Forwarder, Transit, TransitSocket
+from alpha_trio.net.udp import Udp
+from alpha_trio.proto import icmp, verdict
+from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.cookies import TokenBucket
+from alpha_trio.proto.identity import fingerprint, key_text
+from alpha_trio.proto.relay import Relay
+from alpha_trio.proto.verdict import RelayEnd, RelayPolicy, RelaySession
+from alpha_trio.settings import RelaySettings, Settings
+from alpha_trio.trace import address
+
+_log = logging.getLogger("alpha_trio")
+
+_RUNS_PER_WAKE = 32
+_TIDY_SECONDS = 1.0
+_ERRORS_RATE, _ERRORS_BURST = 100.0, 50.0  # ICMP a second: a flood asks for them, too
+_SESSIONS_TOLD = 1000  # in status; more than anybody reads
+_NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH})
+
+
+class Loss(StrEnum):
+    """Why a datagram that might go on was not sent."""
+
+    TOO_BIG = "too-big"  # larger than the next link takes; its sender was told
+    NO_ROUTE = "no-route"  # nothing leads there; its sender was told
+    QUEUE_FULL = "queue-full"  # the kernel takes no more just now
+    SEND_FAILED = "send-failed"  # the kernel refused it
+
+
+class RelayPath:
+    """Takes others' tunnel traffic, asks the relay, and sends on what may go on."""
+
+    def __init__(self, settings: Settings, udp: Udp, journal: Journal) -> None:
+        """Open the sockets; nothing comes to them yet.
+
+        ``udp``: the daemon's own sockets, transparent.  Raises StartError.
+        """
+        self._settings = settings
+        self._journal = journal
+        self._relay = Relay(_policy(settings.relay), boottime())
+        self._forwarder = Forwarder.open(settings, udp)
+        self._sockets = [
+            TransitSocket.open(sock.family, settings.disabled_offloads) for sock in udp
+        ]
+        listeners = {sock.version: sock.port for sock in self._sockets}
+        self._capture = tproxy.of(settings, listeners)
+        self._errors = TokenBucket(_ERRORS_RATE, _ERRORS_BURST)
+        self._losses: dict[Loss, int] = {}
+        self._lost_bytes = 0
+        self._busy = trio.Event()  # there is something to forget
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Have the traffic led here and carry it, until cancelled.
+
+        Raises RoutingError if the packet filter cannot lead it here.
+        """
+        with netfilter.Watch() as watch:
+            await trio.to_thread.run_sync(tproxy.load, self._capture)
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                for sock in self._sockets:
+                    nursery.start_soon(self._carry, sock)
+                nursery.start_soon(self._tidy)
+                nursery.start_soon(self._keep_rules, watch)
+
+    async def close(self) -> None:
+        """Lead no more traffic here; what has arrived already is carried."""
+        interface = self._settings.interface
+        remove = partial(tproxy.remove, interface, closed=False)
+        try:
+            await trio.to_thread.run_sync(remove)
+        finally:
+            for sock in self._sockets:
+                self._carry_waiting(sock)
+                sock.close()
+            self._forwarder.close()
+
+    # -- packets -------------------------------------------------------------
+
+    async def _carry(self, sock: TransitSocket) -> None:
+        while True:
+            await sock.wait_readable()
+            self._carry_waiting(sock)
+
+    def _carry_waiting(self, sock: TransitSocket) -> None:
+        now = boottime()
+        transit = self._relay.transit
+        for _ in range(_RUNS_PER_WAKE):
+            run = sock.receive_nowait()
+            if run is None:
+                break
+            view, stride, source, destination = run[:4]
+            for start, end in transit(view, stride, source, destination, now):
+                self._send_on(run, start, end, now)
+        if self._relay.events:
+            self._tell()
+        if self._relay.memory:
+            self._busy.set()
+
+    def _send_on(self, run: Transit, start: int, end: int, now: float) -> None:
+        # Never waits: like a router, a relay drops what the next link has no room for.
+        try:
+            sent = self._forwarder.send_nowait(run, start, end)
+        except OSError as error:  # cold path
+            self._refused(error, run, start, end, now)
+            return
+        if sent < end - start:
+            self._count(Loss.QUEUE_FULL, run, end - start - sent)
+
+    def _refused(
+        self, error: OSError, run: Transit, start: int, end: int, now: float
+    ) -> None:
+        if error.errno == errno.EMSGSIZE:
+            self._count(Loss.TOO_BIG, run, end - start)
+            self._answer(icmp.Problem.TOO_BIG, run, start, now)
+        elif error.errno in _NO_WAY:
+            self._count(Loss.NO_ROUTE, run, end - start)
+            self._answer(icmp.Problem.UNREACHABLE, run, start, now)
+        else:
+            self._count(Loss.SEND_FAILED, run, end - start)
+            host, why = run.destination[0], error.strerror or error
+            line = f"Cannot relay to {host} ({why}). Trying on."
+            self._journal.failure(host, f"relaying failed ({why})", line)
+
+    def _count(self, loss: Loss, run: Transit, size: int) -> None:
+        packets = -(-size // run.stride)
+        self._losses[loss] = self._losses.get(loss, 0) + packets
+        self._lost_bytes += size
+
+    def _answer(
+        self, problem: icmp.Problem, run: Transit, start: int, now: float
+    ) -> None:
+        """Tell the sender of a datagram why it went no further, if not too often."""
+        if not self._errors.take(now):
+            return
+        packet = icmp.udp_packet(
+            _packed(run.source),
+            _packed(run.destination),
+            run.hops,
+            run.traffic_class,
+            run.view[start : start + run.stride],
+        )
+        try:
+            big = problem is icmp.Problem.TOO_BIG
+            mtu = self._forwarder.path_mtu(run.destination) if big else 0
+            message = icmp.error(memoryview(packet), problem, mtu)
+            if message is not None:
+                header = 20 if message[0] >> 4 == 4 else 40
+                self._forwarder.send_error(message[header:], run.source)
+        except OSError as error:
+            line = (
+                f"Cannot answer {run.source[0]} by ICMP ({error.strerror}): senders do "
+                "not learn which size the next link takes. Trying on."
+            )
+            self._journal.failure("relay", "answering by ICMP failed", line)
+
+    # -- time and news -------------------------------------------------------
+
+    async def _tidy(self) -> None:
+        """Have what is over forgotten; without sessions there are no wake-ups."""
+        while True:
+            await self._busy.wait()
+            await trio.sleep(_TIDY_SECONDS)
+            self._relay.forget_idle(boottime())
+            self._tell()
+            if not self._relay.memory:
+                self._busy = trio.Event()
+
+    async def _keep_rules(self, watch: netfilter.Watch) -> None:
+        """Put our rules back if somebody removes them, as with all other ones."""
+        while True:
+            await watch.wait_removed()
+            if await trio.to_thread.run_sync(tproxy.is_loaded, self._capture):
+                continue
+            _log.warning("The packet filter rules of the relay were removed: restored.")
+            try:
+                await trio.to_thread.run_sync(tproxy.load, self._capture)
+            except RoutingError as error:
+                _log.error("Others' traffic is not relayed: %s", error)
+
+    def _tell(self) -> None:
+        events, self._relay.events = self._relay.events, []
+        for event in events:
+            self._journal.record_relay(event)
+
+    # -- status --------------------------------------------------------------
+
+    def document(self, now: float) -> dict[str, Any]:
+        """What ``status`` has of the relay.  The unit is the datagram."""
+        counters, sessions = self._relay.counters, self._relay.sessions(now)
+        drops = [*counters.drops.items(), *self._losses.items()]
+        latest = sorted(sessions, key=lambda session: session.idle)[:_SESSIONS_TOLD]
+        return {
+            "sessions": len(sessions),
+            "forwarded_packets": counters.forwarded_packets
+            - sum(self._losses.values()),
+            "forwarded_bytes": counters.forwarded_bytes - self._lost_bytes,
+            "unverified_packets": counters.unverified_packets,
+            "drops": {str(why): count for why, count in drops if count},
+            "evicted": counters.evicted,
+            "memory_bytes": self._relay.memory,
+            "policy": _policy_document(self._settings.relay),
+            "latest": [_session_document(session) for session in latest],
+        }
+
+
+def _policy(settings: RelaySettings) -> RelayPolicy:
+    return RelayPolicy(
+        unseen=verdict.Unseen(settings.unseen),
+        require_a1=settings.require_a1,
+        keys=frozenset(b64decode(key) for key in settings.keys),
+        s1_rate=settings.s1_rate,
+        sessions=settings.sessions,
+        memory=settings.memory,
+        roots=settings.roots,
+    )
+
+
+def _packed(remote: Remote) -> tuple[bytes, int]:
+    return ip_address(remote[0].partition("%")[0]).packed, remote[1]
+
+
+def _policy_document(settings: RelaySettings) -> dict[str, Any]:
+    return {
+        "fail": str(settings.fail),
+        "unseen": str(settings.unseen),
+        "require_a1": settings.require_a1,
+        "keys": list(settings.keys),
+        "s1_rate": settings.s1_rate,
+        "sessions": settings.sessions,
+        "memory_bytes": settings.memory,
+        "roots": settings.roots,
+    }
+
+
+def _session_document(session: RelaySession) -> dict[str, Any]:
+    return {
+        "initiator": _end_document(session.initiator),
+        "responder": _end_document(session.responder),
+        "state": "verified" if session.verified else "unverified",
+        "age_seconds": round(session.age, 3),
+        "idle_seconds": round(session.idle, 3),
+        "memory_bytes": session.memory,
+    }
+
+
+def _end_document(end: RelayEnd) -> dict[str, Any]:
+    """One end, with what was sent towards it."""
+    return {
+        "address": None if end.address is None else address(end.address),
+        "key": None if end.key is None else key_text(end.key),
+        "fingerprint": None if end.key is None else fingerprint(end.key),
+        "forwarded_packets": end.forwarded,
+        "forwarded_bytes": end.forwarded_bytes,
+        "associations": end.associations,
+        "drops": {str(why): count for why, count in end.drops.items() if count},
+    }
