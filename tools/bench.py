@@ -25,7 +25,7 @@ from rich.table import Table
 from alpha_trio import values
 from alpha_trio.errors import ConfigError
 from tools import measure
-from tools.contenders import AlphaTrio, Contender, PlainLink, Session
+from tools.contenders import AlphaTrio, Contender, PlainLink, Relayed, Session
 from tools.lab import Host, Lab, run_tool
 from tools.measure import Figures
 from tools.others import OTHERS, OtherTunnel
@@ -56,8 +56,15 @@ ROWS = (
     Row("cpu_receiver_s_per_gb_1", "CPU of receiver, 1 TCP", "s/GB"),
     Row("cpu_sender_s_per_gb_4", "CPU of sender, 4 TCP", "s/GB"),
     Row("cpu_receiver_s_per_gb_4", "CPU of receiver, 4 TCP", "s/GB"),
+    Row("cpu_relay1_s_per_gb_1", "CPU of relay 1, 1 TCP", "s/GB"),
+    Row("cpu_relay2_s_per_gb_1", "CPU of relay 2, 1 TCP", "s/GB"),
+    Row("cpu_relay1_s_per_gb_4", "CPU of relay 1, 4 TCP", "s/GB"),
+    Row("cpu_relay2_s_per_gb_4", "CPU of relay 2, 4 TCP", "s/GB"),
+    Row("ping_relay_ms", "ping, added by a relay", "ms", 3),
     Row("rss_idle_mb", "memory, idle", "MB", 1),
     Row("rss_loaded_mb", "memory, loaded", "MB", 1),
+    Row("rss_relay_idle_mb", "memory, relay, idle", "MB", 1),
+    Row("rss_relay_loaded_mb", "memory, relay, loaded", "MB", 1),
     Row("start_s", "start", "s"),
     Row("add_ms", "peers add", "ms", 1),
     Row("first_reply_ms", "first echo reply", "ms", 1),
@@ -94,11 +101,12 @@ class Column:
 
 
 def measure_contender(
-    contender: Contender, vm1: Host, vm2: Host, seconds: float
+    contender: Contender, path: Sequence[Host], seconds: float
 ) -> Run:
-    """Set a contender up and take all figures of it."""
+    """Set a contender up between the ends of a path and take all figures of it."""
+    vm1, *routers, vm2 = path
     with (
-        contender.session(vm1, vm2) as session,
+        contender.session(vm1, vm2, *routers) as session,
         measure.iperf_server(vm2),
         measure.packet_counter(vm2),
     ):
@@ -108,11 +116,12 @@ def measure_contender(
 def measure_session(session: Session, vm1: Host, seconds: float) -> Figures:
     """Take all figures of a contender that is at work, and add those it has taken."""
     address, pids = session.address, session.pids
+    everybody = pids + session.relays
     figures = {
         **session.figures,
         **measure.ping(vm1, address, min(seconds, 2), "idle"),
-        **measure.tcp(vm1, address, seconds, 1, pids),
-        **measure.tcp(vm1, address, seconds, 4, pids),
+        **measure.tcp(vm1, address, seconds, 1, everybody),
+        **measure.tcp(vm1, address, seconds, 4, everybody),
         **measure.loaded_ping(vm1, address, seconds),
     }
     round_trip = figures["ping_idle_median_ms"] / 1e3
@@ -120,25 +129,27 @@ def measure_session(session: Session, vm1: Host, seconds: float) -> Figures:
         figures |= measure.udp(vm1, address, size, round_trip)
     if pids:
         figures["rss_loaded_mb"] = measure.resident_mb(pids)
+    if session.relays:
+        figures["rss_relay_loaded_mb"] = measure.resident_mb(session.relays)
     return figures
 
 
-def measure_all(
-    contenders: Sequence[Contender],
-    repeat: int,
-    seconds: float,
-    delay_ms: float,
-    tell: Callable[[str], None],
-) -> list[Run]:
-    """Measure them in turn, ``repeat`` times over, so that noise hits all alike."""
+def measure_all(options: argparse.Namespace, tell: Callable[[str], None]) -> list[Run]:
+    """Measure all in turn, ``repeat`` times over, so that noise hits them alike."""
     runs = []
     with Lab() as lab:
-        vm1, vm2 = lab.lan(2, delay_ms=delay_ms)
-        for number in range(1, repeat + 1):
-            for contender in contenders:
-                tell(f"round {number} of {repeat}: {contender.name}")
-                runs.append(measure_contender(contender, vm1, vm2, seconds))
+        path = _path(lab, options.relays, options.delay)
+        for number in range(1, options.repeat + 1):
+            for contender in contenders_for(options):
+                tell(f"round {number} of {options.repeat}: {contender.name}")
+                runs.append(measure_contender(contender, path, options.seconds))
     return runs
+
+
+def _path(lab: Lab, routers: int, delay_ms: float) -> list[Host]:
+    if routers:
+        return lab.chain(routers, delay_ms=delay_ms)
+    return lab.lan(2, delay_ms=delay_ms)
 
 
 def medians(runs: Iterable[Run]) -> dict[str, Figures]:
@@ -151,6 +162,22 @@ def medians(runs: Iterable[Run]) -> dict[str, Figures]:
         contender: {name: statistics.median(seen) for name, seen in figures.items()}
         for contender, figures in values.items()
     }
+
+
+def with_relay_ping(
+    figures: Mapping[str, Figures], options: argparse.Namespace
+) -> dict[str, Figures]:
+    """Add what each relay adds to the round trip of an echo on an idle path."""
+    result = {contender: {**values} for contender, values in figures.items()}
+    name, ping = _relayed_name(options), "ping_idle_median_ms"
+    if options.relays and name in result:
+        added = result[name][ping] - result["alpha-trio"][ping]
+        result[name]["ping_relay_ms"] = added / options.relays
+    return result
+
+
+def _relayed_name(options: argparse.Namespace) -> str:
+    return "1 relay" if options.relays == 1 else f"{options.relays} relays"
 
 
 def ratio(figures: Figures, base: Figures) -> Figures:
@@ -233,7 +260,7 @@ def _cpuinfo() -> str:
 
 def document(options: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:
     """Return everything there is to know, for ``--json``."""
-    figures = medians(runs)
+    figures = with_relay_ping(medians(runs), options)
     settings = {key: value for key, value in vars(options).items() if key != "json"}
     settings["against"] = [other.name for other in options.against]
     return {
@@ -255,6 +282,8 @@ def contenders_for(options: argparse.Namespace) -> list[Contender]:
     if options.peers:
         name = f"{options.peers} peers"
         contenders.append(evolve(alpha_trio, name=name, peers=options.peers))
+    if options.relays:
+        contenders.append(Relayed(_relayed_name(options), alpha_trio))
     return [*contenders, *options.against]
 
 
@@ -263,6 +292,8 @@ def comparisons_for(options: argparse.Namespace) -> list[Comparison]:
     pairs = [Comparison("alpha-trio", "plain link")]
     if options.peers:
         pairs.append(Comparison(f"{options.peers} peers", "alpha-trio"))
+    if options.relays:
+        pairs.append(Comparison(_relayed_name(options), "alpha-trio"))
     return pairs + [Comparison("alpha-trio", other.name) for other in options.against]
 
 
@@ -295,7 +326,18 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME[,NAME]...",
         help=f"also measure other tunnels, where installed: {', '.join(OTHERS)}",
     )
-    add("--peers", type=number, help="also measure with so many configured peers")
+    # Not both: their columns together would not fit a terminal.
+    more = parser.add_mutually_exclusive_group()
+    more.add_argument(
+        "--peers", type=number, help="also measure with so many configured peers"
+    )
+    more.add_argument(
+        "--relays",
+        type=int,
+        choices=range(1, measure.MOST_RELAYS + 1),
+        default=0,
+        help="put so many routers on the way, and measure with relays on them, too",
+    )
     add("--mode", type=_mode, help="of both peers (default: the daemon's)")
     add(
         "--no-offload",
@@ -354,9 +396,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
     tell = partial(Console(stderr=True).print, highlight=False)
     options.against = installed(options.against, tell)
-    runs = measure_all(
-        contenders_for(options), options.repeat, options.seconds, options.delay, tell
-    )
+    runs = measure_all(options, tell)
     result = document(options, runs)
     show(result)
     if options.json:

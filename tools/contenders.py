@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from tools import measure
 from tools.lab import Daemon, Host, LabError
@@ -23,6 +24,7 @@ class Session:
     address: str  # what vm1 sends to, to have it carried to vm2
     pids: tuple[int, ...] = ()  # forwarding processes: vm1's, vm2's; the kernel: none
     figures: measure.Figures = field(factory=dict)  # measured while it was set up
+    relays: tuple[int, ...] = ()  # processes on the hosts between, from vm1 on
 
 
 class Contender(Protocol):
@@ -32,8 +34,13 @@ class Contender(Protocol):
     def name(self) -> str:
         """Head of its column in the table."""
 
-    def session(self, vm1: Host, vm2: Host) -> AbstractContextManager[Session]:
-        """Set up between two hosts with one link, ready to carry; undo at the end."""
+    def session(
+        self, vm1: Host, vm2: Host, *routers: Host
+    ) -> AbstractContextManager[Session]:
+        """Set up between two hosts, ready to carry; undo at the end.
+
+        ``routers`` are on the way, from vm1 on, and forward; none: one link.
+        """
 
 
 @frozen
@@ -43,7 +50,7 @@ class PlainLink:
     name: str = "plain link"
 
     @contextmanager
-    def session(self, vm1: Host, vm2: Host) -> Iterator[Session]:
+    def session(self, vm1: Host, vm2: Host, *_routers: Host) -> Iterator[Session]:
         """Nothing to set up: the link is there."""
         yield Session(vm2.address)
 
@@ -58,12 +65,12 @@ class AlphaTrio:
     mode: str | None = None  # for both peers; None: the daemon's default
 
     @contextmanager
-    def session(self, vm1: Host, vm2: Host) -> Iterator[Session]:
+    def session(self, vm1: Host, vm2: Host, *_routers: Host) -> Iterator[Session]:
         """Start both daemons, add the peers, wait for the first echo reply."""
         options = [f"--no-offload={name}" for name in self.disabled_offloads]
         sender = Daemon(vm1, *options, config=_config(self.peers - 1))
         receiver = Daemon(vm2, *options)
-        vm1.run("ip", "route", "add", _ELSEWHERE, "via", vm2.address)
+        vm1.run("ip", "route", "add", _ELSEWHERE, "via", next_hop(vm1, vm2.address))
         start = time.monotonic()
         try:
             with sender:
@@ -94,6 +101,42 @@ class AlphaTrio:
         if self.mode is not None:
             settings["mode"] = self.mode
         daemon.request("peers.add", name=peer.name, settings=settings)
+
+
+@frozen
+class Relayed:
+    """Our daemon on both hosts, and one that checks on each router between them."""
+
+    name: str
+    ends: AlphaTrio
+
+    @contextmanager
+    def session(self, vm1: Host, vm2: Host, *routers: Host) -> Iterator[Session]:
+        """Start the relays, then what ``AlphaTrio`` starts."""
+        options = [f"--no-offload={name}" for name in self.ends.disabled_offloads]
+        with ExitStack() as stack:
+            relays = [
+                stack.enter_context(Daemon(host, "--relay", *options))
+                for host in routers
+            ]
+            session = stack.enter_context(self.ends.session(vm1, vm2))
+            if any(not _is_checking(relay) for relay in relays):
+                raise LabError("the echo went past a relay: nothing to measure")
+            pids = tuple(relay.pid for relay in relays)
+            idle = {"rss_relay_idle_mb": measure.resident_mb(pids)}
+            yield evolve(session, relays=pids, figures={**session.figures, **idle})
+
+
+def _is_checking(relay: Daemon) -> bool:
+    document = relay.status()["relay"]
+    return bool(document["forwarded_packets"] > document["unverified_packets"])
+
+
+def next_hop(host: Host, address: str) -> str:
+    """Who a host sends to first on its way to an address."""
+    (route,) = json.loads(host.run("ip", "-j", "route", "get", address).stdout)
+    gateway: str = route.get("gateway", address)
+    return gateway
 
 
 def _config(count: int) -> str:

@@ -34,6 +34,8 @@ _GRACE = 0.02  # seconds beyond the idle round trip that a UDP packet may be lat
 _PING_INTERVAL = 0.005  # seconds
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _IPERF_PORT = 5201
+_ROLES = ("sender", "receiver", "relay1", "relay2")
+MOST_RELAYS = 2
 
 
 @frozen
@@ -104,7 +106,7 @@ def tcp(
     """Return Gbit/s of payload received, and CPU seconds per GB of each of ``pids``.
 
     The first of the pids is taken for the sender's daemon, the second for the
-    receiver's.
+    receiver's, others for those of relays from the sender on.
     """
     before = [cpu_seconds(pid) for pid in pids]
     end = iperf(host, address, seconds, "--parallel", str(streams))
@@ -112,8 +114,8 @@ def tcp(
     received = end["sum_received"]
     gigabytes = received["bytes"] / 1e9
     figures = {f"tcp_{streams}_gbits": received["bits_per_second"] / 1e9}
-    for end_name, seconds_used in zip(("sender", "receiver"), used, strict=False):
-        figures[f"cpu_{end_name}_s_per_gb_{streams}"] = seconds_used / gigabytes
+    for name, seconds_used in zip(_ROLES, used, strict=False):
+        figures[f"cpu_{name}_s_per_gb_{streams}"] = seconds_used / gigabytes
     return figures
 
 

@@ -79,7 +79,7 @@ class OtherTunnel:
         return subprocess.run(query, capture_output=True, text=True).stdout
 
     @contextmanager
-    def session(self, vm1: Host, vm2: Host) -> Iterator[Session]:
+    def session(self, vm1: Host, vm2: Host, *_routers: Host) -> Iterator[Session]:
         """Make keys, start it on both hosts, wait for an echo reply."""
         ends = self._end(vm1, 1), self._end(vm2, 2)
         commands = self.prepare(ends)
