@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Any, NoReturn, Self, TypeVar
 
 from attrs import define, field
@@ -39,6 +39,8 @@ from alpha_trio.errors import AlphaTrioError
 from tools import delay
 
 T = TypeVar("T")
+Wire = Callable[[Sequence["Host"], Sequence[str]], None]
+"""Makes the two ends of a link, with these names, on these two hosts."""
 
 NAMESPACES = Path("/run/netns")  # where ip-netns keeps its names
 DIRECTORIES = Path("/run/alpha-trio-lab")  # sockets, state and logs, one folder a lab
@@ -306,18 +308,24 @@ class Lab:
         return host
 
     def connect(
-        self, left: Host, right: Host, *, mtu: int = 1500, delay_ms: float = 0
+        self,
+        left: Host,
+        right: Host,
+        *,
+        mtu: int = 1500,
+        delay_ms: float = 0,
+        wire: Wire | None = None,
     ) -> tuple[str, str]:
         """Join two hosts by a link without addresses; return the names of its ends.
 
-        ``delay_ms``: how long a packet takes in either direction.
+        ``delay_ms``: how long a packet takes in either direction.  ``wire``: makes
+        the link in place of either; ``tools/attacker.py`` has some.
         """
         ends = left, right
         ports = f"eth{len(left.ports)}", f"eth{len(right.ports)}"
-        if delay_ms:
-            _join_slowly(ends, ports, delay_ms)
-        else:
-            _join(ends, ports)
+        if wire is None:
+            wire = partial(_join_slowly, delay_ms=delay_ms) if delay_ms else join
+        wire(ends, ports)
         for host, port in zip(ends, ports, strict=True):
             host.ports.append(port)
             _ip("-n", host.namespace, "link", "set", port, "mtu", str(mtu), "up")
@@ -341,20 +349,27 @@ class Lab:
         return hosts
 
     def chain(
-        self, routers: int = 1, *, mtu: int = 1500, delay_ms: float = 0
+        self,
+        routers: int = 1,
+        *,
+        mtu: int = 1500,
+        delay_ms: float = 0,
+        wires: Mapping[int, Wire] = MappingProxyType({}),
     ) -> list[Host]:
         """Add vm1 - r1 - r2 ... - vm2, each link a network, routers forwarding.
 
         vm1 is 192.168.10.60 and vm2 has 61 in the last network, 192.168.(10+n).0;
         on the links between, the left end has 1 and the right end 2.  ``delay_ms``:
-        how long a packet takes over each link.
+        how long a packet takes over each link.  ``wires``: who makes which of the
+        links, counted from 0 at vm1, see ``connect``.
         """
         names = ["vm1", *(f"r{number}" for number in range(1, routers + 1)), "vm2"]
         hosts = [self.host(name) for name in names]
         last = len(hosts) - 1
         for number in range(last):
             left, right = hosts[number : number + 2]
-            ports = self.connect(left, right, mtu=mtu, delay_ms=delay_ms)
+            wire = wires.get(number)
+            ports = self.connect(left, right, mtu=mtu, delay_ms=delay_ms, wire=wire)
             _assign(left, ports[0], 10 + number, 60 if number == 0 else 1)
             _assign(right, ports[1], 10 + number, 61 if number + 1 == last else 2)
         _route_chain(hosts)
@@ -371,7 +386,8 @@ class Lab:
             _ip("-n", switch.namespace, "link", "set", port, "master", "br0")
 
 
-def _join(ends: Sequence[Host], ports: Sequence[str]) -> None:
+def join(ends: Sequence[Host], ports: Sequence[str]) -> None:
+    """A wire: a pair of veth devices."""
     sides = [
         ("name", port, "netns", host.namespace)
         for host, port in zip(ends, ports, strict=True)

@@ -15,6 +15,7 @@ from base64 import b64decode
 from collections import Counter
 from contextlib import contextmanager
 from itertools import cycle
+from random import Random
 
 import pytest
 
@@ -22,10 +23,8 @@ from alpha_trio.proto.wire import KEY_SIZE
 from tests.netns.hostile import (
     DEEDS,
     Mallory,
-    Numbered,
     every_nth,
     everything,
-    forged_syn,
     losing,
     memory,
 )
@@ -37,7 +36,9 @@ from tests.netns.traffic import (
     ping,
     send_tcp,
 )
+from tools.forgeries import forged_syn
 from tools.lab import Daemon, wait_until
+from tools.numbered import Numbered
 
 pytestmark = pytest.mark.netns
 
@@ -240,7 +241,8 @@ def test_by_reliable_rounds_all_of_a_stream_arrives_and_each_once(
 @contextmanager
 def flooded(forger, source, identity):
     """Within the block, FLOOD_RATE SYNs a second, each with a nonce of its own."""
-    syns = [forged_syn(identity) for _ in range(1000)]
+    dice = Random(7)
+    syns = [forged_syn(identity, dice) for _ in range(1000)]
     done, sent = threading.Event(), Counter()
 
     def flood():
