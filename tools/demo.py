@@ -6,14 +6,14 @@ import argparse
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from alpha_trio.proto.wire import CONTROL, Kind
-from tools import measure
+from tools import measure, relay_demo
 from tools.lab import Daemon, Host, Lab, LabError, run_tool, shell_command, wait_until
+from tools.stage import alpha_trio, heading, show, show_command, start, stop
 
 TEXT, NEXT_TEXT = "this is a test", "this is the next test"
 UDP_PORT = 2323
@@ -24,37 +24,6 @@ IPV4, UDP = b"\x08\x00", 17
 # Offsets in an Ethernet frame that holds IPv4 without options, and UDP.
 ETHER_TYPE, PROTOCOL, CHECKSUM, PAYLOAD = 12, 23, 40, 42
 SHAPE = PAYLOAD + 10  # of an S2's round
-
-
-def heading(text: str) -> None:
-    """Begin a part of the demo."""
-    line = f"== {text}"
-    print(f"\n\033[1m{line}\033[0m" if sys.stdout.isatty() else f"\n{line}", flush=True)
-
-
-def show_command(host: Host, command: str) -> None:
-    """Print a command as typed on a host."""
-    print(f"{host.name}# {command}", flush=True)
-
-
-def show(output: str) -> None:
-    """Print what a command said, set apart from the command."""
-    for line in output.strip().splitlines():
-        print(f"    {line}".rstrip(), flush=True)
-
-
-def alpha_trio(daemon: Daemon, *arguments: str) -> None:
-    """Run a command of ours and show both it and its output."""
-    show_command(daemon.host, f"alpha-trio {' '.join(arguments)}")
-    show(daemon.cli(*arguments).stdout)
-
-
-def start(daemons: Sequence[Daemon], *options: str) -> None:
-    """Start ``alpha-trio run`` on each host."""
-    for daemon in daemons:
-        daemon.arguments = options
-        show_command(daemon.host, " ".join(("alpha-trio run", *options, "&")))
-        daemon.start()
 
 
 def join(one: Daemon, two: Daemon) -> None:
@@ -258,18 +227,6 @@ def status(daemons: Sequence[Daemon]) -> None:
         alpha_trio(daemon, "status")
 
 
-def stop(daemons: Sequence[Daemon], before: Sequence[str]) -> None:
-    """Stop both and see that the hosts are as they were before."""
-    heading("Both stop; addresses, rules, routes and settings are as before")
-    for daemon, snapshot in zip(daemons, before, strict=True):
-        alpha_trio(daemon, "stop")
-        code = daemon.wait()
-        if code != 0 or daemon.host.snapshot() != snapshot:
-            raise LabError(
-                f"{daemon.host.name}: exit code {code}, or something is left"
-            )
-
-
 def explain_stay(daemons: Sequence[Daemon]) -> None:
     """Print how to go on by hand."""
     heading("Both hosts stay.  To work on one, with alpha-trio at hand")
@@ -304,10 +261,20 @@ def run(stay: bool) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run the demo."""
     parser = argparse.ArgumentParser(prog="tools/demo", description=__doc__)
-    parser.add_argument(
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
         "--stay", action="store_true", help="leave the hosts running at the end"
     )
-    run(parser.parse_args(arguments).stay)
+    choice.add_argument(
+        "--relay",
+        action="store_true",
+        help="show an attack on the way, with relays and without",
+    )
+    options = parser.parse_args(arguments)
+    if options.relay:
+        relay_demo.run()
+    else:
+        run(options.stay)
     return 0
 
 
