@@ -15,19 +15,20 @@ pytestmark = pytest.mark.netns
 SCRIPT = """
 import json, sys
 from attrs import asdict
-from alpha_trio.config import Backend, RoutingSettings, Settings
+from alpha_trio.config import Backend, RelaySettings, RoutingSettings, Settings
 from alpha_trio.doctor import checks
 
 routing = RoutingSettings(backend=Backend(sys.argv[1]))
-print(json.dumps([asdict(check) for check in checks(Settings(routing=routing))]))
+settings = Settings(routing=routing, relay=RelaySettings(sys.argv[2] == "relay"))
+print(json.dumps([asdict(check) for check in checks(settings)]))
 """
 
 
-def diagnose(prepare="", backend="rules", run=(), path=os.environ["PATH"]):
+def diagnose(prepare="", backend="rules", run=(), path=os.environ["PATH"], role="end"):
     """The checks in namespaces of their own, after the shell commands ``prepare``."""
     shell = f'{prepare}\nPATH="$1" && shift && exec "$@"'
     enter = ["unshare", "--net", "--mount", "sh", "-ec", shell, "sh", path]
-    python = [sys.executable, "-c", SCRIPT, backend]
+    python = [sys.executable, "-c", SCRIPT, backend, role]
     done = subprocess.run(
         [*enter, *run, *python], capture_output=True, text=True, check=True
     )
@@ -107,3 +108,27 @@ def test_strict_filters_matter_to_routes_set_by_hand():
 def test_no_packet_filter(backend, ok):
     checks = diagnose("mount -t tmpfs none /usr/sbin", backend, path="/nowhere")
     assert found(checks, "nft")["ok"] is ok
+
+
+def of_relay(checks):
+    return {c["what"]: c["ok"] for c in checks if c["what"].startswith("relay: ")}
+
+
+def test_a_relay_needs_more():
+    assert of_relay(diagnose()) == {}
+    found = of_relay(diagnose(role="relay"))
+    assert len(found) == 3
+    assert all(found.values())
+
+
+def test_a_relay_without_privileges():
+    rootless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    found = of_relay(diagnose(run=rootless, role="relay"))
+    assert found["relay: no transparent sockets: Operation not permitted"] is False
+    assert False in [ok for what, ok in found.items() if "cannot be led" in what]
+    assert None in [ok for what, ok in found.items() if "CAP_NET_RAW" in what]
+
+
+def test_a_relay_without_nft():
+    found = of_relay(diagnose("mount -t tmpfs none /usr/sbin", role="relay"))
+    assert None in [ok for what, ok in found.items() if "no nft" in what]

@@ -3,7 +3,7 @@
 vm1 192.168.10.60 --- r1 --- r2 --- vm2 192.168.12.61
     fd00:10::60                         fd00:12::61
 
-Which datagrams may go on is tested with the core, in tests/proto/.
+Which datagrams may go on is tested with the core, in tests/proto/; here, that it is so.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from alpha_trio.proto.wire import Kind
 from tests.netns.test_lifecycle import start_and_fail
 from tests.netns.traffic import (
     PATIENCE,
+    Forger,
     Tap,
     add,
     assert_none_lost,
+    datagrams,
     family_of,
     flowing,
     introduce,
@@ -479,3 +481,53 @@ def test_what_is_relayed_can_be_seen(chain):
         assert f"{document['forwarded_packets']} packets" in text
         metrics = relay.cli("metrics").stdout
         assert "alpha_trio_relay_forwarded_packets_total" in metrics
+
+
+# What it is for
+
+
+def test_what_somebody_makes_up_dies_at_the_first_relay(chain):
+    vm1, r1, r2, vm2 = chain
+    with (
+        Daemon(vm1) as one,
+        Daemon(vm2) as two,
+        Daemon(r1, "--relay") as first,
+        Daemon(r2, "--relay") as second,
+        Tap(vm1) as tap,
+        Forger(vm1, vm2, r1) as forger,
+    ):
+        introduce(one, two)
+        ping(vm1, vm2.address)
+        (session,) = relaying(first)["latest"]
+        assert session["state"] == "verified"
+        keys = {session[end]["key"] for end in ("initiator", "responder")}
+        assert keys == {daemon.status()["key"] for daemon in (one, two)}
+        seen = datagrams(tap.packets(), vm1.address)
+        packet = next(d for d in seen if d[0] == Kind.S2)
+        forged = packet[:-1] + bytes([packet[-1] ^ 1])
+        before, count = forwarded(second), dropped(first)
+        for payload in (packet, forged, bytes([Kind.S2, 7]) + packet[2:], b"c" * 40):
+            forger.send(payload, vm1.address)
+            count += 1
+            wait_until(lambda n=count: dropped(first) == n, "one more drop")
+        assert forwarded(second) == before
+        assert peer(two, "vm1")["drops"] == {}
+        first.wait_log("Not relaying packets between")
+        ping(vm1, vm2.address)  # nobody was disturbed
+
+
+def dropped(daemon):
+    return sum(relaying(daemon)["drops"].values())
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_only_listed_keys_pass(chain, listed):
+    vm1, r1, _, vm2 = chain
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        keys = [daemon.status()["key"] for daemon in (one, two)]
+        config = f"[relay]\nenabled = true\nkeys = {keys if listed else keys[:1]}\n"
+        with Daemon(r1, config=config) as relay:
+            introduce(one, two)
+            found = ping(vm1, vm2.address, "-W", "1", check=False)
+            assert (found is not None) == listed
+            assert ("not-allowed" in relaying(relay)["drops"]) == (not listed)

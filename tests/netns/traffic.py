@@ -263,9 +263,10 @@ def datagrams(packets, source):
 class Forger:
     """Puts UDP datagrams on the link, with whatever source address."""
 
-    def __init__(self, host, target):
+    def __init__(self, host, target, router=None):
         self._target = target.address
-        self._macs = bytes.fromhex((mac_of(target) + mac_of(host)).replace(":", ""))
+        macs = mac_of(router or target) + mac_of(host)
+        self._macs = bytes.fromhex(macs.replace(":", ""))
         self._socket = host.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         host.call(lambda: self._socket.bind(("eth0", 0)))
 
