@@ -531,3 +531,15 @@ def test_only_listed_keys_pass(chain, listed):
             found = ping(vm1, vm2.address, "-W", "1", check=False)
             assert (found is not None) == listed
             assert ("not-allowed" in relaying(relay)["drops"]) == (not listed)
+
+
+def test_a_router_without_ipv6(chain):
+    vm1, r1, _, vm2 = chain
+    for scope in ("all", "default"):
+        r1.sysctl(f"net.ipv6.conf.{scope}.disable_ipv6", 1)
+    before = r1.snapshot()
+    with Daemon(vm1) as one, Daemon(vm2) as two, Daemon(r1, "--relay") as relay:
+        introduce(one, two)
+        ping(vm1, vm2.address)
+        assert relaying(relay)["sessions"] == 1
+    assert r1.snapshot() == before
