@@ -13,8 +13,14 @@ from alpha_trio.proto.acks import ACK, verdicts_untrusted
 from alpha_trio.proto.batch import Buffer
 from alpha_trio.proto.chain import ChainVerifier, HashChain
 from alpha_trio.proto.frames import FRAME_WORD_SIZE
-from alpha_trio.proto.presign import Presigner
-from alpha_trio.proto.wire import CONTROL, RELIABLE, S2_TAIL, BadPacket
+from alpha_trio.proto.presign import NODE_SIZE, Presigner
+from alpha_trio.proto.wire import (
+    CONTROL,
+    RELIABLE,
+    ROUND_HEAD_SIZE,
+    S2_TAIL,
+    BadPacket,
+)
 
 FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
 
@@ -152,6 +158,12 @@ class Round:
     def is_reliable_data(self) -> bool:
         """Whether its packets are repeated until they are acknowledged."""
         return self.shape & (RELIABLE | CONTROL) == RELIABLE
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest datagram it takes."""
+        s2 = ROUND_HEAD_SIZE + self.presigner.depth * NODE_SIZE
+        return max(len(self.s1), s2 + max(size for _, _, size in self.groups))
 
     @property
     def inner_packets(self) -> int:

@@ -505,7 +505,11 @@ class Sender:
             if round_ is None or now < round_.resend_at:
                 continue
             if now - round_.started >= self._lifetime(round_):
-                self._give_up(round_)
+                self._give_up(round_, Drop.NO_AGREEMENT)
+            elif (
+                round_.largest > self.line.datagram_size and not round_.shape & CONTROL
+            ):
+                self._give_up(round_, Drop.TOO_BIG)  # the path has shrunk meanwhile
             elif not round_.agreed:
                 self.under_way -= round_.attempts == 1  # others need not wait for it
                 round_.attempts += 1
@@ -526,12 +530,12 @@ class Sender:
             return max(CONTROL_LIFETIME, 6 * (self.rtt.smoothed or 0.0))
         return RELIABLE_LIFETIME if round_.shape & RELIABLE else ROUND_LIFETIME
 
-    def _give_up(self, round_: Round) -> None:
+    def _give_up(self, round_: Round, reason: Drop) -> None:
         self.finish(round_)
         self.under_way -= not round_.agreed and round_.attempts == 1
         if round_ in self.order:
             self.order.remove(round_)
-            self.line.counters.drop(Drop.NO_AGREEMENT, round_.inner_packets)
+            self.line.counters.drop(reason, round_.inner_packets)
         self._count_unanswered(round_)
 
     def _count_unanswered(self, round_: Round) -> None:

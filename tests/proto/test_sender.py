@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from alpha_trio.proto.batch import Drop
 from alpha_trio.proto.frames import cut
-from alpha_trio.proto.rounds import MAX_RTO, MIN_RTO, FlowQueue, RoundTrip, Waiting
+from alpha_trio.proto.rounds import (
+    FIRST_RTO,
+    MAX_RTO,
+    MIN_RTO,
+    FlowQueue,
+    RoundTrip,
+    Waiting,
+)
 from alpha_trio.proto.sender import (
     HELD_BYTES,
     QUEUE_AGE,
@@ -96,6 +103,16 @@ def test_a_keepalive_nobody_answers_is_no_lost_packet():
 
 
 # -- the round-trip time
+
+
+def test_what_fits_the_path_no_more_is_given_up_not_repeated():
+    ends = Ends.make()
+    ends.one.emit(batch())
+    ends.one.transport.line.datagram_size = 150
+    assert ends.one.serve(FIRST_RTO) == []
+    assert ends.one.drops == {Drop.TOO_BIG: 7}
+    ends.settle(*ends.one.send(b"small", now=1.0))
+    assert ends.two.received == [b"small"]
 
 
 def test_the_timeout_follows_the_measurements_within_its_bounds():
