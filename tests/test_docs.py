@@ -20,7 +20,11 @@ from alpha_trio.relaypath import Loss
 from alpha_trio.settings import Mode
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CHANGELOG.md", *(f"docs/{p.name}" for p in ROOT.glob("docs/*"))]
+PAGES = [
+    "README.md",
+    "CHANGELOG.md",
+    *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+]
 FOLDERS = ("alpha_trio", "cli", "docs", "packaging", "tests", "tools")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -353,7 +353,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="MS",
         help="let the link take so long in either direction (default: none)",
     )
-    add("--json", type=_writable, metavar="FILE", help="write all figures to this file")
+    add("--json", type=writable, metavar="FILE", help="write all figures to this file")
     return parser.parse_args(arguments)
 
 
@@ -381,7 +381,7 @@ def number(text: str) -> int:
     return value
 
 
-def _writable(text: str) -> Path:
+def writable(text: str) -> Path:
     """Find out before the measurements whether their result can be kept."""
     path = Path(text)
     try:

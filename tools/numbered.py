@@ -17,6 +17,7 @@ _PROOF_SIZE = 32
 _MOST_AT_ONCE = 32
 _LONGEST = 2048
 _SIZES = (40, 41, 100, 400, 1000, 1300)  # of payloads, bytes
+MEAN_SIZE = sum(_SIZES) / len(_SIZES)
 _RCVBUFFORCE = 33
 
 

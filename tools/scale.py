@@ -3,6 +3,8 @@
     vm1: the daemon --- link --- vm2: an address for each peer, and in this process
                                       a peer table behind each address
 
+With ``--relay`` the sessions cross a relay on the link, and it is measured instead.
+
 ``docs/benchmark.md`` says what the figures mean.
 """
 
@@ -31,11 +33,15 @@ from rich.console import Console
 from alpha_trio.clock import boottime
 from alpha_trio.net.udp import UdpSocket
 from alpha_trio.proto.batch import Outbox
+from alpha_trio.proto.handshake import HalfOpen, Initiation
 from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.peers import PeerTable
+from alpha_trio.proto.relay import Relay, RelayPolicy
+from alpha_trio.proto.wire import SUITE_ALPHA
 from tools import measure
 from tools.bench import number
-from tools.lab import Daemon, Host, Lab, run_tool, wait_until
+from tools.contenders import next_hop
+from tools.lab import Daemon, Host, Lab, LabError, run_tool, wait_until
 from tools.measure import Figures
 from tools.targets import World, packet
 
@@ -43,10 +49,14 @@ PORT = 1234
 NETWORK = "10.0.0.0/8"  # where the addresses of the peers are
 FIRST = IPv4Address("10.0.0.1")
 TIMEOUT = 60.0  # s for all sessions
+_APART = 0.02  # s between two handshakes: a relay checks so many of one address
+_LATER = 30.0  # s after which nothing of a handshake is kept
 IDLE_SECONDS = 10
 _LOOK_EVERY = 0.02  # s between two looks at the deadlines of all tables
 _ASK_AGAIN = 1.0  # s after which a program repeats what was not answered
 _IDLE_PAIRS = 50
+_RELAYED = 300  # sessions
+_INITIATOR, _RESPONDER = ("10.0.0.1", 1234), ("10.0.0.2", 1234)
 _LOAD = 150  # super-packets, more than a session holds
 _SMALL_LOAD = 80_000  # small packets, likewise
 _LOADED_ROUNDS = 15  # until all associations are there
@@ -172,14 +182,18 @@ def _pktinfo(address: str) -> bytes:
 
 @contextmanager
 def meeting(vm1: Host, vm2: Host, count: int) -> Iterator[tuple[Daemon, Crowd]]:
-    """A daemon on vm1 with so many peers on vm2, of which none has a session yet."""
+    """A daemon on vm1 with so many peers on vm2, of which none has a session yet.
+
+    Routers between the two must know the way to NETWORK.
+    """
     peers = Crowd(vm2, count, vm1.address)
     config = "".join(
         f'[peers.p{number}]\nendpoint = "{address}"\n'
         for number, address in enumerate(peers.addresses)
     )
     with ExitStack() as stack:
-        vm1.run("ip", "route", "replace", NETWORK, "via", vm2.address)
+        via = next_hop(vm1, vm2.address)
+        vm1.run("ip", "route", "replace", NETWORK, "via", via)
         crowd = stack.enter_context(peers)
         yield stack.enter_context(Daemon(vm1, config=config)), crowd
 
@@ -316,6 +330,65 @@ def _forget_mail(world: World) -> None:
         end.out = Outbox()
 
 
+# -- a relay on the way ---------------------------------------------------------------
+
+
+def measure_relay(vm1: Host, r1: Host, vm2: Host, count: int) -> Figures:
+    """Figures of a relay that so many sessions of one daemon cross."""
+    r1.run("ip", "route", "replace", NETWORK, "via", vm2.address)
+    with Daemon(r1, "--relay") as relay, meeting(vm1, vm2, count) as (daemon, crowd):
+        before = measure.resident_mb([relay.pid])
+        took = establish(daemon, crowd, crowd.speak)
+        wait_until(lambda: _sessions(relay) >= count, "the relay's view", TIMEOUT)
+        after = measure.resident_mb([relay.pid])
+        document = relay.status()["relay"]
+    return {
+        "relay_sessions_s": took,
+        "relay_rss_before_mb": before,
+        "relay_rss_after_mb": after,
+        "relay_rss_session_kb": (after - before) * 1e3 / count,
+        "relay_own_session_kb": document["memory_bytes"] / 1e3 / document["sessions"],
+    }
+
+
+def _sessions(relay: Daemon) -> int:
+    count: int = relay.status()["relay"]["sessions"]
+    return count
+
+
+def measure_relay_core() -> Figures:
+    """Traced memory of an idle session in the verdict engine, in kB."""
+    handshakes = [_handshake(Random(seed)) for seed in range(_RELAYED)]
+    grown = _growth(lambda: _seen_by_relay(handshakes))
+    return {"relay_core_idle_kb": grown / 1e3 / _RELAYED}
+
+
+def _handshake(random: Random) -> tuple[bytes, bytes, bytes]:
+    one, other = Identity(random.randbytes(32)), Identity(random.randbytes(32))
+    ids = [random.randrange(1, 1 << 32) for _ in range(2)]
+    asking = Initiation.begin(one, SUITE_ALPHA, ids[0], random.randbytes, 0.0)
+    there = ids[1], random.randbytes, _INITIATOR, b"", 0.0
+    ack = HalfOpen.answer(asking.syn, other, *there).ack
+    ackack = asking.finish_untrusted(ack, one)
+    return asking.syn.pack(), ack.pack(), ackack.pack()
+
+
+def _seen_by_relay(handshakes: list[tuple[bytes, bytes, bytes]]) -> Relay:
+    relay, now = Relay(RelayPolicy(), 0.0), 0.0
+    for syn, ack, ackack in handshakes:
+        now += _APART
+        for message, back in ((syn, False), (ack, True), (ackack, False)):
+            ends = (_RESPONDER, _INITIATOR) if back else (_INITIATOR, _RESPONDER)
+            view = memoryview(bytearray(message))
+            if not relay.transit(view, len(message), *ends, now):
+                raise LabError(f"the relay refuses it: {relay.counters.drops}")
+    relay.forget_idle(now + _LATER)
+    if len(relay.sessions(now)) != len(handshakes):
+        raise LabError("the relay has lost a session")
+    relay.events.clear()  # the daemon takes them at once
+    return relay
+
+
 ROWS = {
     "called_by_daemon_s": "all sessions, asked for by the daemon, s",
     "called_by_peers_s": "all sessions, asked for by the peers, s",
@@ -332,26 +405,48 @@ ROWS = {
 }
 
 
+RELAY_ROWS = {
+    "relay_sessions_s": "all sessions through the relay, asked for by the peers, s",
+    "relay_rss_before_mb": "relay without a session, MB",
+    "relay_rss_after_mb": "relay with the sessions, MB",
+    "relay_rss_session_kb": "relay's memory for each session, kB",
+    "relay_own_session_kb": "the same by its own estimate, kB",
+    "relay_core_idle_kb": "verdict engine alone, an idle session, kB",
+}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="tools/scale", description=__doc__)
     add = parser.add_argument
     add("--sessions", type=number, default=1_000, help="how many (default: 1000)")
     add("--json", action="store_true", help="print one JSON document")
+    add("--relay", action="store_true", help="measure a relay that they cross instead")
     options = parser.parse_args(arguments)
-    with Lab() as lab:
-        vm1, vm2 = lab.lan(2)
-        figures = measure_daemon(vm1, vm2, options.sessions)
-        figures |= measure_idle(vm1, vm2) | measure_core()
-    figures |= measure_small_packets()
+    rows, measure_them = (RELAY_ROWS, _of_relay) if options.relay else (ROWS, _of_ends)
+    figures = measure_them(options.sessions)
     if options.json:
         print(json.dumps({"sessions": options.sessions, **figures}, indent=2))
         return 0
     console = Console(highlight=False)
     console.print(f"{options.sessions} sessions")
-    for key, title in ROWS.items():
+    for key, title in rows.items():
         console.print(f"{figures[key]:10,.1f}  {title}")
     return 0
+
+
+def _of_ends(count: int) -> Figures:
+    with Lab() as lab:
+        vm1, vm2 = lab.lan(2)
+        figures = measure_daemon(vm1, vm2, count)
+        figures |= measure_idle(vm1, vm2) | measure_core()
+    return figures | measure_small_packets()
+
+
+def _of_relay(count: int) -> Figures:
+    with Lab() as lab:
+        vm1, r1, vm2 = lab.chain(1)
+        return measure_relay(vm1, r1, vm2, count) | measure_relay_core()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from tools import scale
 pytestmark = pytest.mark.netns
 
 SESSIONS = 100
+RELAYED_SESSION_KB = 4
 IDLE_SESSION_KB = 200
 LOADED_SESSION_KB = 8_000
 
@@ -19,6 +20,16 @@ LOADED_SESSION_KB = 8_000
 def test_a_packet_for_each_of_many_peers_brings_a_session_each(pair):
     figures = scale.measure_daemon(*pair, SESSIONS)  # LabError if any is missing
     assert figures["rss_session_kb"] < IDLE_SESSION_KB
+
+
+def test_a_relay_sees_every_session_that_crosses_it(lab):
+    figures = scale.measure_relay(*lab.chain(1), SESSIONS)  # LabError if any is missing
+    assert figures["relay_rss_session_kb"] < IDLE_SESSION_KB
+
+
+def test_memory_of_an_idle_session_in_the_verdict_engine():
+    figures = scale.measure_relay_core()
+    assert 1 < figures["relay_core_idle_kb"] < RELAYED_SESSION_KB
 
 
 def test_memory_of_a_session_in_the_core():
