@@ -27,6 +27,7 @@ _LINES = {
     ),
     EventKind.ESTABLISHED: "Got ACKACK packet. Handshake with {host} is done!",
     EventKind.PINNED: "Pinned the key of {peer} ({host}): from now on it must have it.",
+    EventKind.TRACED: "Traced the way to {peer} ({host}).",
     EventKind.EXPIRED: "Forgetting the session with {peer}: it is too old.",
 }
 

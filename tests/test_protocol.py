@@ -6,7 +6,7 @@ from operator import attrgetter
 
 import pytest
 
-from alpha_trio.proto import alpha, frames, wire
+from alpha_trio.proto import alpha, frames, report, wire
 from alpha_trio.proto.batch import Drop
 from tests.test_docs import ROOT, section
 
@@ -64,6 +64,8 @@ def size_of_row(row):
         ("A2", wire.ROUND_HEAD_SIZE + wire.A2_OPENING.size + 8),
         ("Bodies", frames.FRAME_WORD_SIZE),
         ("Associations", 4 + 16),
+        ("Traces", 4 + 16),
+        ("REPORT", report.REPORT_SIZE),
         ("Plain mode", wire.DATA_SIZE),
     ],
 )

@@ -7,13 +7,14 @@ import pytest
 from attrs import evolve
 
 from alpha_trio.proto import acks, chain, cipher, cookies, presign
-from alpha_trio.proto.alpha import LATER_SPACING, AlphaTransport
+from alpha_trio.proto.alpha import LATER_SPACING, AlphaTransport, trace_message
 from alpha_trio.proto.batch import Counters, Drop, Outbox
 from alpha_trio.proto.frames import Cut
 from alpha_trio.proto.handshake import FIRST_SPACING, HalfOpen, Initiation
 from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.plain import Arrival, PlainTransport
+from alpha_trio.proto.report import Counts, Report, Role, parse_report_untrusted
 from alpha_trio.proto.sender import MODES
 from alpha_trio.proto.wire import (
     Cookie,
@@ -26,9 +27,10 @@ from tests.reference import vectors
 from tests.reference.alpha import unlimited
 
 REMOTE = ("192.0.2.1", 1234)
+NOBODY = Identity(bytes(32))
 HANDSHAKES = ("alpha", "plain", "cookie", "limited")
 ROUNDS = ("n", "c", "m", "cm", "keepalive")
-CONTROLS = ("open", "close", "unknown")
+CONTROLS = ("open", "close", "unknown", "trace")
 
 
 def load(name):
@@ -206,7 +208,7 @@ def test_limits_of_relays():
         without[key] for key in ("ackack", "keys")
     ]
     here, there = [
-        Line(end, Counters(), Scripted(), 1400) for end in agreements("limited")
+        Line(end, Counters(), Scripted(), 1400, NOBODY) for end in agreements("limited")
     ]
     assert here.most_roots == vector["most_roots_of_initiator"] == 4
     assert there.most_roots == vector["most_roots_of_responder"] == 40
@@ -232,8 +234,9 @@ class Ends:
 
     def __init__(self, datagram_size: int = 1472, *responder: bytes) -> None:
         one, two = agreements("alpha")
-        self.one = transport(one, datagram_size, Scripted())
-        self.two = transport(two, datagram_size, Scripted(*responder))
+        self.one = transport(one, "initiator", datagram_size, Scripted())
+        random = Scripted(*responder)
+        self.two = transport(two, "responder", datagram_size, random)
         self.out = Outbox()
 
     def sent(self) -> list[bytes]:
@@ -263,8 +266,11 @@ class Ends:
         return [b"".join(d.parts)[10:] for d in self.out.delivers]
 
 
-def transport(agreement, datagram_size: int, random: Scripted) -> AlphaTransport:
-    line = Line(agreement, Counters(), random, datagram_size)
+def transport(
+    agreement, name: str, datagram_size: int, random: Scripted
+) -> AlphaTransport:
+    identity = Host(name).identity
+    line = Line(agreement, Counters(), random, datagram_size, identity)
     made = AlphaTransport(line, 0.0, 0.0)
     made.add_first(agreement)
     return made
@@ -410,6 +416,11 @@ def control_ends() -> Ends:
     return Ends(1472, seeds[0], chain_seed, *seeds[1:])
 
 
+def test_trace_is_made():
+    message = raw(load("control")["trace"]["message"])
+    assert trace_message(raw(load("report")["nonce"])) == message
+
+
 @pytest.mark.parametrize("name", CONTROLS)
 def test_sender_makes_the_control_round(name):
     control = load("control")
@@ -447,13 +458,34 @@ def test_receiver_takes_control_messages_and_accepts_an_association():
     answer_control(ends, vector["close"])
     assert set(ends.two.receiver.associations) == {0}
     answer_control(ends, vector["unknown"])
+    report = raw(load("report")["responder"]["report"])
+    answer_control(ends, vector["trace"], report)
 
 
-def answer_control(ends: Ends, vector) -> None:
+def test_report_of_a_relay():
+    vector = load("report")["relay"]
+    identity = Identity(raw(vector["identity_seed"]))
+    report = Report(
+        vectors.INITIATOR_ID,
+        raw(load("report")["nonce"]),
+        identity.public,
+        Role.RELAY,
+        Counts(*vector["forth"]),
+        Counts(*vector["back"]),
+        raw(vector["address"]),
+        vector["hop_limit"],
+    )
+    assert report.signed(identity) == raw(vector["report"])
+    arrived = parse_report_untrusted(raw(vector["report"]))
+    arrived.verify_untrusted()
+    assert evolve(arrived, signature=bytes(64)) == report
+
+
+def answer_control(ends: Ends, vector, *reports: bytes) -> None:
     ends.arrive(ends.two, [raw(vector["s1"])])
     assert ends.sent() == [raw(vector["a1"])]
     ends.arrive(ends.two, raw(vector["s2"]))
-    assert ends.sent() == [raw(vector["a2"])]
+    assert ends.sent() == [*reports, raw(vector["a2"])]
 
 
 # Without protection

@@ -36,6 +36,7 @@ from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.peers import KNOCKING_HOSTS, PeerTable
 from alpha_trio.proto.plain import Transport
 from alpha_trio.proto.receiver import MAX_ASSOCIATIONS
+from alpha_trio.proto.report import Counts, Report, Role, parse_report_untrusted
 from alpha_trio.proto.runs import split
 from alpha_trio.proto.session import QUEUE_PACKETS, Session
 from alpha_trio.proto.wire import BadPacket
@@ -354,7 +355,7 @@ def peers(data: bytes) -> None:
 
 
 def messages(data: bytes) -> None:
-    """Messages of the handshake: BadPacket, or what packs to the same bytes."""
+    """Messages read field by field: BadPacket, or what packs to the same bytes."""
     parsers: tuple[Callable[[bytes], wire.Syn | wire.Ack | wire.AckAck], ...] = (
         wire.parse_syn_untrusted,
         wire.parse_ack_untrusted,
@@ -368,6 +369,10 @@ def messages(data: bytes) -> None:
     with suppress(BadPacket):
         cookie = wire.parse_cookie_untrusted(data).pack()
         insist(cookie[4:] == data[4:], "what was parsed packs as it came")
+    with suppress(BadPacket):
+        report = parse_report_untrusted(data)
+        insist(report.pack()[:72] == data[:72], "what was parsed packs as it came")
+        report.verify_untrusted()
 
 
 def has_header(body: Buffer) -> bool:
@@ -446,11 +451,13 @@ class Target:
 
 
 def _handshake() -> list[bytes]:
-    """SYN, ACK and ACKACK of a genuine handshake, and a COOKIE."""
+    """SYN, ACK and ACKACK of a genuine handshake, a COOKIE and a REPORT."""
     world = World("adaptive", Random(1))
     world.meet(3)
     cookie = wire.Cookie(7, bytes(wire.NONCE_SIZE), bytes(wire.COOKIE_SIZE))
-    return [*list(world.old)[:3], cookie.pack()]
+    identity, nonce = Identity(bytes(32)), bytes(wire.NONCE_SIZE)
+    report = Report(7, nonce, identity.public, Role.RELAY, Counts(1), Counts(2))
+    return [*list(world.old)[:3], cookie.pack(), report.signed(identity)]
 
 
 def _script(*numbers: int) -> bytes:

@@ -33,6 +33,7 @@ from alpha_trio.proto.chain import (
     HashChain,
     chain_id,
 )
+from alpha_trio.proto.cookies import TokenBucket
 from alpha_trio.proto.frames import FRAME_WORD_SIZE, Cut
 from alpha_trio.proto.handshake import Agreement
 from alpha_trio.proto.line import ROUND_KINDS, Line
@@ -44,8 +45,10 @@ from alpha_trio.proto.receiver import (
     InAssociation,
     Receiver,
 )
+from alpha_trio.proto.report import REPORT_SIZE, Report, Role, report_rate
 from alpha_trio.proto.rounds import OutAssociation
 from alpha_trio.proto.sender import Sender
+from alpha_trio.proto.tracing import Probe
 from alpha_trio.proto.wire import (
     ROUND_HEAD_SIZE,
     S2_SIZE,
@@ -78,6 +81,16 @@ class Control(IntEnum):
     OPEN = 1
     ACCEPT = 2
     CLOSE = 3
+    TRACE = 4
+    PADDING = 5  # nothing: it makes the datagram as long as the answers to it
+
+
+def trace_message(nonce: bytes) -> bytes:
+    """A TRACE that makes an S2 no shorter than a REPORT."""
+    trace = CONTROL_MESSAGE.pack(Control.TRACE, 0, nonce)
+    padding = CONTROL_MESSAGE.pack(Control.PADDING, 0, b"")
+    room = REPORT_SIZE - S2_SIZE - len(trace)
+    return trace + padding * -(-room // len(padding))
 
 
 @define(eq=False)
@@ -96,6 +109,7 @@ class AlphaTransport:
     """Chains being made: what to say when done, association, chain, peer's anchor."""
     _opening: dict[int, tuple[HashChain, float]] = field(factory=dict)
     """OPEN sent and when, no ACCEPT yet, by association."""
+    _reports: TokenBucket | None = None  # since there is somebody who asks
 
     def __attrs_post_init__(self) -> None:
         self.sender, self.receiver = Sender(self.line), Receiver(self.line)
@@ -264,13 +278,13 @@ class AlphaTransport:
         try:
             for at in range(0, len(message.body), CONTROL_MESSAGE.size):
                 part = message.body[at : at + CONTROL_MESSAGE.size]
-                self._carry_out_untrusted(part)
+                self._carry_out_untrusted(part, now, out)
         except BadPacket:
             self.receiver.acknowledge(message, NACK, out)
         else:
             self.receiver.acknowledge(message, ACK, out)
 
-    def _carry_out_untrusted(self, part: bytes) -> None:
+    def _carry_out_untrusted(self, part: bytes, now: float, out: Outbox) -> None:
         if len(part) != CONTROL_MESSAGE.size:
             raise BadPacket
         kind, number, anchor = CONTROL_MESSAGE.unpack(part)
@@ -283,7 +297,9 @@ class AlphaTransport:
                 self.sender.starved = False
         elif kind == Control.CLOSE:
             self.receiver.associations.pop(number, None)
-        else:
+        elif kind == Control.TRACE:
+            self._report(anchor, now, out)
+        elif kind != Control.PADDING:
             raise BadPacket
 
     def _on_open_untrusted(self, number: int, anchor: bytes) -> None:
@@ -294,6 +310,29 @@ class AlphaTransport:
         name = chain_id(self.line.agreement.offer.nonce, ACKNOWLEDGMENT_CHAIN, number)
         chain = HashChain(name, self.line.random(ELEMENT_SIZE), LATER_SPACING)
         self._making.append((Control.ACCEPT, number, chain, anchor))
+
+    # -- traces --------------------------------------------------------------------
+
+    def trace(self, probe: Probe, now: float, out: Outbox) -> None:
+        """Ask every node on the way to the peer, and the peer, what it has counted."""
+        probe.back = self.receiver.counts
+        message = trace_message(probe.nonce)
+        self.sender.send_trace(message, probe, now, out)
+
+    def _report(self, nonce: bytes, now: float, out: Outbox) -> None:
+        """Answer the peer's TRACE, unless there are too many."""
+        if self._reports is None:
+            self._reports = report_rate()
+        if not self._reports.take(now):
+            return
+        identity, counts = (
+            self.line.identity,
+            (self.receiver.counts, self.sender.counts),
+        )
+        report = Report(
+            self.line.agreement.remote_id, nonce, identity.public, Role.END, *counts
+        )
+        self.line.send(report.signed(identity), out)
 
     # -- time ----------------------------------------------------------------------
 

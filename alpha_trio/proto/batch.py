@@ -56,6 +56,7 @@ class Drop(StrEnum):
     WRONG_KEY = "wrong-key"  # a handshake with another key than the peer's
     WRONG_MODE = "wrong-mode"  # a handshake for a mode we do not want with this peer
     RATE = "rate"  # more handshakes than we answer
+    BAD_REPORT = "bad-report"  # an answer to no trace of ours, or not signed
     BAD_ROUND = "bad-round"  # S1, A1 or A2 that fits no open round
     UNSOLICITED = "unsolicited"  # S2 without a pre-signature we agreed to
     FORGED = "forged"  # S2 that does not match its pre-signature
@@ -79,6 +80,7 @@ class EventKind(StrEnum):
     WRONG_MODE = "wrong-mode"
     KNOCK = "knock"
     WRONG_ADDRESS = "wrong-address"
+    TRACED = "traced"  # what a trace has found is there to be taken
 
 
 @frozen

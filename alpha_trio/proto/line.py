@@ -6,9 +6,10 @@ from struct import Struct
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Counters, Outbox, Remote
+from alpha_trio.proto.batch import Counters, Drop, Outbox, Remote
 from alpha_trio.proto.cipher import TAG_SIZE, Keystream, Tagger
 from alpha_trio.proto.handshake import Agreement, RandomBytes
+from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.wire import (
     LEAST_ROOTS,
     MAX_ROOTS,
@@ -31,6 +32,8 @@ class Line:
     counters: Counters
     random: RandomBytes
     datagram_size: int  # largest UDP payload the path takes, bytes
+    identity: Identity  # ours
+    drops: dict[Drop, int] = field(factory=dict)  # of this session alone
     remote: Remote = field(init=False)  # where the peer was last heard from
     local: bytes = field(init=False)
     encrypt: Keystream = field(init=False)
@@ -60,6 +63,11 @@ class Line:
         may be an old one, sent again from anywhere.
         """
         self.remote, self.local = remote, local
+
+    def drop(self, reason: Drop, datagrams: int = 1) -> None:
+        """Count datagrams of the peer's as dropped, for it and for the session."""
+        self.counters.drop(reason, datagrams)
+        self.drops[reason] = self.drops.get(reason, 0) + datagrams
 
     def head(
         self, kind: Kind, association: int, shape: int, number: int, element: bytes

@@ -25,6 +25,7 @@ from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.negotiation import send_control
 from alpha_trio.proto.plain import Transport
 from alpha_trio.proto.session import ConnectionIds, Session
+from alpha_trio.proto.tracing import Trace
 from alpha_trio.proto.wire import (
     HEADER_SIZE,
     ID_SIZE,
@@ -191,6 +192,12 @@ class PeerTable:
         session.connect(now)
         self._plan(session)
 
+    def trace(self, session: Session, seconds: float, now: float) -> Trace | None:
+        """See Session.trace."""
+        trace = session.trace(seconds, now)
+        self._plan(session)
+        return trace
+
     def remove(self, name: str) -> None:
         """Forget a peer, its session, and what waited for it."""
         session = self.sessions.pop(name)
@@ -331,6 +338,8 @@ class PeerTable:
             self._on_syn_untrusted(datagram, remote, local, now, out)
         elif datagram[0] in (Kind.ACK, Kind.ACKACK, Kind.COOKIE):
             self._on_answer_untrusted(datagram, remote, local, now, out)
+        elif datagram[0] == Kind.REPORT:
+            self._on_report_untrusted(datagram, now)
         elif datagram[0] in _SESSION_KINDS:
             self._on_lost_data(remote, now)
         else:
@@ -395,6 +404,17 @@ class PeerTable:
                 self._indexed = False
                 self._let_in(session)
             self._plan(session)
+
+    def _on_report_untrusted(self, datagram: bytes, now: float) -> None:
+        session = self._by_id.get(int.from_bytes(datagram[4:8]))
+        if session is None:
+            self.counters.drop(Drop.UNKNOWN_ID)
+            return
+        try:
+            session.on_report_untrusted(datagram, now)
+        except BadPacket:
+            session.counters.drop(Drop.BAD_REPORT)
+        self._plan(session)
 
     def _on_lost_data(self, remote: Remote, now: float) -> None:
         """Data of a session we do not have: after a restart we ask anew.

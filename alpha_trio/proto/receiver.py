@@ -32,6 +32,7 @@ from alpha_trio.proto.frames import FRAME_WORD_SIZE
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.plain import Arrival, OwnsSource, deliver_untrusted
 from alpha_trio.proto.presign import MAX_DEPTH, NODE_SIZE, Checker
+from alpha_trio.proto.report import Counts
 from alpha_trio.proto.runs import Run, split, take_bodies, take_run
 from alpha_trio.proto.wire import (
     A1,
@@ -123,6 +124,12 @@ class Receiver:
     line: Line
     associations: dict[int, InAssociation] = field(factory=dict)
     controls: list[ControlMessage] = field(factory=list)  # for the caller to take
+    passed: int = 0  # authentic S2s, and of reliable rounds their repetitions
+
+    @property
+    def counts(self) -> Counts:
+        """What has come of the peer's S2s."""
+        return Counts.of(self.passed, self.line.drops)
 
     # -- S1 and A1 ---------------------------------------------------------------
 
@@ -209,7 +216,7 @@ class Receiver:
         try:
             association, found = self._round_untrusted(view[:size])
         except BadPacket:
-            self.line.counters.drop(Drop.UNSOLICITED)
+            self.line.drop(Drop.UNSOLICITED)
             return size, Arrival.NOTHING
         consumed, arrived, authentic = self._check(view, stride, found)
         if arrived and found.shape & CONTROL:  # answered when it is carried out
@@ -267,7 +274,7 @@ class Receiver:
         run = take_run(view, stride, found.prefix, branch, least)
         packets = run.packets
         if not packets:  # fits its round but not the key, or is cut short
-            self.line.counters.drop(Drop.FORGED)
+            self.line.drop(Drop.FORGED)
             return min(stride, len(view)), [], ()
         first, _, offset = S2_TAIL.unpack_from(packets[0])
         last = S2_TAIL.unpack_from(packets[-1])[0]
@@ -278,6 +285,7 @@ class Receiver:
             and found.checker.fits(first, packets, run.branches)
         ):
             found.seen |= new
+            self.passed += len(packets)
             arrived = [Stretch(offset, packets)]
             authentic: Sequence[int] = range(first, last + 1)
         else:
@@ -305,12 +313,14 @@ class Receiver:
                 arrived[-1].packets.append(packet)
                 expected = offset + len(packet)
         if forged:
-            self.line.counters.drop(Drop.FORGED, forged)
+            self.line.drop(Drop.FORGED, forged)
+        self.passed += len(run.packets) - forged
         if found.shape & RELIABLE:  # repeated: the A2 may have been lost
             numbers = [head[0] for head in compress(heads, authentic)]
             return arrived, list(dict.fromkeys(numbers))
         if repeated:
-            self.line.counters.drop(Drop.REPLAYED, repeated)
+            self.line.drop(Drop.REPLAYED, repeated)
+            self.passed -= repeated
         return arrived, ()
 
     def _deliver(

@@ -38,6 +38,7 @@ from alpha_trio.proto.alpha import CONTROL_MESSAGE, Control
 from alpha_trio.proto.batch import Remote
 from alpha_trio.proto.cookies import TokenBucket
 from alpha_trio.proto.introduction import COST, SAME_ID, Introduction, Introductions
+from alpha_trio.proto.report import TRACE_COST, Counts, PassingTraces, report_rate
 from alpha_trio.proto.session import PREVIOUS_LIFETIME, REFUSE_AFTER
 from alpha_trio.proto.verdict import (
     Refused,
@@ -48,6 +49,7 @@ from alpha_trio.proto.verdict import (
     RelayEventKind,
     RelayPolicy,
     RelaySession,
+    Traced,
     Unseen,
     reason_of,
 )
@@ -73,6 +75,7 @@ __all__ = [
     "RelayEventKind",
     "RelayPolicy",
     "RelaySession",
+    "Traced",
     "Unseen",
 ]
 
@@ -81,6 +84,8 @@ HANDSHAKES_WAITING = 4096  # at most, as memory allows; the oldest goes
 HANDSHAKES_KEPT = 16_384  # of the past, likewise
 EVENTS_KEPT = 1000
 EVENT_EVERY = 1.0  # s between two events about one kind of drop in one session
+REPORTS_RATE, REPORTS_BURST = 20.0, 20.0  # of ours, a second, at once
+REPORTS_KEPT = 32  # to be made and sent
 BURST = 0.1  # s of the rate of S1s that may come at once
 LEAST_BURST = 64.0  # S1s: as many as there may be associations
 
@@ -97,13 +102,24 @@ class Tally:
 
     packets: int = 0
     bytes: int = 0
+    s2s: int = 0  # of the packets
     lost: dict[RelayDrop, tuple[int, int, float]] | None = None
     """By reason: dropped, the part of it that was told, and when."""
+    s2s_lost: dict[RelayDrop, int] | None = None  # of those dropped
 
     @property
     def drops(self) -> dict[RelayDrop, int]:
         """Datagrams by reason."""
         return {reason: count for reason, (count, _, _) in (self.lost or {}).items()}
+
+    @property
+    def counts(self) -> Counts:
+        """As a REPORT has them."""
+        lost = dict(self.s2s_lost or {})
+        other = sum(self.drops.values()) - sum(lost.values())
+        replayed = lost.pop(RelayDrop.REPLAYED, 0)
+        unsolicited = lost.pop(RelayDrop.UNSOLICITED, 0)
+        return Counts(self.s2s, sum(lost.values()), replayed, unsolicited, other)
 
     def drop(self, reason: RelayDrop, count: int, now: float) -> int:
         """Count drops; returns how many an event is to tell of now, 0 for none."""
@@ -129,6 +145,7 @@ class End:
     incoming: Witness  # of packets for it
     outgoing: Witness  # of packets from it
     tally: Tally = field(factory=Tally)
+    traces: TokenBucket | None = None  # of the other end, since there was one
 
     @property
     def other(self) -> End:
@@ -196,6 +213,7 @@ class Relay:
     started: float  # s, on the clock of ``now``
     counters: RelayCounters = field(factory=RelayCounters)
     events: list[RelayEvent] = field(factory=list)  # for the caller to take
+    traced: list[Traced] = field(factory=list)  # likewise, and to answer
     _handshakes: Introductions = field(init=False)
     _ends: dict[int, tuple[End, ...]] = field(factory=dict)  # by connection id
     _rows: tuple[dict[Session, None], dict[Session, None]] = field(init=False)
@@ -206,6 +224,10 @@ class Relay:
     _stray: Tally = field(factory=Tally)  # what belongs to no session
     _controls: list[bytes] = field(factory=list)  # of the witness that was just asked
     _held: int = 0  # bytes of all sessions, estimated
+    _traces: PassingTraces = field(factory=PassingTraces)
+    _reports: TokenBucket = field(
+        factory=lambda: TokenBucket(REPORTS_RATE, REPORTS_BURST)
+    )
 
     def __attrs_post_init__(self) -> None:
         self._rows = {}, {}
@@ -217,7 +239,8 @@ class Relay:
     @property
     def memory(self) -> int:
         """Bytes of all state, estimated."""
-        return self._held + self._handshakes.memory + HANDSHAKE_COST * len(self._known)
+        lists = HANDSHAKE_COST * len(self._known) + TRACE_COST * len(self._traces)
+        return self._held + self._handshakes.memory + lists
 
     # -- datagrams -------------------------------------------------------------------
 
@@ -261,6 +284,8 @@ class Relay:
             if ends is not None:
                 return self._on_round(run, at, size, kind, ends)
             self._on_unseen_untrusted(run, at, size)
+        elif kind == Kind.REPORT and not suite:
+            self._on_report_untrusted(run, at, size, receiver)
         elif kind == Kind.DATA and not suite:
             self._on_data_untrusted(run, at, size, receiver)
         else:
@@ -285,7 +310,10 @@ class Relay:
             self._make_room()
             return size
         assert refusal is not None
-        self._drop(run, ends[0].tally, ends[0].session, reason_of(refusal), 1)
+        if kind == Kind.S2:
+            self._drop_s2s(run, ends[0], reason_of(refusal), 1)
+        else:
+            self._drop(run, ends[0].tally, ends[0].session, reason_of(refusal), 1)
         return size
 
     def _take_untrusted(self, run: Run, at: int, size: int, kind: int, end: End) -> int:
@@ -297,18 +325,19 @@ class Relay:
     def _on_s2_untrusted(self, run: Run, at: int, end: End) -> int:
         # hot path
         witness, session = end.incoming, end.session
-        stride = run.stride
+        stride, before = run.stride, end.tally.packets
         size, passed, forged, replayed = witness.on_s2_untrusted(run.view[at:], stride)
         for start, until in passed:
             self._forward(run, at + start, at + until, end.tally)
         if passed:
             session.heard = run.now
+            end.tally.s2s += end.tally.packets - before
         if forged:
-            self._drop(run, end.tally, session, RelayDrop.FORGED, forged)
+            self._drop_s2s(run, end, RelayDrop.FORGED, forged)
         if replayed:
-            self._drop(run, end.tally, session, RelayDrop.REPLAYED, replayed)
+            self._drop_s2s(run, end, RelayDrop.REPLAYED, replayed)
         while self._controls:
-            self._on_control(end, self._controls.pop())
+            self._on_control(end, self._controls.pop(), run.now)
         return size
 
     def _on_message_untrusted(
@@ -327,7 +356,7 @@ class Relay:
             end.address, end.other.address = run.destination, run.source
         self._forward(run, at, at + size, end.tally)
 
-    def _on_control(self, end: End, body: bytes) -> None:
+    def _on_control(self, end: End, body: bytes, now: float) -> None:
         """Follow a verified control round.  The ends judge what it asks for."""
         size = CONTROL_MESSAGE.size
         for at in range(0, len(body) - len(body) % size, size):
@@ -338,6 +367,31 @@ class Relay:
                 end.outgoing.add(number, None, anchor)
             elif what == Control.CLOSE:
                 end.incoming.close(number)
+            elif what == Control.TRACE:
+                self._on_trace(end, anchor, now)
+
+    def _on_trace(self, end: End, nonce: bytes, now: float) -> None:
+        """Answers to it may pass, and one of them may be ours."""
+        if end.traces is None:
+            end.traces = report_rate()
+        if not end.traces.take(now):
+            return
+        asking = end.other
+        self._traces.add(asking.id, nonce, now)
+        room = self.policy.trace and len(self.traced) < REPORTS_KEPT
+        if room and self._reports.take(now):
+            counts = end.tally.counts, asking.tally.counts
+            self.traced.append(Traced(asking.id, asking.address, nonce, *counts))
+
+    def _on_report_untrusted(self, run: Run, at: int, size: int, receiver: int) -> None:
+        if receiver not in self._ends:
+            self._on_unseen_untrusted(run, at, size)
+            return
+        try:
+            self._traces.take_untrusted(run.view[at : at + size], run.now)
+        except BadPacket:
+            raise Refused(RelayDrop.BAD_REPORT) from None
+        self._forward(run, at, at + size, self._stray)
 
     def _on_data_untrusted(self, run: Run, at: int, size: int, receiver: int) -> None:
         known = receiver in self._ends
@@ -388,6 +442,12 @@ class Relay:
             )
         elif tell and session is not None:
             self._tell(RelayEventKind.DROPPED, session, reason, tell)
+
+    def _drop_s2s(self, run: Run, end: End, reason: RelayDrop, count: int) -> None:
+        tally = end.tally
+        tally.s2s_lost = tally.s2s_lost or {}
+        tally.s2s_lost[reason] = tally.s2s_lost.get(reason, 0) + count
+        self._drop(run, tally, end.session, reason, count)
 
     def _tell(
         self,
@@ -564,6 +624,7 @@ class Relay:
     def forget_idle(self, now: float) -> None:
         """Forget what is over.  To be called about once a second."""
         self._handshakes.forget_old(now)
+        self._traces.forget_old(now)
         over = [s for s in self._all() if now - s.established > LIFETIME]
         for session in over:
             self._forget(session)

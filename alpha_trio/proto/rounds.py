@@ -14,6 +14,7 @@ from alpha_trio.proto.batch import Buffer
 from alpha_trio.proto.chain import ChainVerifier, HashChain
 from alpha_trio.proto.frames import FRAME_WORD_SIZE
 from alpha_trio.proto.presign import NODE_SIZE, Presigner
+from alpha_trio.proto.tracing import Probe
 from alpha_trio.proto.wire import (
     CONTROL,
     RELIABLE,
@@ -153,6 +154,7 @@ class Round:
     ack_root: bytes = b""
     ack_key: bytes = b""  # once an A2 has disclosed it
     unanswered: int = 0  # bit i: packet i was sent, and there is no verdict on it
+    probe: Probe | None = None  # of a TRACE: what wants to know when it left
 
     @property
     def is_reliable_data(self) -> bool:

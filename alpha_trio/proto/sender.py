@@ -39,6 +39,7 @@ from alpha_trio.proto.cipher import TAG_SIZE
 from alpha_trio.proto.frames import Cut, flow_of
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.presign import NODE_SIZE, Presigner, depth_for
+from alpha_trio.proto.report import Counts
 from alpha_trio.proto.rounds import (
     HEADS_SIZE,
     HOLE,
@@ -51,6 +52,7 @@ from alpha_trio.proto.rounds import (
     lay_out,
 )
 from alpha_trio.proto.runs import join_frames
+from alpha_trio.proto.tracing import Probe
 from alpha_trio.proto.wire import (
     A1,
     CONTROL,
@@ -117,9 +119,16 @@ class Sender:
     deadline: float = inf  # when an answer may be overdue; looked at anew then
     under_way: int = 0  # rounds whose A1 has not come, but is not overdue either
     controls: list[bytes] = field(factory=list)  # waiting, and first in turn
+    trace: tuple[bytes, Probe] | None = None  # likewise, and next in turn
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
     starved: bool = False  # something waits because every association is busy
     trees: bool = False  # and there are as many of those as there may be
+    sent: int = 0  # S2s, repetitions included
+
+    @property
+    def counts(self) -> Counts:
+        """What we have sent, as a REPORT has it."""
+        return Counts(self.sent)
 
     def restrict(self, mode: str, rounds: dict[str, int]) -> None:
         """Use one mode only, for measuring, or "adaptive"; count into ``rounds``."""
@@ -207,7 +216,7 @@ class Sender:
 
     def start(self, now: float, out: Outbox) -> None:
         """Start a round on every idle association, as long as something waits."""
-        if self.controls:
+        if self.controls or self.trace:
             self._start_control(now, out)
         age = RELIABLE_LIFETIME if self.reliable else QUEUE_AGE
         while self.queue and now - self.queue.oldest.since > age:
@@ -272,7 +281,7 @@ class Sender:
         flags: int,
         now: float,
         out: Outbox,
-    ) -> None:
+    ) -> Round:
         number = association.next_round
         association.next_round += 1
         packets = sum(waiting.count for waiting in taken)
@@ -322,6 +331,7 @@ class Sender:
             if flags:
                 self.line.counters.reliable_rounds += 1
         self.line.send(s1, out)
+        return round_
 
     def _expect(self, round_: Round, now: float) -> None:
         """Note when the answer to what was just sent will be overdue."""
@@ -411,6 +421,7 @@ class Sender:
         """Send packets of one round, all of ``size`` bytes but the last."""
         depth, branch = round_.presigner.depth, round_.presigner.branch
         fixed, once = ROUND_HEAD_SIZE + depth * NODE_SIZE, not round_.shape & RELIABLE
+        self.sent += len(bodies)
         parts: list[Buffer] = [prefix] * (2 * len(bodies))
         if depth:
             parts[::2] = [prefix + branch(i) for i in numbers]
@@ -440,13 +451,34 @@ class Sender:
         self.controls.append(message)
         self._start_control(now, out)
 
+    def send_trace(self, message: bytes, probe: Probe, now: float, out: Outbox) -> None:
+        """Send a TRACE, and tell ``probe`` what had been sent when it left.
+
+        It goes once: counters that other nodes note at its repetition would not belong
+        to ours.  A newer one replaces one that has to wait.
+        """
+        self.trace = message, probe
+        self._start_control(now, out)
+
     def _start_control(self, now: float, out: Outbox) -> None:
         for association in self.associations.values():
-            if self.controls and association.idle:
-                plain = HOLE + b"".join(self.controls[:_CONTROLS_AT_ONCE])
+            if not association.idle:
+                continue
+            if self.controls:
+                body = b"".join(self.controls[:_CONTROLS_AT_ONCE])
                 del self.controls[:_CONTROLS_AT_ONCE]
-                waiting = Waiting(plain, 1, len(plain), now)
-                self._start_round(association, [waiting], RELIABLE | CONTROL, now, out)
+                self._start_control_round(association, body, now, out)
+            elif self.trace is not None:
+                (body, probe), self.trace = self.trace, None
+                round_ = self._start_control_round(association, body, now, out)
+                round_.probe = probe
+
+    def _start_control_round(
+        self, association: OutAssociation, body: bytes, now: float, out: Outbox
+    ) -> Round:
+        plain = HOLE + body
+        waiting = Waiting(plain, 1, len(plain), now)
+        return self._start_round(association, [waiting], RELIABLE | CONTROL, now, out)
 
     def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> bool:
         """The receiver's verdicts on packets of a reliable round: do not repeat these.
@@ -479,6 +511,8 @@ class Sender:
         """The S2s of a reliable round went out for the first time."""
         round_.unanswered = (1 << round_.packets) - 1
         round_.attempts = 1
+        if round_.probe is not None:
+            round_.probe.sent = self.counts
         if round_.is_reliable_data:
             round_.started = now
             # Sent once, however often repeated; and even if the kernel refuses it now.
@@ -515,6 +549,8 @@ class Sender:
                 round_.attempts += 1
                 self._expect(round_, now)
                 self.line.send(round_.s1, out)
+            elif round_.probe is not None:
+                self.finish(round_)  # a TRACE goes once
             elif round_.unanswered:
                 round_.attempts += 1
                 self._repeat_s2(round_, now, out)

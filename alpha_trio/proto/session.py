@@ -33,8 +33,18 @@ from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.negotiation import Negotiation
 from alpha_trio.proto.plain import Arrival, PlainTransport, Transport
+from alpha_trio.proto.report import parse_report_untrusted
 from alpha_trio.proto.sender import MODES
-from alpha_trio.proto.wire import SUITE_ALPHA, SUITE_PLAIN, Ack, AckAck, Cookie, Syn
+from alpha_trio.proto.tracing import Trace
+from alpha_trio.proto.wire import (
+    SUITE_ALPHA,
+    SUITE_PLAIN,
+    Ack,
+    AckAck,
+    BadPacket,
+    Cookie,
+    Syn,
+)
 
 QUEUE_PACKETS = 128
 """Packets of one peer that wait for a handshake; the oldest is dropped first."""
@@ -149,6 +159,7 @@ class Session:
     last_sent: float = -inf
     gave_up: bool = False
     wrong_address: Remote | None = None
+    tracing: Trace | None = None
     modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
 
     def __attrs_post_init__(self) -> None:
@@ -278,7 +289,7 @@ class Session:
         if agreement.theirs.suite == SUITE_PLAIN:
             return PlainTransport(agreement, self.counters, now, now)
         size = self.mtu + overhead(self.mode)
-        line = Line(agreement, self.counters, self.random, size)
+        line = Line(agreement, self.counters, self.random, size, self.identity)
         transport = AlphaTransport(line, now, now)
         transport.sender.restrict(self.mode, self.modes)
         transport.sender.reliable = self.reliable
@@ -363,6 +374,51 @@ class Session:
             return self.owner(bytes(packet[8:24])) is self
         return False
 
+    # -- traces --------------------------------------------------------------
+
+    def trace(self, seconds: float, now: float) -> Trace | None:
+        """Ask the nodes between us and the peer, for ``seconds``, what they count.
+
+        None if there is no ALPHA session.  TRACED tells when it is done, unless it
+        ends with the session; one that goes on ends.
+        """
+        current = self._usable(now)
+        if not isinstance(current, AlphaTransport):
+            return None
+        peer = current.line.agreement.theirs.identity
+        rtt = current.sender.rtt.smoothed or 0.0
+        ours, session = self.identity.public, current.local_id
+        self.end_trace()
+        self.tracing = Trace(ours, peer, session, now, seconds, rtt, self.random)
+        self._wake_by(now)
+        return self.tracing
+
+    def end_trace(self) -> None:
+        """Ask no more; what is known is known."""
+        if self.tracing is not None:
+            self.tracing.done = True
+            self.tracing = None
+
+    def on_report_untrusted(self, datagram: bytes, now: float) -> None:
+        """Take an answer to a TRACE.  Raises BadPacket if it is none."""
+        report = parse_report_untrusted(datagram)
+        if self.tracing is None or report.receiver_id != self.tracing.session:
+            raise BadPacket
+        self.tracing.on_report_untrusted(report, now)
+        self._wake_by(self.tracing.deadline)
+
+    def _run_trace(self, now: float, out: Outbox) -> None:
+        current, trace = self.current, self.tracing
+        if trace is None:
+            return
+        if not isinstance(current, AlphaTransport):
+            trace.done = True
+        elif (probe := trace.due(current.local_id, now)) is not None:
+            current.trace(probe, now, out)
+        if trace.done:
+            self.end_trace()
+            out.tell(EventKind.TRACED, self.name, self.remote)
+
     # -- time ----------------------------------------------------------------
 
     def on_deadline(self, now: float, out: Outbox) -> None:
@@ -372,6 +428,7 @@ class Session:
         are rounded otherwise: a deadline could have come and nothing yet be due.
         """
         self._negotiate(now, out)
+        self._run_trace(now, out)
         self._run_transports(now, out)
         if now >= self.unanswered_since + SILENCE_AFTER:
             out.tell(EventKind.SILENT, self.name, self.remote)
@@ -436,6 +493,8 @@ class Session:
             self.owed_since + KEEPALIVE_AFTER,
             self.negotiation.deadline,
         ]
+        if self.tracing is not None:
+            times.append(self.tracing.deadline)
         if self.keepalive and self.negotiation.initiation is None:
             times.append(self.last_sent + self.keepalive)
         if self.current is not None:
@@ -466,6 +525,7 @@ class Session:
     def _abandon(self) -> None:
         self.negotiation.stop()
         self._forget_transports()
+        self.end_trace()
         if packets := self.waiting.clear():
             self.counters.drop(Drop.NO_SESSION, packets)
 

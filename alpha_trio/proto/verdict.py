@@ -10,6 +10,7 @@ from enum import StrEnum
 from attrs import Factory, define, frozen
 
 from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.report import Counts
 from alpha_trio.proto.wire import BadPacket
 
 
@@ -38,6 +39,7 @@ class RelayPolicy:
     sessions: int = 4096  # at most; the one idle longest goes
     memory: int = 64 << 20  # bytes of all state, by own estimate; likewise
     roots: int = 0  # most roots of an S1, announced in passing handshakes; 0: no limit
+    trace: bool = False  # whether to answer the traces of ends whose session passes
 
 
 class RelayDrop(StrEnum):
@@ -57,6 +59,7 @@ class RelayDrop(StrEnum):
     UNSOLICITED = "unsolicited"  # S2 the receiver did not agree to
     FORGED = "forged"  # S2 that does not match its pre-signature
     REPLAYED = "replayed"  # passed before, and once more is of no use
+    BAD_REPORT = "bad-report"  # an answer to no trace that passed here lately
 
 
 class Refused(BadPacket):
@@ -82,6 +85,17 @@ class RelayCounters:
     drops: dict[RelayDrop, int] = Factory(dict)
     evicted: int = 0  # sessions forgotten to make room
     untold: int = 0  # events lost because nobody took them
+
+
+@frozen
+class Traced:
+    """A TRACE that passed and is to be answered; Report says what the fields are."""
+
+    receiver_id: int
+    tracer: Remote  # where its session is
+    nonce: bytes
+    forth: Counts
+    back: Counts
 
 
 @frozen

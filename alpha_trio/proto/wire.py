@@ -51,6 +51,7 @@ class Kind(IntEnum):
     S2 = 7
     A2 = 8
     COOKIE = 9
+    REPORT = 10
 
 
 HEADER = Struct("!BBHI")  # kind, version, suite, receiver's connection id

@@ -14,6 +14,7 @@ from alpha_trio.proto.alpha import AlphaTransport
 from alpha_trio.proto.batch import Counters, Drop, Outbox
 from alpha_trio.proto.frames import Cut, cut
 from alpha_trio.proto.handshake import Agreement, Offer
+from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.plain import Arrival
 from alpha_trio.proto.sender import MODES
@@ -157,7 +158,7 @@ class Ends:
 
 def _end(local_id, remote_id, peer, keys, offer, theirs, random, mode, size) -> End:
     agreement = Agreement(local_id, remote_id, peer, b"", keys, offer, theirs)
-    line = Line(agreement, Counters(), random, size)
+    line = Line(agreement, Counters(), random, size, Identity(random(32)))
     transport = AlphaTransport(line, 0.0, 0.0)
     transport.add_first(agreement)
     transport.sender.restrict(mode, dict.fromkeys(MODES, 0))

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 VERSION = 1
-SYN, ACK, ACKACK, DATA, S1, A1, S2, A2, COOKIE = range(1, 10)
+SYN, ACK, ACKACK, DATA, S1, A1, S2, A2, COOKIE, REPORT = range(1, 11)
 RELIABLE, CONTROL = 0x80, 0x40
-OPEN, ACCEPT, CLOSE = 1, 2, 3
+OPEN, ACCEPT, CLOSE, TRACE, PADDING = range(1, 6)
 NOTHING = bytes(16)
 
 
@@ -265,6 +265,23 @@ def a2(start, openings, tag_key):
 
 def control(what, association, anchor=NOTHING):
     return pack("!BBH", what, 0, association) + anchor
+
+
+def trace(nonce):
+    """TRACE, and PADDING until its S2 is no shorter than a REPORT."""
+    message = control(TRACE, 0, nonce)
+    while 40 + len(message) < 188:
+        message += control(PADDING, 0)
+    return message
+
+
+def report(receiver_id, nonce, seed, address, hops, role, forth, back):
+    """``forth`` and ``back``: passed, forged, replayed, unsolicited, other."""
+    place = address + pack("!BBH", hops, role, 0)
+    counters = pack("!QIIII", *forth) + pack("!QIIII", *back)
+    start = header(REPORT, receiver_id) + nonce + public_key(seed)
+    unsigned = start + place + counters
+    return unsigned + sign(seed, b"REPORT", unsigned)
 
 
 def data(receiver_id, counter, body=b""):

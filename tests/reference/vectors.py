@@ -22,6 +22,9 @@ def secret(name, size):
     return sha256(name.encode()).digest()[:size]
 
 
+TRACE_NONCE = secret("nonce of the TRACE", 16)
+
+
 class Side:
     """What one host brings into the handshake of all vectors."""
 
@@ -408,6 +411,7 @@ def controls():
         ),
         "close": control_round(alpha.control(alpha.CLOSE, 1), 1, 1),
         "unknown": control_round(alpha.control(9, 1), 2, 0),
+        "trace": control_round(alpha.trace(TRACE_NONCE), 3, 1),
     }
 
 
@@ -420,6 +424,34 @@ def control_round(message, number, verdict, back=False):
         "verdict": verdict,
         **round_.messages(),
         "a2": round_.a2((0, verdict)),
+    }
+
+
+def reports():
+    """Answers to the TRACE of the control rounds: of a relay, and of the responder."""
+    relay_seed = secret("relay identity", 32)
+    address = bytes(10) + b"\xff\xff" + bytes([192, 0, 2, 1])
+    counters = [70_000_000_000, 1, 2, 3, 4], [5, 6, 7, 8, 9]
+    received, sent = [4, 0, 0, 0, 0], [1, 0, 0, 0, 0]
+    place = INITIATOR_ID, TRACE_NONCE
+    responder = Session().responder.seed
+    return {
+        "nonce": TRACE_NONCE,
+        "relay": {
+            "identity_seed": relay_seed,
+            "address": address,
+            "hop_limit": 63,
+            "forth": counters[0],
+            "back": counters[1],
+            "report": alpha.report(*place, relay_seed, address, 63, 1, *counters),
+        },
+        "responder": {
+            "forth": received,
+            "back": sent,
+            "report": alpha.report(
+                *place, responder, alpha.NOTHING, 0, 2, received, sent
+            ),
+        },
     }
 
 
@@ -439,6 +471,7 @@ FILES = {
     "handshake": handshake,
     "rounds": rounds,
     "control": controls,
+    "report": reports,
     "plain": plain,
 }
 

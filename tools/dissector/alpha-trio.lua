@@ -11,10 +11,14 @@ local HEADER_SIZE, NODE_SIZE, TAG_SIZE = 8, 16, 8
 local KINDS = {
     [1] = "SYN", [2] = "ACK", [3] = "ACKACK", [4] = "DATA",
     [5] = "S1", [6] = "A1", [7] = "S2", [8] = "A2", [9] = "COOKIE",
+    [10] = "REPORT",
 }
 local SUITES = { [0] = "of the session", [1] = "ALPHA", [2] = "plain" }
 local VERDICTS = { [0] = "nack", [1] = "ack" }
-local CONTROLS = { [1] = "OPEN", [2] = "ACCEPT", [3] = "CLOSE" }
+local CONTROLS = {
+    [1] = "OPEN", [2] = "ACCEPT", [3] = "CLOSE", [4] = "TRACE", [5] = "PADDING",
+}
+local ROLES = { [1] = "relay", [2] = "peer" }
 local GSO_TYPES = { [0] = "none", [1] = "TCP/IPv4", [4] = "TCP/IPv6", [5] = "UDP" }
 
 local fields = {
@@ -62,6 +66,21 @@ local fields = {
     what = ProtoField.uint8("alphatrio.control_kind", "Kind", base.DEC, CONTROLS),
     anchor = ProtoField.bytes("alphatrio.control_anchor", "Anchor"),
     counter = ProtoField.uint64("alphatrio.counter", "Packet counter"),
+    address = ProtoField.ipv6("alphatrio.address", "Address of the node"),
+    hop_limit = ProtoField.uint8("alphatrio.hop_limit", "Hop limit of the TRACE"),
+    role = ProtoField.uint8("alphatrio.role", "Role", base.DEC, ROLES),
+    forth_passed = ProtoField.uint64("alphatrio.forth.passed", "Forth: passed"),
+    forth_forged = ProtoField.uint32("alphatrio.forth.forged", "Forth: forged"),
+    forth_replayed = ProtoField.uint32("alphatrio.forth.replayed", "Forth: replayed"),
+    forth_unsolicited = ProtoField.uint32(
+        "alphatrio.forth.unsolicited", "Forth: unsolicited"),
+    forth_other = ProtoField.uint32("alphatrio.forth.other", "Forth: other"),
+    back_passed = ProtoField.uint64("alphatrio.back.passed", "Back: passed"),
+    back_forged = ProtoField.uint32("alphatrio.back.forged", "Back: forged"),
+    back_replayed = ProtoField.uint32("alphatrio.back.replayed", "Back: replayed"),
+    back_unsolicited = ProtoField.uint32(
+        "alphatrio.back.unsolicited", "Back: unsolicited"),
+    back_other = ProtoField.uint32("alphatrio.back.other", "Back: other"),
     gso_type = ProtoField.uint8(
         "alphatrio.frame.gso_type", "Segmentation", base.DEC, GSO_TYPES, 0x7f),
     gso_ecn = ProtoField.bool("alphatrio.frame.ecn", "ECN", 8, nil, 0x80),
@@ -95,6 +114,16 @@ local INTRODUCTION = {
 local SYN_END = { { fields.cookie, 16 }, { fields.padding, 48 } }
 local SIGNATURE = { { fields.signature, 64 } }
 local COOKIE = { { fields.nonce, 16 }, { fields.cookie, 16 } }
+local REPORT = {
+    { fields.nonce, 16 }, { fields.identity, 32 }, { fields.address, 16 },
+    { fields.hop_limit, 1 }, { fields.role, 1 }, { fields.zero, 2 },
+    { fields.forth_passed, 8 }, { fields.forth_forged, 4 },
+    { fields.forth_replayed, 4 }, { fields.forth_unsolicited, 4 },
+    { fields.forth_other, 4 },
+    { fields.back_passed, 8 }, { fields.back_forged, 4 },
+    { fields.back_replayed, 4 }, { fields.back_unsolicited, 4 },
+    { fields.back_other, 4 },
+}
 local ROUND = {
     { fields.association, 2 },
     { fields.shape, 1, { fields.reliable, fields.control, fields.depth } },
@@ -271,6 +300,7 @@ local DISSECTORS = {
     A1 = dissect_a1,
     S2 = dissect_s2,
     A2 = dissect_a2,
+    REPORT = dissector_of(REPORT, SIGNATURE),
 }
 
 local function summary(buffer, name)
