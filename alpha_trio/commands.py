@@ -15,6 +15,8 @@ from alpha_trio.errors import PeerError, UnknownPeer
 Args = Mapping[str, Any]
 
 STOPPING: Event = {"event": "stopping"}
+DEFAULT_SECONDS = 2.0  # of a trace
+MOST_SECONDS = 3600.0
 
 
 class NodeAPI(Protocol):
@@ -57,6 +59,12 @@ class NodeAPI(Protocol):
     async def wait_established(self, name: str) -> None:
         """Ask the peer for a session, return when there is one; raise UnknownPeer."""
 
+    async def trace(self, name: str, seconds: float) -> dict[str, Any]:
+        """The document of ``trace --json``; it takes ``seconds`` and a moment more.
+
+        Raise UnknownPeer, PeerError if there is nothing to trace, TimedOut.
+        """
+
     def stop(self) -> None:
         """Begin the orderly end of the daemon."""
 
@@ -78,6 +86,7 @@ def commands(node: NodeAPI) -> dict[str, Command]:
         "peers.show": handlers.show,
         "reload": handlers.reload,
         "wait": handlers.wait,
+        "trace": handlers.trace,
         "stop": handlers.stop,
         "monitor": handlers.monitor,
     }
@@ -138,6 +147,10 @@ class Handlers:
         await self._node.wait_established(name)
         yield {"event": "established", "peer": name}
 
+    async def trace(self, args: Args) -> AsyncGenerator[Event, None]:
+        """A stream of one event, too: nobody waits for the answers in vain."""
+        yield await self._node.trace(_name(args), _seconds(args))
+
     async def stop(self, args: Args) -> AsyncGenerator[Event, None]:
         """Answer first: once the daemon stops, nothing is sent any more."""
         yield STOPPING
@@ -161,6 +174,16 @@ def _name(args: Args) -> str:
     if not isinstance(name, str):
         raise PeerError(f"the name of a peer must be text, not {name!r}: give a name")
     return name
+
+
+def _seconds(args: Args) -> float:
+    seconds = args.get("seconds", DEFAULT_SECONDS)
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds <= MOST_SECONDS:
+        raise PeerError(
+            f"the seconds of a trace must be a number from 0 to {MOST_SECONDS:g}, not "
+            f"{seconds!r}"
+        )
+    return float(seconds)
 
 
 def _settings(args: Args) -> Mapping[str, object]:

@@ -15,23 +15,25 @@ from typing import Any
 import trio
 from attrs import fields
 
-from alpha_trio import config, status
+from alpha_trio import config, hops, status
 from alpha_trio.clock import boottime
 from alpha_trio.commands import commands
 from alpha_trio.control import ControlServer, Event
 from alpha_trio.datapath import DataPath
 from alpha_trio.doctor import has_net_admin
-from alpha_trio.errors import AlphaTrioError, StartError
+from alpha_trio.errors import AlphaTrioError, StartError, TimedOut
 from alpha_trio.journal import Journal
 from alpha_trio.net import tproxy
 from alpha_trio.net.routes import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
+from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.registry import Registry
 from alpha_trio.relaypath import RelayPath
 from alpha_trio.settings import Backend, PeerSettings, Settings
 from alpha_trio.state import PeerStore
+from alpha_trio.trace import address
 
 _log = logging.getLogger("alpha_trio")
 
@@ -116,8 +118,9 @@ class Node:
         router = Router(settings)
         stack.push_async_callback(router.close)
         await router.open()
-        await self._open_relay(stack)
-        self._table = PeerTable(settings.port, store.identity(), os.urandom)
+        identity = store.identity()
+        await self._open_relay(stack, identity)
+        self._table = PeerTable(settings.port, identity, os.urandom)
         families = [version for version in (4, 6) if self._udp.has_family(version)]
         self._datapath = DataPath(self._tun, self._udp, self._table, self._journal)
         self._registry = Registry(
@@ -131,9 +134,9 @@ class Node:
         )
         self._journal.listeners.append(self._registry.on_event)
 
-    async def _open_relay(self, stack: AsyncExitStack) -> None:
+    async def _open_relay(self, stack: AsyncExitStack, identity: Identity) -> None:
         if self.settings.relay.enabled:
-            self._relay = RelayPath(self.settings, self._udp, self._journal)
+            self._relay = RelayPath(self.settings, self._udp, self._journal, identity)
             stack.push_async_callback(self._relay.close)
         else:  # what a killed one may have left
             remove = partial(tproxy.remove, self.settings.interface, closed=True)
@@ -236,6 +239,34 @@ class Node:
         async with self._journal.hub.subscribe() as events:
             while not self._registry.connect(name):
                 await events.receive()
+
+    async def trace(self, name: str, seconds: float) -> dict[str, Any]:
+        """The document of ``trace --json``, after ``seconds`` and some for answers.
+
+        Cancelling ends the trace.  Raises UnknownPeer, PeerError if there is no session
+        to trace, or TimedOut if nobody answered.
+        """
+        async with self._journal.hub.subscribe() as events:
+            trace = self._registry.trace(name, seconds)
+            session = self._registry.find(name).session
+            try:
+                while not trace.done:
+                    await events.receive()
+            finally:
+                if not trace.done:
+                    session.end_trace()
+        if len(trace.hops()) < 2:
+            raise TimedOut(
+                f"nobody on the way to {name} has answered, nor has {name} itself: see "
+                f"'alpha-trio status {name}'"
+            )
+        names = {
+            peer.session.negotiation.key: peer.settings.name
+            for peer in self._registry.peers.values()
+            if peer.session.negotiation.key is not None
+        }
+        endpoint = address(session.remote) if session.remote else name
+        return hops.document(trace, name, endpoint, names)
 
     def stop(self) -> None:
         """Begin the orderly end."""

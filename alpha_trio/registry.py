@@ -19,7 +19,7 @@ from attrs import define, evolve, field, frozen
 
 from alpha_trio import config
 from alpha_trio.clock import boottime
-from alpha_trio.config import IPAddress, IPNetwork, PeerSettings, Settings
+from alpha_trio.config import IPAddress, IPNetwork, Mode, PeerSettings, Settings
 from alpha_trio.datapath import DataPath
 from alpha_trio.errors import PeerError, RoutingError, UnknownPeer
 from alpha_trio.journal import Journal
@@ -30,6 +30,7 @@ from alpha_trio.proto.batch import Event, EventKind, Remote
 from alpha_trio.proto.identity import key_text
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.session import Session, State
+from alpha_trio.proto.tracing import Trace
 from alpha_trio.state import PeerStore
 
 _log = logging.getLogger("alpha_trio")
@@ -215,6 +216,27 @@ class Registry:
         self._table.connect(session, now)
         self._datapath.rearm()
         return False
+
+    def trace(self, name: str, seconds: float) -> Trace:
+        """Ask the nodes on the way to a peer what they count.
+
+        Raises UnknownPeer, or PeerError if there is no session to ask in.
+        """
+        peer, now = self.find(name), boottime()
+        if peer.settings.mode is Mode.PLAIN:
+            raise PeerError(
+                f"peer {name} has mode plain, in which nobody verifies or counts: set "
+                "another one on both sides"
+            )
+        if peer.session.tracing is not None:
+            raise PeerError(f"a trace to {name} is under way: wait until it has ended")
+        trace = self._table.trace(peer.session, seconds, now)
+        if trace is None:
+            raise PeerError(
+                f"no session with {name}: 'alpha-trio wait {name}' asks for one"
+            )
+        self._datapath.rearm()
+        return trace
 
     async def add(self, wanted: PeerSettings, *, take_over: bool = False) -> bool:
         """Add a peer; False if it is there already with the same settings.

@@ -29,9 +29,10 @@ from alpha_trio.net.udp import Udp
 from alpha_trio.proto import icmp, verdict
 from alpha_trio.proto.batch import Remote
 from alpha_trio.proto.cookies import TokenBucket
-from alpha_trio.proto.identity import fingerprint, key_text
+from alpha_trio.proto.identity import Identity, fingerprint, key_text
 from alpha_trio.proto.relay import Relay
-from alpha_trio.proto.verdict import RelayEnd, RelayPolicy, RelaySession
+from alpha_trio.proto.report import Report, Role, packed_address
+from alpha_trio.proto.verdict import RelayEnd, RelayPolicy, RelaySession, Traced
 from alpha_trio.settings import RelaySettings, Settings
 from alpha_trio.trace import address
 
@@ -41,6 +42,7 @@ _RUNS_PER_WAKE = 32
 _TIDY_SECONDS = 1.0
 _ERRORS_RATE, _ERRORS_BURST = 100.0, 50.0  # ICMP a second: a flood asks for them, too
 _SESSIONS_TOLD = 1000  # in status; more than anybody reads
+_HOPS = 64  # hop limit of what the relay itself says
 _NO_WAY = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH})
 
 
@@ -56,11 +58,15 @@ class Loss(StrEnum):
 class RelayPath:
     """Takes others' tunnel traffic, asks the relay, and sends on what may go on."""
 
-    def __init__(self, settings: Settings, udp: Udp, journal: Journal) -> None:
+    def __init__(
+        self, settings: Settings, udp: Udp, journal: Journal, identity: Identity
+    ) -> None:
         """Open the sockets; nothing comes to them yet.
 
-        ``udp``: the daemon's own sockets, transparent.  Raises StartError.
+        ``udp``: the daemon's own sockets, transparent.  ``identity``: ours, to answer
+        traces.  Raises StartError.
         """
+        self._identity = identity
         self._settings = settings
         self._journal = journal
         self._relay = Relay(_policy(settings.relay), boottime())
@@ -120,6 +126,8 @@ class RelayPath:
             view, stride, source, destination = run[:4]
             for start, end in transit(view, stride, source, destination, now):
                 self._send_on(run, start, end, now)
+            if self._relay.traced:
+                self._answer_traces(run)
         if self._relay.events:
             self._tell()
         if self._relay.memory:
@@ -182,6 +190,37 @@ class RelayPath:
             )
             self._journal.failure("relay", "answering by ICMP failed", line)
 
+    def _answer_traces(self, run: Transit) -> None:
+        """Tell who asked what we have counted; the questions were in ``run``.
+
+        With the sender address of the one they were for: so an answer passes whatever
+        the session passes, NAT and firewalls too.
+        """
+        traced, self._relay.traced = self._relay.traced, []
+        for trace in traced:
+            try:
+                report = memoryview(self._report(trace, run.hops))
+                ends = run.destination, trace.tracer
+                answer = Transit(report, len(report), *ends, _HOPS + 1, 0)
+                self._forwarder.send_nowait(answer, 0, len(report))
+            except OSError as error:  # who asks will ask again
+                line = f"Cannot answer a trace of {trace.tracer[0]} ({error.strerror})."
+                self._journal.failure(trace.tracer[0], "answering a trace failed", line)
+
+    def _report(self, trace: Traced, hops: int) -> bytes:
+        address = self._forwarder.own_address(trace.tracer)
+        report = Report(
+            trace.receiver_id,
+            trace.nonce,
+            self._identity.public,
+            Role.RELAY,
+            trace.forth,
+            trace.back,
+            packed_address(address),
+            hops,
+        )
+        return report.signed(self._identity)
+
     # -- time and news -------------------------------------------------------
 
     async def _tidy(self) -> None:
@@ -241,6 +280,7 @@ def _policy(settings: RelaySettings) -> RelayPolicy:
         sessions=settings.sessions,
         memory=settings.memory,
         roots=settings.roots,
+        trace=settings.trace,
     )
 
 
@@ -258,6 +298,7 @@ def _policy_document(settings: RelaySettings) -> dict[str, Any]:
         "sessions": settings.sessions,
         "memory_bytes": settings.memory,
         "roots": settings.roots,
+        "trace": settings.trace,
     }
 
 

@@ -268,6 +268,29 @@ def wait(name: str, timeout: float | None) -> None:
 
 
 @main.command()
+@click.argument("name")
+@as_json
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 3600),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to compare; 0: all since the session began.",
+)
+def trace(name: str, as_json: bool, seconds: float) -> None:
+    """Show the relays on the way to the peer NAME, and where packets get lost."""
+    with connect() as client:
+        (document,) = client.events("trace", {"name": name, "seconds": seconds})
+    if as_json:
+        print_json(document)
+        return
+    from . import render
+
+    render.show(*render.trace_page(document))
+
+
+@main.command()
 def metrics() -> None:
     """Print the state as Prometheus text."""
     with connect() as client:

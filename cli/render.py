@@ -21,9 +21,11 @@ from .words import (
     milliseconds,
     mismatch,
     mix,
+    node,
     reached,
     relayed,
     relayed_end,
+    trace_lines,
 )
 
 Document = Mapping[str, Any]
@@ -183,6 +185,23 @@ def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
     for peer in peers:
         table.add_row(*(Text(_setting(peer.get(column))) for column in columns))
     return [table]
+
+
+def trace_page(trace: Document) -> list[RenderableType]:
+    """The nodes on the way to a peer, then what happened between them."""
+    table = _table(*("HOP", "NODE", "ADDRESS", "KEY"))
+    for column in ("THERE", "DROPPED", "BACK", "DROPPED"):
+        table.add_column(column, no_wrap=True)
+    for number, hop in enumerate(trace["hops"]):
+        ways = [text for way in ("forth", "back") for text in _counts(hop[way])]
+        names = str(number), node(hop), hop["address"] or "-", hop["key"]
+        table.add_row(*map(Text, [*names, *ways]))
+    return [table, *map(Text, trace_lines(trace))]
+
+
+def _counts(counts: Document) -> Iterator[str]:
+    yield f"{counts['passed']:,}"
+    yield ", ".join(_drops(counts)) or "-"
 
 
 def _traffic(peer: Document, direction: str) -> str:

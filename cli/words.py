@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -100,6 +100,51 @@ def mix(peer: Document) -> str:
     total = sum(rounds.values()) or 1
     shares = {mode: round(100 * count / total) for mode, count in rounds.items()}
     return " ".join(f"{mode} {share}%" for mode, share in shares.items() if share)
+
+
+def node(hop: Document) -> str:
+    """What a node of a path is called here."""
+    if hop["role"] == "here":
+        return "here"
+    return str(hop["name"] or hop["role"])
+
+
+def trace_lines(trace: Document) -> Iterator[str]:
+    """What happened between the nodes of a path, and how far that is to be believed."""
+    hops, peer = trace["hops"], trace["peer"]
+    seconds = trace["seconds"]
+    span = f"In {seconds:g} s" if seconds else "Since the session began"
+    yield f"{span}, on the way to {peer}:"
+    for here, there, segment in zip(hops, hops[1:], trace["segments"], strict=False):
+        where = f"between {_place(here)} and {_place(there)}"
+        yield f"  {where}: {_became(segment)}"
+    if hops[-1]["role"] != "peer":
+        yield f"{peer} itself did not answer: look behind {_place(hops[-1])}."
+    if any(hop["role"] == "relay" and not hop["name"] for hop in hops):
+        yield (
+            "Anybody on the way can answer as a relay with a key of its own: compare "
+            "with 'alpha-trio key show' there."
+        )
+
+
+def _place(hop: Document) -> str:
+    return str(hop["address"]) if node(hop) == "relay" else node(hop)
+
+
+def _became(segment: Document | None) -> str:
+    """What became of the datagrams between two nodes."""
+    if segment is None:
+        return "not known, since they did not answer together in time"
+    of_all = f"of {segment['packets']:,}"
+    missing = [how for how in ("lost", "altered") if segment[how]]
+    more = [how for how in ("injected", "repeated") if segment[how]]
+    return ", ".join(
+        [
+            *(f"{segment[how]:,} {of_all} {how}" for how in missing),
+            *([] if missing else [f"nothing {of_all} lost"]),
+            *(f"{segment[how]:,} {how}" for how in more),
+        ]
+    )
 
 
 def event_line(event: Document) -> str:

@@ -27,6 +27,7 @@ class MemoryNode:
         self.taken_over: list[str] = []
         self.forgotten: list[str] = []
         self.established: dict[str, trio.Event] = {}
+        self.traced = {"schema": 1, "hops": [], "segments": []}
         self._peers: dict[str, tuple[PeerSettings, str]] = {}
         self.document = {
             "schema": 1,
@@ -102,6 +103,13 @@ class MemoryNode:
                 f"no peer is called {name!r}: see 'alpha-trio peers list'"
             )
         await self.established[name].wait()
+
+    async def trace(self, name, seconds):
+        if name not in self._peers:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            )
+        return self.traced | {"peer": name, "seconds": seconds}
 
     def stop(self):
         self.scope.cancel()

@@ -480,6 +480,92 @@ def test_wait_times_out(node):
     assert "no session with vm2 within 0.01 s" in text
 
 
+def hop(role, name=None, address=None, passed=100, **drops):
+    counts = {"passed": passed, "drops": drops}
+    return {
+        "role": role,
+        "name": name,
+        "address": address,
+        "key": KEY,
+        "fingerprint": "12345678",
+        "hop_limit": 63,
+        "forth": counts,
+        "back": {"passed": 7, "drops": {}},
+    }
+
+
+def segment(packets=4000, **found):
+    return {"seconds": 2.0, "packets": packets} | {
+        how: found.get(how, 0) for how in ("lost", "altered", "injected", "repeated")
+    }
+
+
+HERE, PEER = hop("here"), hop("peer", "vm2", "192.168.12.61:1234")
+
+
+def traced(node, *hops, segments):
+    call("peers", "add", "vm2")
+    node.traced = {"schema": 1, "hops": list(hops), "segments": segments}
+    return call("trace", "vm2")
+
+
+def test_trace(node):
+    between = hop("relay", "r1", "192.168.10.2", 48117, forged=31, other=2)
+    text = traced(node, HERE, between, PEER, segments=[segment(lost=12), segment()])
+    table, lines = text.split("In 2 s, on the way to vm2:")
+    assert [row.split()[:3] for row in table.splitlines()] == [
+        ["HOP", "NODE", "ADDRESS"],
+        ["0", "here", "-"],
+        ["1", "r1", "192.168.10.2"],
+        ["2", "vm2", "192.168.12.61:1234"],
+    ]
+    assert f"{KEY}  48,117  forged 31, other 2  7" in table
+    assert lines.splitlines() == [
+        "",
+        "  between here and r1: 12 of 4,000 lost",
+        "  between r1 and vm2: nothing of 4,000 lost",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        ({"altered": 3}, "3 of 4,000 altered"),
+        ({"lost": 1, "altered": 3}, "1 of 4,000 lost, 3 of 4,000 altered"),
+        ({"injected": 1500}, "nothing of 4,000 lost, 1,500 injected"),
+        ({"lost": 2, "repeated": 5}, "2 of 4,000 lost, 5 repeated"),
+    ],
+)
+def test_what_a_trace_found(node, found, text):
+    shown = traced(node, HERE, PEER, segments=[segment(**found)])
+    assert shown.endswith(f"  between here and vm2: {text}\n")
+
+
+def test_a_trace_says_what_is_not_known(node):
+    relay = hop("relay", None, "192.168.10.2")
+    shown = traced(node, HERE, relay, segments=[None]).splitlines()
+    assert shown[-3:] == [
+        "  between here and 192.168.10.2: not known, since they did not answer "
+        "together in time",
+        "vm2 itself did not answer: look behind 192.168.10.2.",
+        "Anybody on the way can answer as a relay with a key of its own: compare with "
+        "'alpha-trio key show' there.",
+    ]
+
+
+def test_trace_as_json_and_of_the_whole_session(node):
+    text = traced(node, HERE, PEER, segments=[segment()])
+    document = json.loads(call("trace", "vm2", "--json", "--seconds", "0"))
+    assert document == node.traced | {"peer": "vm2", "seconds": 0.0}
+    assert "In 2 s" in text
+    assert "Since the session began" in call("trace", "vm2", "--seconds", "0")
+
+
+def test_trace_of_nobody(node):
+    assert "no peer is called 'vm9'" in call("trace", "vm9", code=4)
+    call("trace", "vm2", "--seconds", "-1", code=2)
+
+
 EVENT = {"event": "established", "peer": "vm2", "time": 0.0, "rtt_ms": 0.4}
 
 

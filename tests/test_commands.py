@@ -147,7 +147,7 @@ async def test_no_pin_goes_when_the_change_is_refused(client, node):
 
 
 async def test_peer_that_is_not_there(client):
-    for command in ("peers.set", "peers.remove", "peers.show", "wait"):
+    for command in ("peers.set", "peers.remove", "peers.show", "wait", "trace"):
         error = await fails(client, command, name="vm9")
         assert error.exit_code == 4
         assert "'vm9'" in str(error)
@@ -183,6 +183,22 @@ async def test_reload(client, node):
 async def test_reload_of_a_bad_file(client, node):
     node.reloaded = ConfigError("alpha-trio.toml: line 3: port: 0 is not a port")
     assert "line 3" in str(await fails(client, "reload"))
+
+
+async def test_trace(client, node):
+    await client.call("peers.add", name="vm2")
+    for given, seconds in ({"seconds": 0}, 0.0), ({}, 2.0):
+        await client.send("trace", name="vm2", **given)
+        expected = node.traced | {"peer": "vm2", "seconds": seconds}
+        assert await client.receive() == expected
+        assert await client.receive() is None
+
+
+@pytest.mark.parametrize("seconds", [-1, 3601, "long", None, float("nan")])
+async def test_a_trace_takes_seconds_that_make_sense(client, seconds):
+    await client.call("peers.add", name="vm2")
+    error = await fails(client, "trace", name="vm2", seconds=seconds)
+    assert "seconds of a trace must be a number from 0 to 3600" in str(error)
 
 
 async def test_wait(client, node):

@@ -221,6 +221,13 @@ class Forwarder:
                 return probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
             return probe.getsockopt(socket.IPPROTO_IPV6, _IPV6_MTU)
 
+    def own_address(self, destination: Remote) -> str:
+        """Our address towards there.  Raises OSError if nothing leads there."""
+        with self._probe(destination, socket.SOCK_DGRAM) as probe:
+            probe.connect(destination)
+            address: str = probe.getsockname()[0]
+            return address
+
     def send_error(self, message: bytes, remote: Remote) -> None:
         """Send an ICMP message, without its IP header, from an address of our own.
 

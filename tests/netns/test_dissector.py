@@ -92,12 +92,16 @@ def test_every_message_of_two_daemons_is_named(pair):
         ping(vm1, vm2.address)
         send_tcp(vm1, vm2, vm2.address)  # larger rounds, and more associations
         wait_until(lambda: peer(one, "vm2")["associations"] > 1, "more associations")
+        one.cli("trace", "vm2", "--seconds", "0")
     packets = dissect(capture.path)
     assert_all_named(packets)
     assert kinds(packets) == {*Kind} - {Kind.DATA, Kind.COOKIE}
     said = messages(packets)
     controls = {what for message in said for what in message.get("control_kind", [])}
-    assert {"1", "2"} <= controls
+    assert {"1", "2", "4", "5"} <= controls
+    (report,) = [m for m in said if m["kind"] == [str(int(Kind.REPORT))]]
+    assert report["role"] == ["2"]
+    assert int(report["forth_passed"][0]) > 10
     (more, *_) = [m for m in said if int(m.get("packets", ["0"])[0]) > 1]
     assert len(more["root"]) == int(more["roots"][0])
 
