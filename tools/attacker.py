@@ -120,6 +120,7 @@ class InLine:
 
     def __init__(self, mischief: Mischief | None = None) -> None:
         self.mischief = mischief
+        self.carried = 0  # the tunnel's datagrams that came by
         self.dice = Random(7)
         self.sights = Sight(), Sight()
         self._taps: list[int] = []
@@ -150,11 +151,6 @@ class InLine:
             self._thread.join()
         for tap in self._taps:
             os.close(tap)
-
-    @property
-    def carried(self) -> int:
-        """The tunnel's datagrams that came by."""
-        return sum(sight.count for sight in self.sights)
 
     @property
     def is_idle(self) -> bool:
@@ -196,15 +192,18 @@ class InLine:
 
     def _pass_on(self, direction: int, frame: bytes) -> None:
         header, datagram = frame[:OUTER], frame[OUTER:]
-        instead = [datagram]
+        self.carried += 1
+        instead: Sequence[bytes] = [datagram]
         if self.mischief is not None:
             self.sights[direction].header = header
-            instead = list(self.mischief(direction, datagram))
+            instead = self.mischief(direction, datagram)
         for other in instead:
             same = other is datagram
             self._write(direction, frame if same else enclose(header, other))
-        # Not before: who copies what he saw must not overtake it.
-        self.sights[direction].add(header, datagram)
+            if same:
+                # Not before, nor what was held back: a copy of that would be the
+                # original, only late.
+                self.sights[direction].add(header, datagram)
 
     def _write(self, direction: int, frame: bytes) -> None:
         with suppress(OSError):  # the other end is down: lost, as on any link

@@ -135,12 +135,12 @@ def spoofed_a2(sight: Sight, dice: Random, _number: int) -> bytes:
 
 def unsigned_ack(sight: Sight, dice: Random, number: int) -> bytes:
     """The ACK with its signature changed."""
-    return _unsigned(sight.latest(Kind.ACK), number, dice)
+    return unsigned(sight.latest(Kind.ACK), number, dice)
 
 
 def unsigned_ackack(sight: Sight, dice: Random, number: int) -> bytes:
     """The ACKACK with its signature changed."""
-    return _unsigned(sight.latest(Kind.ACKACK), number, dice)
+    return unsigned(sight.latest(Kind.ACKACK), number, dice)
 
 
 def wrong_length(sight: Sight, dice: Random, _number: int) -> bytes:
@@ -250,6 +250,12 @@ def altered(datagram: bytes, place: int, dice: Random) -> bytes:
     return datagram[:at] + bytes([changed]) + datagram[at + 1 :]
 
 
+def unsigned(message: bytes, number: int, dice: Random) -> bytes:
+    """An ACK or ACKACK with one byte of its signature changed."""
+    signed = len(message) - 64
+    return message[:signed] + altered(message[signed:], number, dice)
+
+
 def forged_syn(identity: bytes, dice: Random) -> bytes:
     """Well formed, from somebody who does not have the key of ``identity``."""
     anchors = dice.randbytes(ANCHOR_SIZE), dice.randbytes(ANCHOR_SIZE)
@@ -258,11 +264,6 @@ def forged_syn(identity: bytes, dice: Random) -> bytes:
 
 
 # -- parts ----------------------------------------------------------------------------
-
-
-def _unsigned(message: bytes, number: int, dice: Random) -> bytes:
-    signed = len(message) - 64
-    return message[:signed] + altered(message[signed:], number, dice)
 
 
 def _with_id(datagram: bytes, dice: Random) -> bytes:
