@@ -25,6 +25,23 @@ LINKS = 0, 1, 2
 KINDS = {"lost": lose, "altered": alter, "injected": inject, "repeated": repeat}
 PACKETS = 300  # a second
 DATA = "udp dport 1234 udp length > 400"  # S2s with a packet of 500 bytes and more
+MASQUERADE = """
+table ip nat {
+    chain out {
+        type nat hook postrouting priority srcnat;
+        oifname "eth1" masquerade
+    }
+}
+"""
+FIREWALL = """
+table ip guard {
+    chain arriving {
+        type filter hook input priority filter; policy drop;
+        iifname { "lo", "alpha0" } accept
+        ct state established,related accept
+    }
+}
+"""
 FINE = dict.fromkeys(KINDS, 0)
 
 
@@ -205,3 +222,20 @@ def test_what_cannot_be_traced(chain):
         with pytest.raises(LabError, match=r"exit 1: .*has mode plain"):
             one.cli("trace", "vm2")
         assert peer(one, "vm2")["configured_mode"] == "plain"
+
+
+def test_answers_pass_nat_and_a_firewall(chain):
+    """r1 hides vm1, which lets in only what belongs to its own flows; r2 relays."""
+    vm1, r1, _, vm2 = chain
+    r1.run("nft", "-f", "-", stdin=MASQUERADE)
+    vm1.run("nft", "-f", "-", stdin=FIREWALL)
+    with ExitStack() as stack:
+        daemons = [
+            stack.enter_context(Daemon(host, config=config))
+            for host, config in zip(chain, ("", "", RELAY, ""), strict=True)
+        ]
+        add(daemons[0], "vm2", vm2.address)
+        add(daemons[-1], "vm1", "192.168.11.1", allow=[vm1.address])
+        ping(vm1, vm2.address)
+        hops = Ground(chain, daemons).trace("--seconds", "0")["hops"]
+        assert [hop["address"] for hop in hops[1:-1]] == ["192.168.11.2"]

@@ -26,6 +26,7 @@ from alpha_trio.proto.report import (
 from alpha_trio.proto.session import REKEY_AFTER
 from alpha_trio.proto.tracing import MAX_CHECKS, PROBES_KEPT, Segment
 from alpha_trio.proto.wire import BadPacket, Kind
+from tests.proto.routed import Path
 from tests.proto.simulation import remote_of
 from tests.proto.traced import (
     ALLOWED,
@@ -194,6 +195,20 @@ def test_lost_traces_and_lost_reports_are_made_up_for():
     assert len({bytes(t) for t in traces}) == len(traces)  # none was repeated
 
 
+def test_a_report_that_lacks_at_the_end_is_asked_for_again():
+    path = TracedPath()
+    path.connect()
+    trace = path.begin_trace(1.0)
+    path.run(0.9)
+    path.nodes[1].delivers = False
+    path.run(0.4)
+    path.nodes[1].delivers = True
+    path.run(1)
+    assert trace.done
+    assert len(trace.probes) == 4
+    assert [len(probe.reports) for probe in trace.probes] == [3, 3, 2, 3]
+
+
 def test_a_peer_that_no_longer_answers_ends_the_trace():
     path = TracedPath()
     path.connect()
@@ -213,7 +228,12 @@ def test_a_trace_goes_on_in_the_next_session():
     trace = path.begin_trace(4.0)
     while not trace.done:
         path.talk(0.1)
-    assert path.session("vm1", "vm2").current is not before
+    now = path.session("vm1", "vm2").current
+    assert now is not before
+    assert trace.session == now.local_id
+    assert {r.receiver_id for p in trace.probes for r in p.reports.values()} == {
+        now.local_id
+    }
     assert places(trace) == path.keys
     assert [found(s) for s in trace.segments()] == [(0, 0, 0, 0)] * 3
 
@@ -247,6 +267,35 @@ def test_a_session_that_ends_ends_its_trace():
     path.run(1)
     assert trace.done
     assert trace.hops() == []
+    path.connect()
+    trace = path.begin_trace(2.0)
+    path.one.table.remove("vm2")
+    assert trace.done
+
+
+# What is counted
+
+
+def test_runs_count_as_the_datagrams_in_them():
+    """At every node, whatever comes altered or twice among what is right."""
+    path = Path("c")
+    path.introduce()
+    s1, a1, s2s = path.opened()
+    path.to_two(s1)
+    path.to_one(a1)
+    sent = path.one.transport.sender.counts
+    assert sent == Counts(len(s2s)) == Counts(7)
+    run = [s2s[0], *alter(s2s[1]), *s2s[1:3], s2s[2], *s2s[3:]]
+    path.to_two(b"".join(run), stride=len(s2s[0]))
+    path.two.take(b"".join(run), stride=len(s2s[0]))
+    (session,) = path.relay._all()
+    found = Counts(passed=7, forged=1, replayed=1)
+    assert session.responder.tally.counts == found
+    assert path.two.receiver.counts == found
+    path.to_two(s1, *s2s[:2])
+    path.two.take(b"".join(s2s[:2]), stride=len(s2s[0]))
+    assert session.responder.tally.counts == evolve(found, replayed=3, other=1)
+    assert path.two.receiver.counts == evolve(found, replayed=3)
 
 
 # What follows from the counters
@@ -413,6 +462,22 @@ def test_relays_let_pass_what_was_asked_for_and_no_more():
     assert len(traces) == 0
 
 
+def test_a_relay_is_sure_of_whom_a_report_is_for():
+    nonce = bytes(range(16))
+    report = Report(5, nonce, KEY.public, Role.RELAY, Counts(), Counts()).signed(KEY)
+    refused = []
+    for at in range(REPORT_SIZE):
+        traces = PassingTraces()
+        traces.add(5, nonce, 10.0)
+        altered = report[:at] + bytes([report[at] ^ 0x80]) + report[at + 1 :]
+        try:
+            traces.take_untrusted(altered, 10.0)
+        except BadPacket:
+            refused.append(at)
+    header_and_nonce, role = range(24), 73
+    assert refused == [*header_and_nonce, role]
+
+
 def test_a_relay_drops_what_nobody_asked_for():
     path = TracedPath()
     path.connect()
@@ -451,6 +516,7 @@ def test_a_relay_answers_at_a_limited_rate():
     most = REPORT_BURST + REPORT_RATE * 10
     assert most / 2 < len(path.nodes[0].reports) <= most + 1
     assert len(path.nodes[1].reports) <= most + 1
+    assert most / 2 < len(path.messages(Kind.REPORT)) <= most + 1
     assert session.tracing is not None
 
 
