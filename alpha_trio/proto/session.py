@@ -408,13 +408,14 @@ class Session:
         self._wake_by(self.tracing.deadline)
 
     def _run_trace(self, now: float, out: Outbox) -> None:
-        current, trace = self.current, self.tracing
+        current, trace = self._usable(now), self.tracing
         if trace is None:
             return
         if not isinstance(current, AlphaTransport):
             trace.done = True
         elif (probe := trace.due(current.local_id, now)) is not None:
             current.trace(probe, now, out)
+            self._rekey(current, now)  # a long trace needs no other traffic
         if trace.done:
             self.end_trace()
             out.tell(EventKind.TRACED, self.name, self.remote)

@@ -23,7 +23,7 @@ from alpha_trio.proto.report import (
     packed_address,
     parse_report_untrusted,
 )
-from alpha_trio.proto.session import REKEY_AFTER
+from alpha_trio.proto.session import REFUSE_AFTER, REKEY_AFTER
 from alpha_trio.proto.tracing import MAX_CHECKS, PROBES_KEPT, Segment
 from alpha_trio.proto.wire import BadPacket, Kind
 from tests.proto.routed import Path
@@ -236,6 +236,21 @@ def test_a_trace_goes_on_in_the_next_session():
     }
     assert places(trace) == path.keys
     assert [found(s) for s in trace.segments()] == [(0, 0, 0, 0)] * 3
+
+
+def test_a_trace_alone_keeps_a_session():
+    path = TracedPath()
+    path.connect()
+    before = path.session("vm1", "vm2").current
+    trace = path.begin_trace(2 * REFUSE_AFTER)
+    while not trace.done:
+        path.run(1)
+        current = path.session("vm1", "vm2").current
+        assert path.now < current.established + REFUSE_AFTER
+    assert current is not before
+    assert places(trace) == path.keys
+    assert path.now > 2 * REFUSE_AFTER
+    assert path.one.drops() == {}
 
 
 def test_a_long_trace_keeps_few_probes():
