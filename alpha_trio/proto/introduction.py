@@ -69,6 +69,7 @@ class Introduction:
     responder: Remote
     syn: Syn | None
     ack: Ack | None
+    answer: Answer | None = None  # what the ACKACK ended; none did on its way back
 
     @property
     def verified(self) -> bool:
@@ -81,9 +82,10 @@ class Answer:
     """An ACK with the right signature, and the SYN it is for."""
 
     asked: Asked
+    responder_id: int
     syn: bytes
-    ack: bytes
-    ackack: bytes = b""  # the right one
+    ack: bytes  # b"": it went another way
+    ackack: bytes = b""  # the right one, once it has passed
     repeats: int = 0
 
     def again(self) -> None:
@@ -223,7 +225,7 @@ class Introductions:
                 if _signed(
                     ack.identity, ack.signature, b"ACK", syn, said[:-SIGNATURE_SIZE]
                 ):
-                    self._keep_untrusted(Answer(asked, syn, said), ack.sender_id, now)
+                    self._keep_untrusted(Answer(asked, ack.sender_id, syn, said), now)
                     return None
         raise Refused(RelayDrop.BAD_SIGNATURE)
 
@@ -236,13 +238,13 @@ class Introductions:
         ids = ack.receiver_id, ack.sender_id
         return Introduction(*ids, destination, source, None, ack)
 
-    def _keep_untrusted(self, answer: Answer, responder_id: int, now: float) -> None:
+    def _keep_untrusted(self, answer: Answer, now: float) -> None:
         asked = answer.asked
-        same = self._answers.get(responder_id, [])
+        same = self._answers.get(answer.responder_id, [])
         if len(same) >= SAME_ID or len(asked.answers) >= VARIANTS:
             raise Refused(RelayDrop.COLLISION)
         asked.until = now + HALF_OPEN_LIFETIME
-        self._answers[responder_id] = [*same, answer]
+        self._answers[answer.responder_id] = [*same, answer]
         asked.answers.append(answer)
 
     def on_ackack_untrusted(
@@ -250,7 +252,8 @@ class Introductions:
     ) -> Introduction | None:
         """Check an ACKACK.  None: a repetition.  Raises BadPacket if it must not pass.
 
-        In lenient mode one without its ACK introduces the sender of the SYN.
+        An introduction that is taken is to be confirmed.  In lenient mode an ACKACK
+        without its ACK introduces the sender of the SYN.
         """
         ackack = parse_ackack_untrusted(datagram)
         known = self._answers.get(ackack.receiver_id, ())
@@ -259,7 +262,8 @@ class Introductions:
                 answer.again()
                 return None
         if not known:
-            return self._lone_ackack_untrusted(ackack.receiver_id, source, destination)
+            number = ackack.receiver_id
+            return self._lone_ackack_untrusted(number, source, destination, now)
         for answer in known:
             if answer.ackack:
                 continue
@@ -267,24 +271,39 @@ class Introductions:
             syn = parse_syn_untrusted(answer.syn)
             said = answer.syn, answer.ack
             if _signed(syn.identity, ackack.signature, b"ACKACK", *said):
-                answer.ackack = datagram
-                answer.asked.until = now + HALF_OPEN_LIFETIME
                 ack = parse_ack_untrusted(answer.ack)
                 ids = ack.receiver_id, ack.sender_id
-                return Introduction(*ids, source, destination, syn, ack)
+                return Introduction(*ids, source, destination, syn, ack, answer)
         raise Refused(RelayDrop.BAD_SIGNATURE)
 
     def _lone_ackack_untrusted(
-        self, responder_id: int, source: Remote, destination: Remote
+        self, responder_id: int, source: Remote, destination: Remote, now: float
     ) -> Introduction:
-        for asked in reversed(self.asked.values()) if self.lenient else ():
+        if not self.lenient:
+            raise Refused(RelayDrop.UNSEEN)
+        self._checks.take_untrusted(source, now)  # it costs as much
+        for asked in reversed(self.asked.values()):
             ends = asked.source[:2], asked.destination[:2]
             if ends == (source[:2], destination[:2]) and not asked.answers:
-                self._forget(asked)
-                syn = parse_syn_untrusted(asked.syns[-1])
+                answer = Answer(asked, responder_id, asked.syns[-1], b"")
+                syn = parse_syn_untrusted(answer.syn)
                 ids = syn.sender_id, responder_id
-                return Introduction(*ids, source, destination, syn, None)
+                return Introduction(*ids, source, destination, syn, None, answer)
         raise Refused(RelayDrop.UNSEEN)
+
+    def confirm(self, introduction: Introduction, ackack: bytes, now: float) -> None:
+        """Its session is known: from now on repetitions of the ACKACK may pass.
+
+        Not before, or a handshake that was refused would pass at the second try.
+        """
+        answer = introduction.answer
+        if answer is None:
+            return
+        answer.ackack = ackack
+        answer.asked.until = now + HALF_OPEN_LIFETIME
+        if not answer.ack:
+            self._answers.setdefault(answer.responder_id, []).append(answer)
+            answer.asked.answers.append(answer)
 
     def forget_old(self, now: float) -> None:
         """Forget handshakes that came to nothing, and those that are long over."""
@@ -295,7 +314,7 @@ class Introductions:
         del self.asked[asked.key]
         _remove(self._by_id, asked.sender_id, asked)
         for answer in asked.answers:
-            _remove(self._answers, parse_ack_untrusted(answer.ack).sender_id, answer)
+            _remove(self._answers, answer.responder_id, answer)
 
 
 def _remove(lists: dict[int, list[Any]], key: int, value: object) -> None:

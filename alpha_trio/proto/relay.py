@@ -491,6 +491,7 @@ class Relay:
             raise Refused(RelayDrop.MALFORMED) from None
         if introduction is not None:
             self._establish_untrusted(introduction, run.now)
+            known.confirm(introduction, datagram, run.now)
         if kind in (Kind.SYN, Kind.ACK):
             self._announce(run.view, at)
         self._forward(run, at, at + size, self._stray)
@@ -508,9 +509,12 @@ class Relay:
 
     def _establish_untrusted(self, introduction: Introduction, now: float) -> None:
         ack = introduction.ack
-        if introduction.verified and ack is not None and ack.nonce in self._known:
+        if ack is not None and ack.nonce in self._known:
             raise Refused(RelayDrop.REPLAYED)
         ids = introduction.initiator_id, introduction.responder_id
+        here = self._ends.get(ids[0], ())
+        if ack is not None and any(e.incoming.sender_nonce == ack.nonce for e in here):
+            return  # of a handshake whose other half goes another way, once more
         if any(len(self._ends.get(each, ())) >= SAME_ID for each in ids):
             raise Refused(RelayDrop.COLLISION)
         session = self._session_of(introduction, now)

@@ -160,7 +160,35 @@ def test_a_recorded_session_does_not_pass_again():
         path.to_two(message)
         path.to_one(message)
     assert path.relay.sessions(path.now) == []
-    assert path.drops[RelayDrop.REPLAYED] == 1
+    assert path.drops[RelayDrop.REPLAYED] == 2  # either way
+
+
+def test_a_recorded_handshake_does_not_pass_at_the_second_try_either():
+    path = introduced()
+    path.now += LIFETIME + 1
+    path.relay.forget_idle(path.now)
+    path.to_two(path.syn)
+    path.to_one(path.ack)
+    assert path.to_two(path.ackack, path.ackack) == []
+    assert path.drops == {RelayDrop.REPLAYED: 2}
+
+
+def test_who_was_refused_for_want_of_room_may_try_again():
+    path = Path(ids=(7, 8))
+    for seed in range(1, SAME_ID + 1):
+        path.now += 21
+        path.relay.forget_idle(path.now)
+        Path(seed=seed, ids=(7, 8), watched=path.watched, now=path.now).introduce()
+    path.now += LIFETIME - 21 * (SAME_ID - 1) - 1
+    path.relay.forget_idle(path.now)
+    path.to_two(path.syn)
+    path.to_one(path.ack)
+    assert path.to_two(path.ackack, path.ackack) == []
+    assert path.drops == {RelayDrop.COLLISION: 2}
+    path.now += 2
+    path.relay.forget_idle(path.now)
+    assert path.to_two(path.ackack) == [path.ackack]
+    assert path.carry() == packets_of(batch())
 
 
 def test_only_listed_keys_may_pass():
@@ -391,6 +419,26 @@ def test_a_lenient_relay_checks_the_half_it_sees(mode):
     for path in (to_two, to_one):
         (session,) = path.relay.sessions(path.now)
         assert not session.verified
+
+
+def test_a_lenient_relay_takes_repetitions_of_half_a_handshake_for_what_they_are():
+    to_two, to_one = Path(policy=LENIENT), Path(policy=LENIENT)
+    to_two.to_two(to_two.syn)
+    ackacks = [to_two.ackack] * 5
+    assert to_two.to_two(*ackacks) == ackacks
+    acks = [to_one.ack] * (SAME_ID + 1)
+    assert to_one.to_one(*acks) == acks
+    for path in (to_two, to_one):
+        assert len(path.relay.sessions(path.now)) == 1
+        assert path.drops == {}
+
+
+def test_half_handshakes_are_looked_at_at_a_bounded_rate():
+    path = Path(policy=LENIENT)
+    path.to_two(path.syn)
+    made_up = [path.ackack[:4] + n.to_bytes(4) + path.ackack[8:] for n in range(9, 309)]
+    assert path.to_two(*made_up, source=ELSEWHERE) == []
+    assert path.drops[RelayDrop.RATE] == 300 - SOURCE_CHECK_BURST
 
 
 def test_a_strict_relay_lets_no_half_session_pass():
