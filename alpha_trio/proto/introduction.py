@@ -208,11 +208,8 @@ class Introductions:
         ack = parse_ack_untrusted(datagram)
         self._allow_untrusted(ack.identity)
         said = _as_signed(datagram)
-        known = [
-            asked
-            for asked in self._by_id.get(ack.receiver_id, ())
-            if asked.source[:2] == destination[:2]
-        ]
+        # Wherever it goes: who asks several addresses may do so from several.
+        known = self._by_id.get(ack.receiver_id, ())
         for answer in (answer for asked in known for answer in asked.answers):
             if answer.ack == said:
                 answer.again()

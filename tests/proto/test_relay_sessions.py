@@ -191,6 +191,15 @@ def test_who_was_refused_for_want_of_room_may_try_again():
     assert path.carry() == packets_of(batch())
 
 
+def test_who_asks_from_two_addresses_gets_the_answer_at_either():
+    path = Path()
+    path.to_two(path.syn)
+    assert path.to_two(path.syn, source=ELSEWHERE) == [path.syn]
+    assert path.to_one(path.ack) == [path.ack]
+    assert path.to_two(path.ackack) == [path.ackack]
+    assert path.carry() == packets_of(batch())
+
+
 def test_only_listed_keys_may_pass():
     path = Path()
     one, two = (key.public for key in path.keys)
