@@ -441,6 +441,7 @@ class Sender:
     def finish(self, round_: Round) -> None:
         """The round is over: its association is free, its packets are forgotten."""
         round_.association.round = None
+        self.under_way -= not round_.agreed and round_.attempts == 1
         if not round_.shape & CONTROL:
             self.under_way_bytes -= round_.size
 
@@ -568,7 +569,6 @@ class Sender:
 
     def _give_up(self, round_: Round, reason: Drop) -> None:
         self.finish(round_)
-        self.under_way -= not round_.agreed and round_.attempts == 1
         if round_ in self.order:
             self.order.remove(round_)
             self.line.counters.drop(reason, round_.inner_packets)

@@ -301,6 +301,7 @@ def test_a_new_session_takes_over_what_was_not_disclosed_in_order():
     texts = [str(n).encode() * (n + 1) for n in range(5)]
     assert new.two.received == packets_of(batch()) + texts
     assert (old.one.sender.queued_packets, held(old.one)) == (0, 0)
+    assert old.one.sender.under_way == 0
 
 
 def test_a_round_of_several_sizes_is_taken_over_in_order():
