@@ -593,27 +593,33 @@ class Relay:
 
     def _make_room(self) -> None:
         policy = self.policy
-        while self._count and (
-            self._count > policy.sessions or self.memory > policy.memory
-        ):
-            self._evict()
+        while self._count > policy.sessions:
+            self._evict(0.0)
+        while self._count and self.memory > policy.memory:
+            self._evict(self._held / self._count)
 
-    def _evict(self) -> None:
+    def _evict(self, least: float) -> None:
         """Forget the session that was idle longest, an unverified one first.
 
-        Who was heard of since he got his place in the row gets a new one at its end.
+        Of those that hold more than ``least`` bytes, if there are any: where memory is
+        short, a few that take much must not drive out the many that are quiet.
         """
         row = self._rows[0] or self._rows[1]
-        while True:
-            session = next(iter(row))
-            if session.heard == session.placed:
-                break
-            del row[session]
-            session.placed = session.heard
-            row[session] = None
+        session = self._idlest(row, least)
         self.counters.evicted += 1
         self._tell(RelayEventKind.EVICTED, session)
         self._forget(session)
+
+    def _idlest(self, row: dict[Session, None], least: float) -> Session:
+        """Who was heard of since he got his place in the row gets one at its end."""
+        for session in (*row, *row):
+            if session.heard != session.placed:
+                del row[session]
+                session.placed = session.heard
+                row[session] = None
+            elif session.memory > least:
+                return session
+        return next(iter(row))
 
     def _forget(self, session: Session) -> None:
         del self._rows[session.verified][session]

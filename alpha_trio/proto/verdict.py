@@ -37,7 +37,8 @@ class RelayPolicy:
     anybody who signs."""
     s1_rate: float = 20_000.0  # fresh S1 a second, each session and direction
     sessions: int = 4096  # at most; the one idle longest goes
-    memory: int = 64 << 20  # bytes of all state, by own estimate; likewise
+    memory: int = 64 << 20  # bytes of all state, by own estimate
+    """Likewise, of those that hold more than the average."""
     roots: int = 0  # most roots of an S1, announced in passing handshakes; 0: no limit
     trace: bool = False  # whether to answer the traces of ends whose session passes
 

@@ -23,6 +23,7 @@ from alpha_trio.proto.relay import (
 from alpha_trio.proto.session import REFUSE_AFTER
 from alpha_trio.proto.wire import SYN_SIZE, Cookie, Kind, parse_syn_untrusted
 from tests.proto.ends import ELSEWHERE, HERE, THERE, batch, changed, packets_of
+from tests.proto.packets import Packet
 from tests.proto.routed import STRICT, Path, Routed, Watched, assert_sound
 
 LIMIT = range(12, 16)  # bytes of SYN and ACK that no signature covers
@@ -259,6 +260,22 @@ def test_memory_is_bounded(limit):
     assert relay.counters.evicted > 0
     assert len(relay.sessions(200.0)) > 5
     assert_sound(relay)
+
+
+def test_sessions_that_take_much_do_not_drive_out_those_that_are_quiet():
+    limit = 450_000
+    paths = many(90, RelayPolicy(Unseen.DROP, memory=limit))
+    relay, quiet, greedy = paths[0].relay, paths[:60], paths[60:]
+    relay.forget_idle(130.0)
+    many_small = Packet(payload=bytes(8000), segment_size=100)
+    for path in greedy:
+        path.now = 130.0
+        (s1,) = path.one.emit(many_small, now=path.now)
+        assert path.to_two(s1) == [s1]
+        assert relay.memory <= limit
+    assert relay.counters.evicted > 0
+    left = {session.initiator.key for session in relay.sessions(130.0)}
+    assert left >= {path.keys[0].public for path in quiet}
 
 
 def test_what_is_over_is_forgotten():
