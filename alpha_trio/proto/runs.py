@@ -80,7 +80,8 @@ def take_run(
     packets: list[bytes] = []
     branches: list[bytes] | None = [] if branch else None
     whole = end // stride
-    if whole > 1 and stride - start >= least:
+    # What does not even begin so is not taken apart, nor its layout kept.
+    if whole > 1 and stride - start >= least and _begins(view, 0, prefix):
         sizes = (ROUND_HEAD_SIZE, branch, stride - start)
         pieces = _layout(whole, *filter(None, sizes)).unpack_from(view)
         step = len(pieces) // whole

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from alpha_trio.proto import runs as runs_module
 from alpha_trio.proto.frames import FRAME_WORD_SIZE
 from alpha_trio.proto.runs import join_frames, split, take_bodies, take_run
 from alpha_trio.proto.wire import ROUND_HEAD_SIZE, S2_TAIL
@@ -50,6 +51,16 @@ def test_a_run_is_what_begins_alike_and_is_long_enough(case):
     assert run.packets == [rest for _, rest in expected]
     assert run.branches == ([nodes for nodes, _ in expected] if branch else None)
     assert run.size == sum(map(len, datagrams[: len(expected)]))
+
+
+def test_a_run_of_others_is_not_taken_apart():
+    """Whoever makes up runs of all sizes must not displace the layouts in use."""
+    before = runs_module._layout.cache_info()
+    for size in range(20, 400):
+        view = memoryview((OTHER + bytes(size)) * 8)
+        run = take_run(view, ROUND_HEAD_SIZE + size, PREFIX, 0, 16)
+        assert (run.packets, run.size) == ([], 0)
+    assert runs_module._layout.cache_info() == before
 
 
 @given(
