@@ -13,6 +13,7 @@ import logging
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from functools import cached_property
 from struct import Struct
 from typing import NamedTuple
 
@@ -65,7 +66,11 @@ class UdpSocket:
     segments: bool  # whether UDP_SEGMENT is used
     groups: bool  # whether UDP_GRO is used
     _unsegmented: set[Remote] = field(factory=set)
-    _buffer: memoryview = field(factory=lambda: memoryview(bytearray(_DATAGRAM_ROOM)))
+
+    @cached_property
+    def _buffer(self) -> memoryview:
+        # Not before something is received: those of a relay's many senders only send.
+        return memoryview(bytearray(_DATAGRAM_ROOM))
 
     @classmethod
     def open(
