@@ -305,7 +305,10 @@ class AlphaTransport:
     def _on_open_untrusted(self, number: int, anchor: bytes) -> None:
         making = [n for what, n, *_ in self._making if what is Control.ACCEPT]
         known = [*self.receiver.associations, *making]
-        if number in known or len(known) >= MAX_ASSOCIATIONS:
+        # What waits to be said counts, too: who opens and closes without end, and never
+        # answers, would have us keep an ACCEPT for each.
+        room = MAX_ASSOCIATIONS - len(self.sender.controls)
+        if number in known or len(known) >= room:
             raise BadPacket
         name = chain_id(self.line.agreement.offer.nonce, ACKNOWLEDGMENT_CHAIN, number)
         chain = HashChain(name, self.line.random(ELEMENT_SIZE), LATER_SPACING)

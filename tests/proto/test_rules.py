@@ -5,8 +5,8 @@ even has the session's tag keys: so what holds here rests on chains, pre-signatu
 and digests alone, as it does for a relay, which has no key.
 
 Rules are numbered like those of the security argument in docs/protocol.md.  Rule 15
-is about relays, which this version does not have; of it only what the ends do so
-that relays can check is proven here.  Rules 5, 8 and 9 are proven for chains and
+is about relays: what the ends do so that these can check is proven here, the relays
+themselves in test_relay_attacks.py.  Rules 5, 8 and 9 are proven for chains and
 trees in test_chain.py, test_presign.py and test_acks.py as well, rule 11 for queues
 in test_sender.py and for handshakes in test_handshake.py and test_peers.py.
 """
@@ -386,13 +386,22 @@ def test_rule_8_an_element_of_one_association_is_none_of_another(kind):
 
 def open_association(ends: Ends, number: int) -> None:
     """Have it opened, at the receiving end."""
+    ends.one.sender.send_control(opening(ends, number), 0.0, ends.one.out)
+    ends.settle()
+
+
+def opening(ends: Ends, number: int) -> bytes:
+    """The message that asks for an association."""
     name = chain.chain_id(
         ends.one.transport.line.agreement.offer.nonce, chain.SIGNATURE_CHAIN, number
     )
     made = HashChain.make(name, bytes(16), LATER_SPACING)
-    body = bytes([Control.OPEN, 0]) + number.to_bytes(2) + made.anchor
-    ends.one.sender.send_control(body, 0.0, ends.one.out)
-    ends.settle()
+    return bytes([Control.OPEN, 0]) + number.to_bytes(2) + made.anchor
+
+
+def closing(number: int) -> bytes:
+    """The message that ends an association."""
+    return bytes([Control.CLOSE, 0]) + number.to_bytes(2) + bytes(16)
 
 
 def test_rule_8_role_chain_use_and_association_are_inside_the_hash():
@@ -530,6 +539,19 @@ def test_rule_11_a_peer_can_open_so_many_associations_and_no_more():
     for number in range(1, MAX_ASSOCIATIONS + 20):
         open_association(ends, number)
     assert sorted(ends.two.receiver.associations) == list(range(MAX_ASSOCIATIONS))
+
+
+def test_rule_11_a_peer_that_never_answers_is_not_owed_more_and_more():
+    """It opens associations and closes them, and agrees to none of our rounds."""
+    ends = Ends.make()
+    for number in range(1, 3 * MAX_ASSOCIATIONS):
+        for message in (opening(ends, number), closing(number)):
+            ends.one.sender.send_control(message, 0.0, ends.one.out)
+            (s1,) = ends.one.sent()
+            (s2,) = ends.one.take(*of_kind(Kind.A1, ends.two.take(s1)))
+            answers = ends.two.take(s2) + ends.two.serve(0.0)
+            ends.one.take(*of_kind(Kind.A2, answers))
+    assert len(ends.two.sender.controls) <= MAX_ASSOCIATIONS
 
 
 def test_rule_11_a_receiver_keeps_two_rounds_of_an_association():
