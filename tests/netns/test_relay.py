@@ -297,6 +297,28 @@ def test_reverse_path_checks_may_look_at_marks(chain):
         assert forwarded(relay) > 0
 
 
+@pytest.mark.parametrize("strict", [0, 1])
+def test_reverse_path_checks_are_not_lifted(chain, strict):
+    """What comes from where its sender is not goes as far as without a relay."""
+    vm1, r1, r2, vm2 = chain
+    for host, checks in ((r1, strict), (r2, 0), (vm2, 0)):
+        for interface in host.call(lambda: os.listdir("/proc/sys/net/ipv4/conf")):
+            host.sysctl(f"net.ipv4.conf.{interface}.rp_filter", checks)
+    with (
+        Daemon(r1, config=PASS) as relay,
+        socket_of(vm2, vm2.address, 1234) as far,
+        socket_of(vm1, vm1.address, 1234) as honest,
+        vm1.socket(socket.AF_INET) as spoofing,
+    ):
+        spoofing.setsockopt(socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1)
+        spoofing.bind(("192.168.12.99", 1234))
+        spoofing.sendto(s2(), (vm2.address, 1234))
+        honest.sendto(s2(), (vm2.address, 1234))
+        senders = [far.recvfrom(2000)[1][0] for _ in range(2 - strict)]
+        assert senders == ["192.168.12.99", vm1.address][strict:]
+        assert forwarded(relay) == 2 - strict
+
+
 def test_other_traffic_is_left_alone(chain):
     vm1, r1, _, vm2 = chain
     with Daemon(r1, "--relay") as relay:
