@@ -130,7 +130,7 @@ class RelayPath:
                 self._answer_traces(run)
         if self._relay.events:
             self._tell()
-        if self._relay.memory:
+        if not self._relay.idle:
             self._busy.set()
 
     def _send_on(self, run: Transit, start: int, end: int, now: float) -> None:
@@ -230,7 +230,7 @@ class RelayPath:
             await trio.sleep(_TIDY_SECONDS)
             self._relay.forget_idle(boottime())
             self._tell()
-            if not self._relay.memory:
+            if self._relay.idle:
                 self._busy = trio.Event()
 
     async def _keep_rules(self, watch: netfilter.Watch) -> None:

@@ -242,6 +242,11 @@ class Relay:
         lists = HANDSHAKE_COST * len(self._known) + TRACE_COST * len(self._traces)
         return self._held + self._handshakes.memory + lists
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to forget, whatever the time; see forget_idle."""
+        return not (self._count or self._handshakes.asked or self._traces)
+
     # -- datagrams -------------------------------------------------------------------
 
     def transit(

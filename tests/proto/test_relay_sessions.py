@@ -279,10 +279,18 @@ def test_sessions_that_take_much_do_not_drive_out_those_that_are_quiet():
 
 
 def test_what_is_over_is_forgotten():
-    path = introduced()
+    path = Path()
+    assert path.relay.idle
+    path.to_two(path.syn)
+    assert not path.relay.idle
+    path.introduce()
     path.carry()
-    path.now += LIFETIME + 1
+    path.now += LIFETIME
     path.relay.forget_idle(path.now)
+    assert not path.relay.idle
+    path.now += 1
+    path.relay.forget_idle(path.now)
+    assert path.relay.idle  # although the handshake is remembered
     assert path.relay.sessions(path.now) == []
     assert path.to_two(path.opened()[0]) == []
     assert path.relay._held == 0
