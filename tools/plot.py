@@ -70,7 +70,8 @@ def measure_all(
                 with _tunnel(path, relays=relays):
                     for attack in ATTACKS:
                         tell(f"round {turn} of {repeat}: {attack} Mbit/s, {relays=}")
-                        points += _measure(path, enemy, attack, relays, seconds)
+                        run = attack, relays, seconds
+                        points += _measure(path, enemy, *run, tell)
     return points
 
 
@@ -89,7 +90,12 @@ def _tunnel(path: Sequence[Host], *, relays: bool) -> Iterator[None]:
 
 
 def _measure(
-    path: Sequence[Host], enemy: Beside, attack: float, relays: bool, seconds: float
+    path: Sequence[Host],
+    enemy: Beside,
+    attack: float,
+    relays: bool,
+    seconds: float,
+    tell: Callable[[str], None],
 ) -> list[Point]:
     rate = attack * 1e6 / 8 / FORGED_SIZE
     most = int(2 * rate * (_RAMP + seconds))
@@ -103,6 +109,8 @@ def _measure(
             before, start = arrived(), time.monotonic()
             time.sleep(seconds)
             size, took = arrived() - before, time.monotonic() - start
+            if attack and flood.sent.total() < 0.9 * rate * (_RAMP + took):
+                tell(f"the enemy is too slow: not {attack} Mbit/s")
         points.append(Point(traffic, relays, attack, size * 8 / took / 1e6))
     return points
 
