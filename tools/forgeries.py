@@ -32,6 +32,7 @@ from alpha_trio.proto.wire import (
 from tools.attacker import Forgery, Sight
 
 _TAG_SIZE = 8
+_LONGEST = 1500 - 20 - 8  # bytes of a datagram that a link takes
 _ELEMENT_SIZE = 16
 _CONTROL_MESSAGE = Struct("!BxH 16s")
 _OPEN, _CLOSE = 1, 3
@@ -147,8 +148,10 @@ def wrong_length(sight: Sight, dice: Random, _number: int) -> bytes:
     """A message that is too short or too long."""
     kinds = Kind.SYN, Kind.ACK, Kind.S1, Kind.A1, Kind.S2
     found = sight.any(dice.choice(kinds), dice)
-    size = dice.choice([*range(1, 41), -1, -3, -8, -16])
-    return found[:-size] if size > 0 else found + dice.randbytes(-size)
+    more = dice.choice((1, 3, 8, 16))
+    if dice.random() < 0.2 and len(found) + more <= _LONGEST:
+        return found + dice.randbytes(more)
+    return found[: -dice.randrange(1, 41)]
 
 
 def plain_data(sight: Sight, dice: Random, _number: int) -> bytes:

@@ -178,8 +178,7 @@ def relay_of(daemon):
 
 
 def wait_over(flood):
-    patience = 20 + INJECTED / 1000
-    wait_until(lambda: flood.is_over, f"all of the flood: {flood.sent}", patience)
+    wait_until(lambda: flood.is_over, "all of the flood", 20 + INJECTED / 1000)
 
 
 # What a relay can tell
