@@ -118,6 +118,7 @@ class Checker:
 
     depth: int
     roots: Sequence[bytes]
+    packets: int  # of the round; a tree may have leaves beyond, and none of them counts
     _keyed: Hash
     _start: Hash
     _index: int = _NOWHERE  # of the remembered path's packet
@@ -132,11 +133,12 @@ class Checker:
         key: bytes,
         depth: int,
         roots: Sequence[bytes],
+        packets: int,
     ) -> Checker:
         """For round ``number``, whose key element has been disclosed and checked."""
         keyed = sha256(key_block(chain_id, number, key))
         start = keyed if not depth else sha256(leaf_block(chain_id, number))
-        return cls(depth, roots, keyed, start)
+        return cls(depth, roots, packets, keyed, start)
 
     def fits(
         self,
@@ -179,7 +181,7 @@ class Checker:
         ]
 
     def _climb(self, index: int, node: bytes, branch: bytes) -> bool:
-        if index >> self.depth >= len(self.roots):
+        if index >= self.packets:
             return False
         apart = (index ^ self._index).bit_length()  # heights until the paths meet
         if not apart:

@@ -254,6 +254,7 @@ class Receiver:
             key,
             found.shape & DEPTH_MASK,
             found.roots,
+            found.packets,
         )
         word = self.line.incoming_words[Kind.S2]
         found.prefix = word + ROUND.pack(

@@ -402,12 +402,13 @@ class Witness:
     ) -> None:
         """The key is known, and what passes from now on is decided by it alone."""
         assert association.signatures is not None
-        shape, roots = round_.counted.shape, round_.counted.roots
+        counted, shape = round_.counted, round_.counted.shape
         name, number = association.signatures.chain_id, round_.number
         round_.prefix = self.word + ROUND.pack(
             association.number, shape, 0, number, key
         )
-        round_.checker = Checker.with_key(name, number, key, shape & DEPTH_MASK, roots)
+        promised = shape & DEPTH_MASK, counted.roots, counted.packets
+        round_.checker = Checker.with_key(name, number, key, *promised)
 
     def _on_new(self, round_: WatchedRound, new: int, packet: bytes) -> None:
         """Packets pass for the first time; ``packet`` is one of them."""

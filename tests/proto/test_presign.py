@@ -31,7 +31,8 @@ def sign(packets: list[bytes], depth: int) -> Presigner:
 
 
 def checker_of(signed: Presigner, key: bytes = KEY, number: int = NUMBER) -> Checker:
-    return Checker.with_key(NAME, number, key, signed.depth, signed.roots)
+    packets = len(signed.roots) << signed.depth
+    return Checker.with_key(NAME, number, key, signed.depth, signed.roots, packets)
 
 
 def check(checker: Checker, index: int, packet: bytes, branch: bytes) -> bool:
@@ -98,8 +99,16 @@ def test_another_key_round_or_chain_fails(depth):
     assert check(checker_of(signed), 4, packets[4], branch)
     assert not check(checker_of(signed, key=NAME), 4, packets[4], branch)
     assert not check(checker_of(signed, number=8), 4, packets[4], branch)
-    other = Checker.with_key(KEY, NUMBER, KEY, depth, signed.roots)
+    other = Checker.with_key(KEY, NUMBER, KEY, depth, signed.roots, 9)
     assert not check(other, 4, packets[4], branch)
+
+
+def test_a_leaf_beyond_the_packets_of_the_round_is_none_of_them():
+    packets = packets_of(8)
+    signed = sign(packets, 3)
+    checker = Checker.with_key(NAME, NUMBER, KEY, 3, signed.roots, 5)
+    good = [check(checker, i, packets[i], signed.branch(i)) for i in range(8)]
+    assert good == [True] * 5 + [False] * 3
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

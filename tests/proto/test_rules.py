@@ -208,7 +208,7 @@ def test_rule_3_every_root_depends_on_the_undisclosed_key(depth):
     made = [Presigner.sign(CHAIN_ID, 5, key, packets, depth) for key in guesses]
     for right, *wrong in zip(*(signed.roots for signed in made), strict=True):
         assert right not in wrong
-    checker = Checker.with_key(CHAIN_ID, 5, KEY, depth, made[1].roots)
+    checker = Checker.with_key(CHAIN_ID, 5, KEY, depth, made[1].roots, 100)
     heads = [(i, 0, 0) for i in range(100)]
     branches = [made[1].branch(i) for i in range(100)]
     assert not any(checker.check(heads, packets, branches))
@@ -420,7 +420,7 @@ def test_rule_8_a_node_is_no_leaf():
     signed = Presigner.sign(CHAIN_ID, 5, KEY, packets, 2)
     leaves = [signed.branch(i ^ 1)[:NODE_SIZE] for i in range(4)]
     upper = signed.branch(0)[NODE_SIZE:]
-    checker = Checker.with_key(CHAIN_ID, 5, KEY, 1, signed.roots)
+    checker = Checker.with_key(CHAIN_ID, 5, KEY, 1, signed.roots, 2)
     for start in (b"", b"n", b"l"):
         fake = start + leaves[0] + leaves[1]
         assert checker.check([(0, 0, 0)], [fake], [upper]) == [False]
@@ -460,6 +460,20 @@ def corpus() -> list[bytes]:
     first = ends.one.emit(batch())
     ends.one.send(b"this one waits, so that associations are opened")
     return said + ends.settle(*first)
+
+
+@pytest.mark.parametrize("flags", [0, RELIABLE, RELIABLE | CONTROL])
+def test_rule_10_a_packet_beyond_those_of_its_round_raises_nothing(flags):
+    """The peer itself makes a tree with more leaves than its S1 has packets."""
+    ends = Ends.make()
+    line, packets = ends.one.transport.line, forged_packets(64)
+    signed = Presigner.sign(chain_of(ends).chain_id, 0, key_of(ends), packets, 6)
+    first = line.head(Kind.S1, 0, flags | 6, 0, chain_of(ends).element(1))
+    first += S1_COUNTS.pack(1, 1, 0) + signed.roots[0]
+    assert len(ends.two.take(line.tagged(first))) == 1
+    ends.two.take(*s2_like(first, key_of(ends), signed, packets)[1:])
+    assert ends.two.received == []
+    assert ends.two.drops == {Drop.FORGED: 63}
 
 
 @pytest.mark.parametrize("reliable", [False, True])
@@ -688,7 +702,8 @@ def test_rule_15_an_s2_can_be_checked_without_any_key_of_the_session(mode):
     verifier.check_untrusted(2, head(s2[0]).element)
     depth, roots = head(s1).shape, s1[S1_FIXED_SIZE:-TAG]
     blocks = [roots[i : i + 16] for i in range(0, len(roots), 16)]
-    checker = Checker.with_key(name, 0, head(s2[0]).element, depth, blocks)
+    key, packets = head(s2[0]).element, len(s2)
+    checker = Checker.with_key(name, 0, key, depth, blocks, packets)
     start = ROUND_HEAD_SIZE + 16 * depth
     heads = [S2_TAIL.unpack_from(message, start) for message in s2]
     branches = [message[ROUND_HEAD_SIZE:start] for message in s2] if depth else None
