@@ -226,6 +226,21 @@ def test_cookie():
     assert message.pack() == raw(vector["message"])
 
 
+def test_renewals_show_the_session_they_renew():
+    vector = load("handshake")["renewal"]
+    nonce = raw(vector["nonce"])
+    here, there = [
+        Line(end, Counters(), Scripted(), 1400, NOBODY) for end in agreements("alpha")
+    ]
+    assert here.renewal(nonce) == raw(vector["to_responder"])
+    assert there.renewal(nonce) == raw(vector["to_initiator"])
+    syn = parse_syn_untrusted(raw(load("handshake")["alpha"]["syn"]))
+    shown = evolve(syn, nonce=nonce, cookie=raw(vector["to_responder"]))
+    assert there.is_renewal(shown)
+    assert not here.is_renewal(shown)
+    assert not there.is_renewal(evolve(shown, nonce=bytes(16)))
+
+
 # Rounds
 
 

@@ -106,9 +106,13 @@ class Tagger:
 
     def tag(self, message: Buffer) -> bytes:
         """TAG_SIZE bytes over ``message``."""
+        return self.whole(message)[:TAG_SIZE]
+
+    def whole(self, message: Buffer) -> bytes:
+        """All 32 bytes over ``message``."""
         state = self._start.copy()
         state.update(message)
-        return state.digest()[:TAG_SIZE]
+        return state.digest()
 
     def fits(self, message: Buffer, tag: Buffer) -> bool:
         """Whether ``tag`` belongs to ``message``, in constant time."""

@@ -146,10 +146,16 @@ class Initiation:
         local_id: int,
         random: RandomBytes,
         now: float,
+        renewal: Callable[[bytes], bytes] | None = None,
     ) -> Initiation:
-        """A SYN that is due at once."""
+        """A SYN that is due at once.
+
+        ``renewal``: what shows for a nonce that we have a session with the peer.
+        """
         offer = Offer.make(random)
         syn = Syn(local_id, offer.nonce, identity.public, *offer.public, suite=suite)
+        if renewal is not None:
+            syn = evolve(syn, cookie=renewal(offer.nonce))
         return cls(syn, offer, now, now)
 
     def expired(self, now: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hmac import compare_digest
 from struct import Struct
 
 from attrs import define, field
@@ -11,17 +12,20 @@ from alpha_trio.proto.cipher import TAG_SIZE, Keystream, Tagger
 from alpha_trio.proto.handshake import Agreement, RandomBytes
 from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.wire import (
+    COOKIE_SIZE,
     LEAST_ROOTS,
     MAX_ROOTS,
     ROUND,
     BadPacket,
     Kind,
+    Syn,
     first_word,
 )
 
 ROUND_KINDS = (Kind.S1, Kind.A1, Kind.S2, Kind.A2)
 
 _WORD = Struct("!Q")
+_RENEWAL = b"renewal"  # no message begins so: what it is part of is no tag
 
 
 @define(eq=False)
@@ -85,6 +89,19 @@ class Line:
         if not self._tag_in.fits(message, tag):
             raise BadPacket
         return message
+
+    def renewal(self, nonce: bytes) -> bytes:
+        """COOKIE_SIZE bytes that show, in our SYN with ``nonce``, who asks.
+
+        Only the two ends can make them, so a SYN that renews a session needs no cookie,
+        and is not kept out by a flood of SYNs in our name.
+        """
+        return self._tag_out.whole(_RENEWAL + nonce)[:COOKIE_SIZE]
+
+    def is_renewal(self, syn: Syn) -> bool:
+        """Whether the peer made ``syn``, to renew this session."""
+        expected = self._tag_in.whole(_RENEWAL + syn.nonce)[:COOKIE_SIZE]
+        return compare_digest(expected, syn.cookie)
 
     def send(self, message: bytes, out: Outbox) -> None:
         """Send one message that carries no inner packet."""

@@ -93,12 +93,17 @@ class Negotiation:
 
     # -- asking --------------------------------------------------------------
 
-    def begin(self, now: float) -> None:
-        """Ask the peer for a session, unless we do so already."""
+    def begin(
+        self, now: float, renewal: Callable[[bytes], bytes] | None = None
+    ) -> None:
+        """Ask the peer for a session, unless we do so already.
+
+        ``renewal``: what shows for a nonce that we have one already.
+        """
         if self.initiation is not None:
             return
         self.initiation = Initiation.begin(
-            self.identity, self.suite, self.take_id(), self.random, now
+            self.identity, self.suite, self.take_id(), self.random, now, renewal
         )
         if self.half_open is not None:
             # The peer was faster; its ACKACK should be on its way.

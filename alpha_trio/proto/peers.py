@@ -357,9 +357,10 @@ class PeerTable:
         if session is None:
             self._knock(remote, syn.identity, out)
             return
-        admitted = self._door.admit(
-            remote, syn.cookie, now, wary=session.negotiation.is_answering(syn)
-        )
+        admitted: bool | None = session.is_renewal(syn, now)
+        if not admitted:
+            wary = session.negotiation.is_answering(syn)
+            admitted = self._door.admit(remote, syn.cookie, now, wary=wary)
         cookie = self._door.cookie(remote, now) if admitted is None else None
         if cookie is not None:
             answer = Cookie(syn.sender_id, syn.nonce, cookie).pack()

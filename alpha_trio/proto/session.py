@@ -28,6 +28,7 @@ from alpha_trio.proto.batch import (
     Outbox,
     Remote,
 )
+from alpha_trio.proto.cookies import TokenBucket
 from alpha_trio.proto.handshake import GIVE_UP_AFTER, Agreement, RandomBytes
 from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.line import Line
@@ -57,6 +58,11 @@ REKEY_GRACE = 10.0  # later the responder asks itself
 REFUSE_AFTER = 180.0  # age at which a session carries nothing any more
 WIPE_AFTER = 540.0  # age at which its keys are forgotten
 PREVIOUS_LIFETIME = 15.0  # a replaced session may still receive
+
+RENEWAL_RATE, RENEWAL_BURST = (
+    1.0,
+    5.0,
+)  # SYNs that show the session they renew, a second
 
 
 class State(StrEnum):
@@ -161,6 +167,9 @@ class Session:
     wrong_address: Remote | None = None
     tracing: Trace | None = None
     modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
+    _renewals: TokenBucket = field(
+        factory=lambda: TokenBucket(RENEWAL_RATE, RENEWAL_BURST)
+    )
 
     def __attrs_post_init__(self) -> None:
         self.negotiation = Negotiation(
@@ -235,7 +244,9 @@ class Session:
             self.counters.drop(Drop.QUEUE_FULL, pushed_out)
 
     def _want_session(self, now: float) -> None:
-        self.negotiation.begin(now)
+        current = self.current
+        line = current.line if isinstance(current, AlphaTransport) else None
+        self.negotiation.begin(now, line.renewal if line else None)
         self._wake_by(self.negotiation.deadline)
 
     def connect(self, now: float) -> None:
@@ -244,6 +255,18 @@ class Session:
             self._want_session(now)
 
     # -- handshakes ----------------------------------------------------------
+
+    def is_renewal(self, syn: Syn, now: float) -> bool:
+        """Whether ``syn`` shows that it is from the one we have a session with.
+
+        It says nothing about when it was sent, so there is a limit to them, too.
+        """
+        current = self.current
+        if not isinstance(current, AlphaTransport) or not any(syn.cookie):
+            return False
+        half_open = self.negotiation.half_open
+        known = half_open is not None and half_open.syn == syn
+        return current.line.is_renewal(syn) and (known or self._renewals.take(now))
 
     def on_syn(
         self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox

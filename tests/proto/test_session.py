@@ -14,9 +14,9 @@ from alpha_trio.proto.session import (
     WIPE_AFTER,
     State,
 )
-from alpha_trio.proto.wire import DATA_SIZE, Kind
+from alpha_trio.proto.wire import DATA_SIZE, Kind, Syn
 from tests.proto.packets import ICMP, TCP, parse
-from tests.proto.simulation import DELAY, PORT, Simulation
+from tests.proto.simulation import DELAY, PORT, Simulation, remote_of
 
 VM1, VM2 = ("192.168.10.60", PORT), ("192.168.10.61", PORT)
 
@@ -224,6 +224,34 @@ def test_a_session_in_use_is_renewed_in_time_without_losing_a_packet(mode):
     times = [syn.time for syn in syns]
     assert times == pytest.approx([REKEY_AFTER * i for i in (1, 2, 3)], abs=10)
     assert sim.hosts["vm2"].payloads()[1:] == payloads
+
+
+def test_a_session_is_renewed_through_a_flood_in_the_peers_name():
+    """Or a few hundred SYNs a second would end every session after three minutes."""
+    sim = established(mode="adaptive")
+    sim.run(REKEY_AFTER - 1)
+    vm1 = sim.hosts["vm1"]
+    while sim.now < REKEY_AFTER + 10:
+        for number in range(50):
+            nonce = sim.random.randbytes(16)
+            shown = vm1.table.identity.public, 2 * nonce, nonce, nonce
+            forged = Syn(number + 1, nonce, *shown).pack()
+            sim.inject("vm2", remote_of(vm1.address), forged)
+        sim.send("vm1", "vm2")
+        sim.run(0.1)
+    assert len(sim.messages(Kind.SYN)) == 1
+    assert sim.session("vm2", "vm1").current.established > REKEY_AFTER
+
+
+def test_a_host_that_forgot_the_session_answers_its_renewal_like_any_syn():
+    sim = established(mode="adaptive")
+    sim.run(REKEY_AFTER + 1)
+    sim.restart("vm2")
+    payloads = sim.send("vm1", "vm2")
+    sim.run(20)
+    payloads += sim.send("vm1", "vm2")
+    sim.run(1)
+    assert sim.hosts["vm2"].payloads()[-1:] == payloads[-1:]
 
 
 def test_an_unused_session_is_not_renewed():

@@ -221,6 +221,10 @@ def cookie(secret, host, port):
     return hmac.digest(secret, f"{host} {port}".encode(), "sha256")[:16]
 
 
+def renewal(tag_key, nonce):
+    return hmac.digest(tag_key, b"renewal" + nonce, "sha256")[:16]
+
+
 def cookie_message(syn_, cookie_):
     return header(COOKIE, int.from_bytes(syn_[8:12])) + syn_[16:32] + cookie_
 

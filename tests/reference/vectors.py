@@ -185,7 +185,7 @@ def handshake():
     cookie_secret, place = secret("cookie", 32), ("192.0.2.1", 1234)
     asked = alpha.cookie(cookie_secret, *place)
     plain, busy = Session(SUITE_PLAIN), Session(cookie=asked)
-    session = Session()
+    session, nonce = Session(), secret("nonce of a renewal", 16)
     return {
         "initiator": session.initiator.inputs(),
         "responder": session.responder.inputs(),
@@ -200,6 +200,11 @@ def handshake():
             **messages_of(busy),
         },
         "limited": behind_relays(),
+        "renewal": {
+            "nonce": nonce,
+            "to_responder": alpha.renewal(session.keys[2], nonce),
+            "to_initiator": alpha.renewal(session.keys[3], nonce),
+        },
     }
 
 
