@@ -51,9 +51,9 @@ REPEATS = 32  # of an ACK, ACKACK or COOKIE
 COST = 1_500  # bytes of a handshake, estimated
 
 SYN_RATE, SYN_BURST = 2_000.0, 2_000.0  # a second, at once; the same below
-SOURCE_SYN_RATE, SOURCE_SYN_BURST = 100.0, 100.0  # there may be many behind an address
+SOURCE_SYN_RATE, SOURCE_SYN_BURST = 500.0, 500.0  # there may be many behind an address
 CHECK_RATE, CHECK_BURST = 1_000.0, 1_000.0  # signatures
-SOURCE_CHECK_RATE, SOURCE_CHECK_BURST = 100.0, 100.0
+SOURCE_CHECK_RATE, SOURCE_CHECK_BURST = 300.0, 300.0
 
 _LIMIT = slice(12, 16)
 _COOKIE = slice(128, 128 + COOKIE_SIZE)

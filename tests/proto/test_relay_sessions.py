@@ -144,9 +144,10 @@ def test_spoofed_syns_of_many_sources_fill_no_more_than_their_place():
 def test_signatures_are_checked_at_a_bounded_rate():
     path = Path()
     path.to_two(path.syn)
-    forged = [changed(path.ack, 150, by) for by in range(1, 200)]
+    at = 150, 151  # in the signature
+    forged = [changed(path.ack, place, by) for place in at for by in range(1, 200)]
     assert path.to_one(*forged, source=ELSEWHERE) == []
-    assert path.drops[RelayDrop.RATE] == 199 - SOURCE_CHECK_BURST
+    assert path.drops[RelayDrop.RATE] == 398 - SOURCE_CHECK_BURST
     assert path.to_one(path.ack) == [path.ack]  # from where it should
 
 
