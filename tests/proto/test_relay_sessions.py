@@ -471,9 +471,9 @@ def test_a_lenient_relay_takes_repetitions_of_half_a_handshake_for_what_they_are
 def test_half_handshakes_are_looked_at_at_a_bounded_rate():
     path = Path(policy=LENIENT)
     path.to_two(path.syn)
-    made_up = [path.ackack[:4] + n.to_bytes(4) + path.ackack[8:] for n in range(9, 309)]
+    made_up = [path.ackack[:4] + n.to_bytes(4) + path.ackack[8:] for n in range(9, 609)]
     assert path.to_two(*made_up, source=ELSEWHERE) == []
-    assert path.drops[RelayDrop.RATE] == 300 - SOURCE_CHECK_BURST
+    assert path.drops[RelayDrop.RATE] == 600 - SOURCE_CHECK_BURST
 
 
 def test_a_strict_relay_lets_no_half_session_pass():
