@@ -24,6 +24,7 @@ from alpha_trio.proto.wire import (
 )
 
 FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
+MOST_DOUBTS = 5  # times a timeout is doubled before the first try
 
 
 HEADS_SIZE = S2_TAIL.size + FRAME_WORD_SIZE  # in front of each segment
@@ -254,9 +255,23 @@ class RoundTrip:
     smoothed: float | None = None  # s
     variation: float = 0.0  # s
     least: float = inf  # s
+    doubts: int = 0  # how often to double the timeout, until there is a measurement
+    unsure: bool = False  # a repeated S1 was answered since there was one
+    _doubted: float = -inf  # when ``doubts`` grew
+
+    def doubt(self, now: float) -> None:
+        """An S1 was answered twice, so it was repeated before its answer could come.
+
+        Which one an answer belongs to nobody knows, so it cannot be measured; without
+        patience a way that has become longer would never be measured again.
+        """
+        if self.unsure and now - self._doubted >= (self.smoothed or FIRST_RTO):
+            self.doubts = min(self.doubts + 1, MOST_DOUBTS)
+            self._doubted = now
 
     def sample(self, rtt: float) -> None:
         """Take one measurement, of an exchange that was not repeated."""
+        self.doubts, self.unsure = 0, False
         self.least = min(self.least, rtt)
         if self.smoothed is None:
             self.smoothed, self.variation = rtt, rtt / 2
@@ -276,7 +291,8 @@ class RoundTrip:
         base = FIRST_RTO
         if self.smoothed is not None:
             base = max(MIN_RTO, self.smoothed + 4 * self.variation)
-        return min(base * 2.0 ** (attempts - 1), max(base, most), MAX_RTO)
+        doubled = base * 2.0 ** (attempts - 1 + self.doubts)
+        return min(doubled, max(base, most), MAX_RTO)
 
 
 def lay_out(

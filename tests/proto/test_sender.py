@@ -4,6 +4,7 @@ from itertools import chain, pairwise
 from random import Random
 
 import pytest
+from attrs import define
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,7 @@ from alpha_trio.proto.sender import (
 from alpha_trio.proto.wire import CONTROL, MAX_PACKETS, ROUND_HEAD_SIZE, S1_COUNTS, Kind
 from tests.proto.ends import End, Ends, batch, head, of_kind, packets_of
 from tests.proto.packets import Packet
+from tests.proto.simulation import DELAY, Link, Simulation
 
 MODES = ["n", "c", "m", "cm"]
 LARGE = Packet(payload=bytes(60 * 900), segment_size=900)
@@ -315,6 +317,30 @@ def test_a_round_of_several_sizes_is_taken_over_in_order():
     new.one.sender.succeed(old.one.sender, 1.0, new.one.out)
     new.settle(*new.one.sent(), now=1.0)
     assert new.two.received == texts
+
+
+@define
+class Lengthening(Link):
+    delay: float = DELAY
+
+    def carry(self, datagram):
+        yield self.delay, datagram
+
+
+def test_a_way_that_becomes_longer_is_measured_anew():
+    """Not for ever do repetitions go before the answer can have come."""
+    link = Lengthening()
+    sim = Simulation(link=link, mode="adaptive")
+    sim.pair()
+    for delay in (DELAY, 5 * DELAY, 20 * DELAY):
+        link.delay = delay
+        for _ in range(40):
+            sim.send("vm1", "vm2")
+            sim.run(1)
+        last = [sent.data for sent in sim.messages(Kind.S1, "vm1")][-20:]
+        rtt = sim.session("vm1", "vm2").current.sender.rtt
+        assert rtt.smoothed == pytest.approx(2 * delay, rel=0.1)
+    assert len(set(last)) == len(last)
 
 
 def test_a_session_that_ends_counts_what_is_lost_with_it():
