@@ -36,7 +36,7 @@ PACKETS = 400  # genuine ones a second, each way
 LEAST = 0.5  # share of them that arrives under attack, however slow the machine
 GROWTH = 16e6  # bytes a relay may grow under attack
 MEMORY = 64 << 20  # bytes that a relay may take for what it remembers
-SYN_RATE, SYN_BURST = 100, 100  # that may pass of one source
+SYN_RATE, SYN_BURST = 500, 500  # that may pass of one source
 STALL = 1.0  # s that a restart may cost
 STRICT = '[relay]\nenabled = true\nunseen = "drop"\n'
 TOLERANT = "[relay]\nenabled = true\n"
