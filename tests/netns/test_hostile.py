@@ -218,8 +218,7 @@ def test_a_ping_comes_back_by_reliable_rounds_though_every_third_is_lost(
         ping(source, target.address, "-W", "10")
 
 
-# Where every third is lost the stream arrives as well, but may stand still for half a
-# minute before: a round whose S1 is hit again and again holds up those behind it.
+# Not every third lost: there the beginning of a session can cost half a minute.
 def test_by_reliable_rounds_all_of_a_stream_arrives_and_each_once(mallory, daemons):
     mallory.mischief = losing(0.1)
     one, two = daemons
