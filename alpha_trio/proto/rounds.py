@@ -312,7 +312,12 @@ def lay_out(
             pack_into(text, at, index, 0, at)
             bodies.append(text[at : at + size] if at + size <= end else text[at:end])
             index += 1
-        if groups and groups[-1][2] == size and len(bodies[first - 1]) == size:
+        if (
+            waiting.count == 1
+            and groups
+            and groups[-1][2] == size
+            and len(bodies[first - 1]) == size
+        ):
             groups[-1] = (groups[-1][0], index, size)
         else:
             groups.append((first, index, size))

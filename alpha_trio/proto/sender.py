@@ -88,6 +88,8 @@ ROUNDS_EVERY = 0.004  # s of round-trip time
 MOST_ROUNDS = 5
 ROUNDS_MORE_EVERY = 0.0005  # s of the least round-trip time
 
+LEAST_SHARE = 4  # a super-packet is torn apart for this part of a round, not for less
+
 ROUND_LIFETIME = 3.0  # s until an unanswered round holds up those behind it no more
 CONTROL_LIFETIME = 3.0  # s, or six round trips, until a control message makes way
 # Where two of three exchanges fail, one of a hundred thousand fails twenty times.
@@ -261,9 +263,14 @@ class Sender:
 
     def _take(self) -> list[Waiting]:
         room, _ = self._capacity()
-        taken = []
+        spare = room // LEAST_SHARE
+        taken: list[Waiting] = []
         while self.queue and room:
             waiting = self.queue.popleft()
+            if taken and room < spare and waiting.count > room:
+                # What is sent together arrives as one super-packet, else as two.
+                self.queue.appendleft(waiting)
+                break
             self.queued_bytes -= waiting.held
             if waiting.count > room:
                 waiting, rest = waiting.split(room)

@@ -250,6 +250,39 @@ def test_rounds_grow_with_what_waits():
     assert ends.one.sender.modes["c"] == 1
 
 
+def packets_of_rounds(carried: list[bytes]) -> list[int]:
+    """How many packets each round that carried some had."""
+    return [
+        S1_COUNTS.unpack_from(s1, ROUND_HEAD_SIZE)[0]
+        for s1 in s1_of(carried)
+        if not head(s1).shape & CONTROL
+    ]
+
+
+@pytest.mark.parametrize(
+    ("size", "rounds"),
+    [
+        (40, [40, 80, 40]),  # of 84 at most
+        (50, [50, 84, 66]),
+    ],
+)
+def test_a_super_packet_is_torn_apart_for_much_of_a_round_only(size, rounds):
+    """The receiver would write its pieces to the TUN one by one."""
+    ends = Ends.make()
+    large = Packet(payload=bytes(size * 20), segment_size=20)
+    begun = [s1 for _ in range(4) for s1 in ends.one.emit(large)]
+    assert packets_of_rounds(ends.settle(*begun)) == rounds
+    assert ends.two.received == packets_of(large) * 4
+
+
+def test_a_super_packet_larger_than_a_round_is_spread_over_several():
+    ends = Ends.make(size=300)
+    large = Packet(payload=bytes(50 * 20), segment_size=20)
+    ends.settle(*ends.one.emit(large))
+    assert ends.two.received == packets_of(large)
+    assert ends.one.sender.modes["c"] > 1
+
+
 def s1_of(messages: list[bytes]) -> list[bytes]:
     return of_kind(Kind.S1, messages)
 
