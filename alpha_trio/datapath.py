@@ -1,6 +1,6 @@
 """The packets' way through the daemon: the TUN reader, the UDP receiver, the timer.
 
-Out:  TUN --read_tun--> table.outgoing --> Outbox --flush--> UDP
+Out:  TUN --read_tun--> table.outgoing, push --> Outbox --flush--> UDP
 In:   UDP --receive---> table.incoming --> Outbox --flush--> TUN
 Time: run_timer ------> table.on_deadline -> Outbox --flush--> UDP
 
@@ -80,8 +80,11 @@ class DataPath:
             if tracing:
                 trace.from_tun(frame)
             self._table.outgoing(frame, now, out)
-            if len(frame) >= _LARGE and not self._flush(out, now):
-                return False
+            if len(frame) >= _LARGE:
+                self._table.push(now, out)
+                if not self._flush(out, now):
+                    return False
+        self._table.push(now, out)
         self._flush(out, now)
         return frame is None
 

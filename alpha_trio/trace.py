@@ -50,11 +50,9 @@ def to_tun(deliver: Deliver) -> None:
 def sent(send: Send) -> None:
     """Datagrams were sent; those that carry a packet have a line for it as well."""
     target = address(send.remote)
-    for parts in send.datagrams():
-        if (name := _MESSAGES.get(parts[0][0])) is not None:
-            _log.debug(
-                "Sending %s (%d bytes) to %s", name, sum(map(len, parts)), target
-            )
+    for datagram in send.datagrams():
+        if (name := _MESSAGES.get(datagram[0])) is not None:
+            _log.debug("Sending %s (%d bytes) to %s", name, len(datagram), target)
     for _ in range(send.packets):
         _log.debug("Sending encapsulated packet to %s", target)
 

@@ -140,6 +140,7 @@ class Crowd:
             frame = memoryview(packet(address, self.of, [b"one packet"]))
             out = Outbox()
             table.outgoing(frame, boottime(), out)
+            table.push(boottime(), out)
             self._send(_pktinfo(address), out)
 
     async def _serve(self) -> None:
@@ -320,6 +321,7 @@ def _hand_in(world: World, full: Sequence[memoryview], times: int) -> None:
     for _ in range(times):
         for end, frame in zip(world.ends, full, strict=True):
             end.table.outgoing(frame, world.now, end.out)
+            end.table.push(world.now, end.out)
             world.wait(0.0)
 
 

@@ -37,7 +37,7 @@ from alpha_trio.proto.peers import KNOCKING_HOSTS, PeerTable
 from alpha_trio.proto.plain import Transport
 from alpha_trio.proto.receiver import MAX_ASSOCIATIONS
 from alpha_trio.proto.report import Counts, Report, Role, parse_report_untrusted
-from alpha_trio.proto.runs import split
+from alpha_trio.proto.runs import Bodies, split
 from alpha_trio.proto.session import QUEUE_PACKETS, Session
 from alpha_trio.proto.wire import BadPacket
 from alpha_trio.state import PeerStore
@@ -153,6 +153,7 @@ class World:
         other.owed.update(segments)
         frame = packet(end.address, other.address, segments)
         end.table.outgoing(memoryview(frame), self.now, end.out)
+        end.table.push(self.now, end.out)
         self._flush(end)
 
     def emit(self, end: End, data: bytes) -> None:
@@ -163,6 +164,7 @@ class World:
         frame[frames.VIRTIO_SIZE + 8 : frames.VIRTIO_SIZE + 10] = data[:2].ljust(2)
         other.owed[data[_UDP.size :]] += 1
         end.table.outgoing(memoryview(bytes(frame)), self.now, end.out)
+        end.table.push(self.now, end.out)
         self._flush(end)
 
     def arrive(self, end: End, data: bytes, stride: int = 0, sender: str = "") -> None:
@@ -196,6 +198,7 @@ class World:
             # At the end of its numbers a frame word would not be 64 bits any more.
             word &= 2**64 - 1 - 0xFFFF
             current.outgoing(Cut(word, headers, segments, size, 0), self.now, end.out)
+            current.push(self.now, end.out)
         end.table._plan(end.session)
         self._flush(end)
 
@@ -239,8 +242,7 @@ class World:
             insist(sum(map(len, send.parts)) == send.size, "a send has its size")
             insist(send.count <= MAX_DATAGRAMS, "a send fits one system call")
             insist(send.count == 1 or send.size <= MAX_SEND_BYTES, "likewise its bytes")
-            for parts in send.datagrams():
-                datagram = b"".join(parts)
+            for datagram in map(bytes, send.datagrams()):
                 self.old.append(datagram)
                 self._other(end).mail.append(datagram)
         for deliver in out.delivers:
@@ -386,8 +388,11 @@ def joining(data: bytes) -> None:
     choices = Choices(data)
     count, step = 1 + choices.number(8), choices.number(2)
     first = int.from_bytes(choices.take(8).ljust(8, b"\0"))
-    words = [(first + i * step) % 2**64 for i in range(count)]
-    bodies: list[Buffer] = [choices.text() for _ in words]
+    words = tuple((first + i * step) % 2**64 for i in range(count))
+    text = choices.text()
+    size = max(1, -(-len(text) // count))
+    bodies = Bodies(memoryview(text), 0, size, size)
+    words = words[: -(-len(text) // size)]
     out = Outbox()
     counters = Counters()
     plain.deliver_untrusted(words, bodies, has_header, out, counters)

@@ -200,14 +200,15 @@ class UdpSocket:
 
     def _send_singly(self, send: Send) -> bool:
         ancillary = self._source(send.local)
-        for i, parts in enumerate(send.datagrams()):
+        datagrams = send.datagrams()
+        for i, datagram in enumerate(datagrams):
             try:
-                self._socket.sendmsg(parts, ancillary, 0, send.remote)
+                self._socket.sendmsg([datagram], ancillary, 0, send.remote)
             except BlockingIOError:
                 if i == 0:
                     return False
                 # The rest goes later: what is left becomes the run to send.
-                del send.parts[: i * send.width]
+                send.parts = datagrams[i:]
                 send.count -= i
                 return False
         return True

@@ -155,8 +155,12 @@ class AlphaTransport:
     # -- packets -----------------------------------------------------------------
 
     def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
-        """Queue the bodies of ``cut``, and start rounds for what waits."""
-        self.sender.outgoing(cut, now, out)
+        """Queue the segments of ``cut``."""
+        self.sender.outgoing(cut, now)
+
+    def push(self, now: float, out: Outbox) -> None:
+        """Start rounds for what waits."""
+        self.sender.start(now, out)
         if self.sender.starved:
             self._want_more()
 
@@ -203,7 +207,8 @@ class AlphaTransport:
     def keepalive(self, now: float, out: Outbox) -> None:
         """A round that carries one empty packet: the A1 tells that the peer lives."""
         empty = Cut(0, b"", [b""], 0, 0)
-        self.sender.outgoing(empty, now, out)
+        self.sender.outgoing(empty, now)
+        self.sender.start(now, out)
 
     def abandon(self) -> None:
         """The session ends: count what is lost with it."""

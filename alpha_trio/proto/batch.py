@@ -121,18 +121,19 @@ class Send:
     local: bytes  # our address to send from, as the socket reported it; b"": any
     counters: Counters
     stride: int  # bytes
-    parts: list[Buffer] = Factory(list)  # ``width`` buffers for every datagram
-    width: int = 1
+    parts: list[Buffer] = Factory(list)  # each of one or more whole datagrams
     count: int = 0  # datagrams
     size: int = 0  # bytes in all
     packets: int = 0  # inner packets
     packet_bytes: int = 0  # inner bytes
     closed: bool = False  # a shorter datagram ended it
 
-    def datagrams(self) -> list[list[Buffer]]:
-        """The parts, datagram by datagram, for a kernel without UDP_SEGMENT."""
-        step = self.width
-        return [self.parts[i : i + step] for i in range(0, len(self.parts), step)]
+    def datagrams(self) -> list[Buffer]:
+        """One by one, for a kernel without UDP_SEGMENT."""
+        step = self.stride
+        return [
+            part[i : i + step] for part in self.parts for i in range(0, len(part), step)
+        ]
 
 
 @define(eq=False)
@@ -158,65 +159,60 @@ class Outbox:
         remote: Remote,
         local: bytes,
         counters: Counters,
-        parts: list[Buffer],
-        *,
-        width: int,
+        run: Buffer,
         stride: int,
-        last: int,
         around: int | None = None,
     ) -> None:
-        """Add datagrams of ``stride`` bytes, the last one of ``last`` bytes.
+        """Add the datagrams in ``run``, ``stride`` bytes each but the last.
 
-        ``parts`` holds ``width`` buffers for every datagram; they become as few sends
-        as the kernel allows, joined to the run before them where one can take both.
-        ``around`` is how many bytes of each do not belong to its inner packet; None:
-        they carry none that is to be counted.
+        They become as few sends as the kernel allows, joined to the one before them
+        where it can take both.  ``around`` is how many bytes of each do not belong to
+        its inner packet; None: they carry none that is to be counted.
         """
         # At least one: a datagram no send takes is for the kernel to refuse.
-        step = width * max(1, min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride))
-        while len(parts) > step:
-            whole = parts[:step]
-            parts = parts[step:]
-            self._join(remote, local, counters, whole, width, stride, stride, around)
-        self._join(remote, local, counters, parts, width, stride, last, around)
+        most = stride * max(1, min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride))
+        if len(run) <= most:
+            self._join(remote, local, counters, run, stride, around)
+            return
+        for at in range(0, len(run), most):
+            piece = run[at : at + most]
+            self._join(remote, local, counters, piece, stride, around)
 
     def _join(
         self,
         remote: Remote,
         local: bytes,
         counters: Counters,
-        parts: list[Buffer],
-        width: int,
+        piece: Buffer,
         stride: int,
-        last: int,
         around: int | None,
     ) -> None:
         # hot path: once per super-packet, or per small packet
-        count = len(parts) // width
+        size = len(piece)
+        count = -(-size // stride)
         if count == 1:
-            stride = last
-        size = (count - 1) * stride + last
-        run = self.sends[-1] if self.sends else None
+            stride = size
+        last = size - (count - 1) * stride
+        send = self.sends[-1] if self.sends else None
         if (
-            run is None
-            or run.closed
-            or run.width != width
-            or run.count + count > MAX_DATAGRAMS
-            or run.size + size > MAX_SEND_BYTES
-            or not (run.stride == stride or (count == 1 and last < run.stride))
-            or run.counters is not counters
-            or run.remote != remote
-            or run.local != local
+            send is None
+            or send.closed
+            or send.count + count > MAX_DATAGRAMS
+            or send.size + size > MAX_SEND_BYTES
+            or not (send.stride == stride or (count == 1 and last < send.stride))
+            or send.counters is not counters
+            or send.remote != remote
+            or send.local != local
         ):
-            run = Send(remote, local, counters, stride, width=width)
-            self.sends.append(run)
-        run.parts += parts
-        run.count += count
-        run.size += size
+            send = Send(remote, local, counters, stride)
+            self.sends.append(send)
+        send.parts.append(piece)
+        send.count += count
+        send.size += size
         if around is not None:
-            run.packets += count
-            run.packet_bytes += size - count * around
-        run.closed = last < run.stride
+            send.packets += count
+            send.packet_bytes += size - count * around
+        send.closed = last < send.stride
 
     def deliver(
         self, parts: list[Buffer], counters: Counters, packets: int, packet_bytes: int

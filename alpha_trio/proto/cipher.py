@@ -34,6 +34,8 @@ TAG_SIZE = 8
 what is delivered rests on the pre-signatures, not on this tag."""
 
 _BLOCK = 16
+ROOM = _BLOCK - 1
+"""Bytes the library wants behind those it writes, though it leaves them as they are."""
 _COUNTER = Struct("!HHIQ")
 
 
@@ -81,17 +83,28 @@ class Keystream:
 
         The result is writable and belongs to the caller.
         """
-        block, skip = divmod(offset, _BLOCK)
-        counter = _COUNTER.pack(association, 0, number, block)
-        context = (
-            self._context
-        )  # a new one for each round would cost half as much again
-        context.reset_nonce(counter)
-        if skip:
-            context.update(bytes(skip))
-        # The library wants room for one block more than it writes.
-        result = bytearray(len(data) + _BLOCK - 1)
+        context = self._at(association, number, offset)
+        result = bytearray(len(data) + ROOM)
         return memoryview(result)[: context.update_into(data, result)]
+
+    def apply_in_place(
+        self, association: int, number: int, buffer: bytearray
+    ) -> memoryview:
+        """Apply round ``number`` from its beginning to all but ROOM bytes at the end.
+
+        The result is the part that was changed.
+        """
+        view = memoryview(buffer)[: len(buffer) - ROOM]
+        self._at(association, number, 0).update_into(view, buffer)
+        return view
+
+    def _at(self, association: int, number: int, offset: int) -> CipherContext:
+        block, skip = divmod(offset, _BLOCK)
+        # A new context for each round would cost half as much again.
+        self._context.reset_nonce(_COUNTER.pack(association, 0, number, block))
+        if skip:
+            self._context.update(bytes(skip))
+        return self._context
 
 
 @define(eq=False)

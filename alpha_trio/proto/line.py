@@ -105,16 +105,7 @@ class Line:
 
     def send(self, message: bytes, out: Outbox) -> None:
         """Send one message that carries no inner packet."""
-        size = len(message)
-        out.send(
-            self.remote,
-            self.local,
-            self.counters,
-            [message],
-            width=1,
-            stride=size,
-            last=size,
-        )
+        out.send(self.remote, self.local, self.counters, message, len(message))
 
 
 def _first_words(receiver_id: int) -> dict[Kind, bytes]:

@@ -334,5 +334,4 @@ def send_control(
     out: Outbox, remote: Remote, local: bytes, counters: Counters, message: bytes
 ) -> None:
     """Send one datagram that belongs to no data path."""
-    size = len(message)
-    out.send(remote, local, counters, [message], width=1, stride=size, last=size)
+    out.send(remote, local, counters, message, len(message))

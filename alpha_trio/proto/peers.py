@@ -126,6 +126,7 @@ class PeerTable:
     _by_remote: dict[tuple[str, int], Session] = field(factory=dict)
     _by_host: dict[str, list[Session]] = field(factory=dict)
     _endpoints: set[bytes] = field(factory=set)  # packed address and port
+    _unpushed: dict[Session, None] = field(factory=dict)  # in the order of their frames
     _indexed: bool = False  # whether the look-ups above reflect the peers
     _heap: list[tuple[float, int, Session]] = field(factory=list)
     _planned: dict[Session, float] = field(factory=dict)
@@ -204,6 +205,7 @@ class PeerTable:
         session.reset()
         del self._prefixes_of[name]
         self._planned.pop(session, None)
+        self._unpushed.pop(session, None)
         self._indexed = False
 
     def _index(self) -> None:
@@ -249,7 +251,11 @@ class PeerTable:
     # -- from the TUN to the network -----------------------------------------
 
     def outgoing(self, frame: memoryview, now: float, out: Outbox) -> None:
-        """Take one TUN frame (virtio header and packet, borrowed) on its way out."""
+        """Take one TUN frame (virtio header and packet, borrowed) on its way out.
+
+        It goes with ``push``, which has to follow the last one that is there: what is
+        handed in together shares a round.
+        """
         if not self._indexed:
             self._index()
         packet = frame[frames.VIRTIO_SIZE :]
@@ -271,7 +277,14 @@ class PeerTable:
             session.counters.drop(Drop.LOOP, frames.packets(frame))
         else:
             session.outgoing(frame, now, out)
+            self._unpushed[session] = None
+
+    def push(self, now: float, out: Outbox) -> None:
+        """Send what was handed in since the last call."""
+        for session in self._unpushed:
+            session.push(now, out)
             self._plan(session)
+        self._unpushed.clear()
 
     def _refuse(self, frame: memoryview, multicast: bool, out: Outbox) -> None:
         reason = Drop.MULTICAST if multicast else Drop.NO_PEER

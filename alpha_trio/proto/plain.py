@@ -13,7 +13,7 @@ from math import inf
 from struct import Struct
 from typing import Protocol
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from alpha_trio.proto.batch import (
     MAX_DATAGRAMS,
@@ -34,6 +34,7 @@ from alpha_trio.proto.frames import (
 )
 from alpha_trio.proto.handshake import Agreement
 from alpha_trio.proto.replay import ReplayWindow
+from alpha_trio.proto.runs import Bodies, join_frames
 from alpha_trio.proto.wire import DATA, DATA_SIZE, BadPacket, data_word
 
 OVERHEAD = DATA_SIZE + FRAME_WORD_SIZE
@@ -82,7 +83,10 @@ class Transport(Protocol):
         """Which address of ours it knows, as the socket reported it."""
 
     def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
-        """Send the segments of ``cut``, or queue them."""
+        """Send the segments of ``cut``, or queue them until ``push``."""
+
+    def push(self, now: float, out: Outbox) -> None:
+        """No more follows at once: send what can be sent."""
 
     def incoming(
         self,
@@ -150,41 +154,27 @@ class PlainTransport:
 
     def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
         """Put the segments of ``cut`` into as few sends as the kernel allows."""
-        word, counter, frame = self.word_out, self.counter, cut.word
-        segments, headers = cut.segments, bytes(cut.headers)
-        count = len(segments)
-        self.counter += count
-        pack = _HEAD.pack
-        parts: list[Buffer] = [b""] * (2 * count)
-        numbers = range(count)
-        parts[::2] = [pack(word, counter + i, frame + i) + headers for i in numbers]
-        parts[1::2] = segments
-        fixed = _HEAD.size + len(headers)
+        headers = bytes(cut.headers)
+        run = bytearray(join_frames(DATA_SIZE, cut.word, headers, cut.segments))
+        stride = _HEAD.size + len(headers) + len(cut.segments[0])
+        pack_into, word, counter = DATA.pack_into, self.word_out, self.counter
+        for at in range(0, len(run), stride):
+            pack_into(run, at, word, counter)
+            counter += 1
+        self.counter = counter
+        view = memoryview(run)
         out.send(
-            self.remote,
-            self.local,
-            self.counters,
-            parts,
-            width=2,
-            stride=fixed + cut.segment_size,
-            last=fixed + len(segments[-1]),
-            around=_HEAD.size,
+            self.remote, self.local, self.counters, view, stride, around=_HEAD.size
         )
+
+    def push(self, now: float, out: Outbox) -> None:
+        """Nothing ever waits."""
 
     def keepalive(self, now: float, out: Outbox) -> None:
         """An empty DATA: we are here, and our address is still this."""
-        parts: list[Buffer] = [DATA.pack(self.word_out, self.counter)]
+        message = DATA.pack(self.word_out, self.counter)
         self.counter += 1
-        size = DATA_SIZE
-        out.send(
-            self.remote,
-            self.local,
-            self.counters,
-            parts,
-            width=1,
-            stride=size,
-            last=size,
-        )
+        out.send(self.remote, self.local, self.counters, message, DATA_SIZE)
 
     def incoming(
         self,
@@ -209,20 +199,20 @@ class PlainTransport:
             return size, Arrival.WRONG_ADDRESS
         if size <= OVERHEAD:
             return size, self._keepalive_untrusted(view[:size])
-        # hot path: heads and bodies of all datagrams with consecutive counters
+        # hot path: heads of all datagrams with consecutive counters
         word, unpack = self.word_in, _HEAD.unpack_from
         at, end = 0, len(view)
         first = expected = DATA.unpack_from(view)[1]
-        frames: list[int] = []
-        bodies: list[Buffer] = []
+        words: list[int] = []
         while end - at > OVERHEAD:
             word_in, counter, frame = unpack(view, at)
             if word_in != word or counter != expected:
                 break
             expected += 1
-            frames.append(frame)
-            bodies.append(view[at + OVERHEAD : at + stride])
+            words.append(frame)
             at += stride
+        frames = tuple(words)
+        bodies = Bodies(view, OVERHEAD, stride, stride - OVERHEAD)
         fresh = self.window.accept(first, len(frames))
         if fresh + 1 == 1 << len(frames):
             deliver_untrusted(frames, bodies, owns_source, out, counters)
@@ -232,8 +222,10 @@ class PlainTransport:
             # consecutive and yet belong to different packets.
             for i in range(len(frames)):
                 if fresh >> i & 1:
-                    alone = frames[i : i + 1], bodies[i : i + 1]
-                    deliver_untrusted(*alone, owns_source, out, counters)
+                    alone = evolve(bodies, start=OVERHEAD + i * stride)
+                    deliver_untrusted(
+                        frames[i : i + 1], alone, owns_source, out, counters
+                    )
         return min(at, end), Arrival.DATA if fresh else Arrival.NOTHING
 
     def _keepalive_untrusted(self, datagram: memoryview) -> Arrival:
@@ -253,15 +245,16 @@ class PlainTransport:
 
 
 def deliver_untrusted(
-    frames: list[int],
-    bodies: list[Buffer],
+    frames: tuple[int, ...],
+    bodies: Bodies,
     owns_source: OwnsSource,
     out: Outbox,
     counters: Counters,
 ) -> list[int]:
     """Join segments of a super-packet, or datagrams of a flow, for the TUN.
 
-    Returns the positions of those that were not delivered, but counted as dropped.
+    ``frames`` are the frame words of the ``bodies``.  Returns the positions of those
+    that were not delivered, but counted as dropped.
     """
     refused: list[int] = []
     at, count = 0, len(frames)
@@ -276,11 +269,12 @@ def deliver_untrusted(
         if frame >> _GSO_SHIFT != GSO_NONE:
             length = frame >> 48 & 0xFF
             until += _segments_after(frames, at)
-            segments = [body, *[piece[length:] for piece in bodies[at + 1 : until]]]
+            segments = [body, *bodies.tails(at + 1, until, length)]
+            size = sum(map(len, segments)) + (until - at - 1) * length
         else:
             until = _end_of_flow(frames, bodies, at)
-            segments = bodies[at:until]
-        size = sum(map(len, bodies[at:until]))
+            segments = bodies.tails(at, until, 0)
+            size = sum(map(len, segments))
         try:
             if len(segments) > 1 and frame >> _GSO_SHIFT == GSO_NONE:
                 parts = join_datagrams(frame, segments)
@@ -295,29 +289,27 @@ def deliver_untrusted(
     return refused
 
 
-def _segments_after(frames: list[int], at: int) -> int:
+def _segments_after(frames: tuple[int, ...], at: int) -> int:
     """How many segments of the same super-packet follow ``at`` without a gap."""
     following = frames[at + 1 :]
-    expected = list(range(frames[at] + 1, frames[at] + 1 + len(following)))
-    if following == expected:
+    expected = range(frames[at] + 1, frames[at] + 1 + len(following))
+    if following == tuple(expected):
         return len(following)  # hot path
     pairs = zip(following, expected, strict=True)
     return next(i for i, (frame, due) in enumerate(pairs) if frame != due)
 
 
-def _end_of_flow(frames: list[int], bodies: list[Buffer], at: int) -> int:
+def _end_of_flow(frames: tuple[int, ...], bodies: Bodies, at: int) -> int:
     """One past the last whole packet that can share a super-packet with ``at``'s."""
     frame, first, size = frames[at], bodies[at], len(bodies[at])
     until, room = at + 1, min(len(frames), at + MAX_DATAGRAMS)
     total = size
-    while (
-        until < room
-        and frames[until] == frame
-        and len(bodies[until - 1]) == size
-        and same_flow(frame, first, bodies[until])
-    ):
-        total += len(bodies[until])
-        if total > MAX_SEND_BYTES:
+    while until < room and frames[until] == frame:
+        body = bodies[until]
+        total += len(body)
+        if total > MAX_SEND_BYTES or not same_flow(frame, first, body):
             break
         until += 1
+        if len(body) < size:
+            break
     return until

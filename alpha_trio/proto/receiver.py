@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from itertools import compress
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from alpha_trio.proto.acks import ACK, NACK, AckTree, opening_size
 from alpha_trio.proto.batch import Drop, Outbox, Remote
@@ -99,12 +99,20 @@ class InAssociation:
         return None
 
 
-@frozen
+@define(eq=False)
 class Stretch:
-    """Packets that lie one after the other in a round's keystream."""
+    """Packets of a run that lie as they came in their round's keystream."""
 
     offset: int  # where the first one begins there, bytes
-    packets: list[bytes]
+    first: int  # its number in the run
+    count: int
+
+    def continues(self, number: int, offset: int, stride: int) -> bool:
+        """Whether packet ``number`` of the run is the next one here and there."""
+        return (
+            number == self.first + self.count
+            and offset == self.offset + self.count * stride
+        )
 
 
 @define(frozen=True)
@@ -218,20 +226,26 @@ class Receiver:
         except BadPacket:
             self.line.drop(Drop.UNSOLICITED)
             return size, Arrival.NOTHING
-        consumed, arrived, authentic = self._check(view, stride, found)
+        branch = (found.shape & DEPTH_MASK) * NODE_SIZE
+        least = _HEAD if found.shape & CONTROL else _HEADS
+        run = take_run(view, stride, found.prefix, branch, least)
+        if not run.packets:  # fits its round but not the key, or is cut short
+            self.line.drop(Drop.FORGED)
+            return size, Arrival.NOTHING
+        arrived, authentic = self._check(run, found)
         if arrived and found.shape & CONTROL:  # answered when it is carried out
-            self._take_controls(association, found, arrived[0].packets)
-            return consumed, Arrival.KEEPALIVE
-        for piece in arrived:
-            self._deliver(association, found, piece, owns_source, out)
+            self._take_control(association, found, run.packets[arrived[0].first])
+            return run.size, Arrival.KEEPALIVE
+        for stretch in arrived:
+            self._deliver(association, found, run, stretch, owns_source, out)
         if authentic and found.shape & RELIABLE:
             self._send_a2(association, found, authentic, out)
         if not arrived:
-            return consumed, Arrival.NOTHING
-        packets = arrived[0].packets
+            return run.size, Arrival.NOTHING
         # Keepalives must not be answered by keepalives, or they never end.
-        empty = len(arrived) == len(packets) == 1 and len(packets[0]) == _HEADS
-        return consumed, Arrival.KEEPALIVE if empty else Arrival.DATA
+        first = run.packets[arrived[0].first]
+        empty = len(arrived) == arrived[0].count == 1 and len(first) == _HEADS
+        return run.size, Arrival.KEEPALIVE if empty else Arrival.DATA
 
     def _round_untrusted(self, datagram: memoryview) -> tuple[InAssociation, InRound]:
         if len(datagram) < ROUND_HEAD_SIZE + S2_TAIL.size:
@@ -261,58 +275,47 @@ class Receiver:
             association.number, found.shape, 0, found.number, key
         )
 
-    def _check(
-        self, view: memoryview, stride: int, found: InRound
-    ) -> tuple[int, list[Stretch], Sequence[int]]:
-        """Sort what ``view`` has of this round.
+    def _check(self, run: Run, found: InRound) -> tuple[list[Stretch], Sequence[int]]:
+        """Sort packets of this round.
 
-        Returns its bytes, what is authentic and new, and, for their verdicts, the
-        numbers of all that is authentic.
+        Returns what is authentic and new, and, for their verdicts, the numbers of all
+        that is authentic.
         """
         assert found.checker is not None
-        branch = (found.shape & DEPTH_MASK) * NODE_SIZE
-        least = _HEAD if found.shape & CONTROL else _HEADS
-        run = take_run(view, stride, found.prefix, branch, least)
         packets = run.packets
-        if not packets:  # fits its round but not the key, or is cut short
-            self.line.drop(Drop.FORGED)
-            return min(stride, len(view)), [], ()
+        count = len(packets)
         first, _, offset = S2_TAIL.unpack_from(packets[0])
-        last = S2_TAIL.unpack_from(packets[-1])[0]
-        new = ((1 << len(packets)) - 1) << first
+        last, _, end = S2_TAIL.unpack_from(packets[-1])
+        new = ((1 << count) - 1) << first
         if (
-            last - first + 1 == len(packets)  # hot path: all as it was sent
+            last - first + 1 == count  # hot path: all as it was sent
+            and end - offset == (count - 1) * run.stride
             and not found.seen & new
             and found.checker.fits(first, packets, run.branches)
         ):
             found.seen |= new
-            self.passed += len(packets)
-            arrived = [Stretch(offset, packets)]
-            authentic: Sequence[int] = range(first, last + 1)
-        else:
-            arrived, authentic = self._sift(run, found)
-        return run.size, arrived, authentic
+            self.passed += count
+            return [Stretch(offset, 0, count)], range(first, last + 1)
+        return self._sift(run, found)
 
     def _sift(self, run: Run, found: InRound) -> tuple[list[Stretch], Sequence[int]]:
         """The same of a run that has something else in it."""
         assert found.checker is not None
-        forged = repeated = expected = 0
+        forged = repeated = 0
         arrived: list[Stretch] = []
         heads = [S2_TAIL.unpack_from(packet) for packet in run.packets]
         authentic = found.checker.check(heads, run.packets, run.branches)
-        for packet, (index, _, offset), good in zip(
-            run.packets, heads, authentic, strict=True
-        ):
-            if not good:
+        for at, (index, _, offset) in enumerate(heads):
+            if not authentic[at]:
                 forged += 1
             elif found.seen >> index & 1:
                 repeated += 1
             else:
                 found.seen |= 1 << index
-                if not arrived or offset != expected:
-                    arrived.append(Stretch(offset, []))
-                arrived[-1].packets.append(packet)
-                expected = offset + len(packet)
+                if arrived and arrived[-1].continues(at, offset, run.stride):
+                    arrived[-1].count += 1
+                else:
+                    arrived.append(Stretch(offset, at, 1))
         if forged:
             self.line.drop(Drop.FORGED, forged)
         self.passed += len(run.packets) - forged
@@ -328,30 +331,32 @@ class Receiver:
         self,
         association: InAssociation,
         found: InRound,
-        arrived: Stretch,
+        run: Run,
+        stretch: Stretch,
         owns_source: OwnsSource,
         out: Outbox,
     ) -> None:
         """Decrypt a stretch in one call, hand it on, note what is refused."""
-        packets = arrived.packets
-        data = packets[0] if len(packets) == 1 else b"".join(packets)
+        first = stretch.first
         text = self.line.decrypt.apply(
-            association.number, found.number, arrived.offset, data
+            association.number,
+            found.number,
+            stretch.offset,
+            run.stretch(first, first + stretch.count),
         )
-        frames, bodies = take_bodies(text, len(packets[0]))
+        frames, bodies = take_bodies(text, run.stride, len(run.packets[first]))
         counters = self.line.counters
         for i in deliver_untrusted(frames, bodies, owns_source, out, counters):
-            found.refused |= 1 << S2_TAIL.unpack_from(packets[i])[0]
+            found.refused |= 1 << S2_TAIL.unpack_from(run.packets[first + i])[0]
 
     # -- control messages and A2 -----------------------------------------------------
 
-    def _take_controls(
-        self, association: InAssociation, found: InRound, packets: list[bytes]
+    def _take_control(
+        self, association: InAssociation, found: InRound, packet: memoryview
     ) -> None:
         # Control rounds have one packet, so that its number is 0.
-        for packet in packets:
-            body = packet[_HEAD:]
-            self.controls.append(ControlMessage(association.number, found, 0, body))
+        body = bytes(packet[_HEAD:])
+        self.controls.append(ControlMessage(association.number, found, 0, body))
 
     def acknowledge(self, message: ControlMessage, verdict: int, out: Outbox) -> None:
         """Answer a control message with A2: ACK if it was carried out."""

@@ -10,55 +10,13 @@ from math import inf
 from attrs import define, field
 
 from alpha_trio.proto.acks import ACK, verdicts_untrusted
-from alpha_trio.proto.batch import Buffer
 from alpha_trio.proto.chain import ChainVerifier, HashChain
-from alpha_trio.proto.frames import FRAME_WORD_SIZE
-from alpha_trio.proto.presign import NODE_SIZE, Presigner
+from alpha_trio.proto.layout import HEADS_SIZE, Datagrams, Waiting
 from alpha_trio.proto.tracing import Probe
-from alpha_trio.proto.wire import (
-    CONTROL,
-    RELIABLE,
-    ROUND_HEAD_SIZE,
-    S2_TAIL,
-    BadPacket,
-)
+from alpha_trio.proto.wire import CONTROL, RELIABLE, BadPacket
 
 FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
 MOST_DOUBTS = 5  # times a timeout is doubled before the first try
-
-
-HEADS_SIZE = S2_TAIL.size + FRAME_WORD_SIZE  # in front of each segment
-_OBJECTS = 150  # bytes of the objects that hold a waiting frame
-HOLE = bytes(S2_TAIL.size)  # where the head goes, in front of each body
-
-
-@define(eq=False)
-class Waiting:
-    """Packets of one frame in the queue, copied: the TUN's buffer was borrowed."""
-
-    plain: bytes  # one after the other, each a hole for its head and a body
-    count: int
-    size: int  # bytes of every packet but the last
-    since: float
-    flow: bytes = b""  # addresses, ports and protocol; only equality matters
-
-    @property
-    def held(self) -> int:
-        """Bytes of memory, about: small packets are mostly the objects around them."""
-        return len(self.plain) + _OBJECTS
-
-    @property
-    def packets(self) -> int:
-        """Inner packets; a keepalive is none."""
-        return self.count if self.size > HEADS_SIZE else 0
-
-    def split(self, count: int) -> tuple[Waiting, Waiting]:
-        """The first ``count`` bodies, and the rest."""
-        at = count * self.size
-        left = self.count - count
-        head = Waiting(self.plain[:at], count, self.size, self.since, self.flow)
-        rest = Waiting(self.plain[at:], left, self.size, self.since, self.flow)
-        return head, rest
 
 
 @define(eq=False)
@@ -141,11 +99,7 @@ class Round:
     association: OutAssociation
     number: int
     shape: int
-    packets: int
-    size: int  # bytes of all packets
-    groups: list[tuple[int, int, int]]  # first packet, one past the last, size
-    bodies: list[Buffer]  # the packets, heads filled in, encrypted
-    presigner: Presigner
+    datagrams: Datagrams
     s1: bytes
     digest: bytes
     started: float  # and of reliable data begun anew with its S2s
@@ -165,8 +119,12 @@ class Round:
     @property
     def largest(self) -> int:
         """Bytes of the largest datagram it takes."""
-        s2 = ROUND_HEAD_SIZE + self.presigner.depth * NODE_SIZE
-        return max(len(self.s1), s2 + max(size for _, _, size in self.groups))
+        return max(len(self.s1), self.datagrams.largest)
+
+    @property
+    def packets(self) -> int:
+        """Packets, whatever they are."""
+        return self.datagrams.packets
 
     @property
     def inner_packets(self) -> int:
@@ -176,24 +134,12 @@ class Round:
     @property
     def inner_bytes(self) -> int:
         """Bytes of the inner packets."""
-        return self.size - self.packets * HEADS_SIZE if self.inner_packets else 0
+        around = self.datagrams.fixed + HEADS_SIZE
+        return self.datagrams.size - self.packets * around if self.inner_packets else 0
 
     def inner_among(self, bits: int) -> int:
         """Inner packets among those whose bit is set."""
-        if self.shape & CONTROL:
-            return 0
-        return sum(
-            (bits >> first & (1 << until - first) - 1).bit_count()
-            for first, until, size in self.groups
-            if size > HEADS_SIZE
-        )
-
-    def missing(self) -> Iterator[tuple[list[int], int]]:
-        """Packets without a verdict, as groups with the size of all but the last."""
-        for first, until, size in self.groups:
-            missing = [i for i in range(first, until) if self.unanswered >> i & 1]
-            if missing:
-                yield missing, size
+        return 0 if self.shape & CONTROL else self.datagrams.inner_among(bits)
 
     def on_openings_untrusted(self, key: bytes, openings: bytes) -> tuple[bool, int]:
         """Take the verdicts of an A2 whose tag is good.
@@ -293,33 +239,3 @@ class RoundTrip:
             base = max(MIN_RTO, self.smoothed + 4 * self.variation)
         doubled = base * 2.0 ** (attempts - 1 + self.doubts)
         return min(doubled, max(base, most), MAX_RTO)
-
-
-def lay_out(
-    taken: list[Waiting], text: memoryview
-) -> tuple[list[tuple[int, int, int]], list[Buffer]]:
-    """Fill in the heads; returns groups of equal size, and the packets.
-
-    A packet's offset is where it lies in the keystream, head included: the receiver
-    decrypts what is contiguous in one piece, heads and all, and ignores those.
-    """
-    groups: list[tuple[int, int, int]] = []
-    bodies: list[Buffer] = []
-    pack_into, offset, index = S2_TAIL.pack_into, 0, 0
-    for waiting in taken:
-        end, size, first = offset + len(waiting.plain), waiting.size, index
-        for at in range(offset, end, size):  # hot path
-            pack_into(text, at, index, 0, at)
-            bodies.append(text[at : at + size] if at + size <= end else text[at:end])
-            index += 1
-        if (
-            waiting.count == 1
-            and groups
-            and groups[-1][2] == size
-            and len(bodies[first - 1]) == size
-        ):
-            groups[-1] = (groups[-1][0], index, size)
-        else:
-            groups.append((first, index, size))
-        offset = end
-    return groups, bodies

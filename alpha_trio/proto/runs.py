@@ -7,24 +7,16 @@ with one for each piece; layouts are kept, because the same ones come again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from struct import Struct
 
-from attrs import frozen
+from attrs import define
 
 from alpha_trio.proto.batch import Buffer
-from alpha_trio.proto.wire import ROUND_HEAD_SIZE
+from alpha_trio.proto.wire import ROUND_HEAD_SIZE, S2_TAIL
 
-_FRAME = Struct("!8xQ")
-
-
-@frozen
-class Run:
-    """The S2s of one round at the head of a view, copied."""
-
-    packets: list[bytes]  # index, zero, offset and body of each
-    branches: list[bytes] | None  # of each; None without trees
-    size: int  # bytes of the view they took
+_WORD = Struct("!Q")
 
 
 @lru_cache(maxsize=256)
@@ -41,29 +33,53 @@ def split(buffer: Buffer, start: int, size: int) -> list[bytes]:
     return pieces
 
 
-def join_frames(word: int, headers: bytes, segments: list[bytes]) -> bytes:
-    """Packets as they wait: room for a head, frame word, headers, segment of each.
+def join_frames(
+    gap: int, word: int, headers: bytes, segments: Sequence[bytes]
+) -> bytes:
+    """Packets one after the other: a gap, frame word, headers, segment of each.
 
     The segments have one size, but for the last; frame words count up.
     """
     count = len(segments) - 1
-    last = _FRAME.pack(word + count) + headers + segments[-1]
+    last = bytes(gap) + _WORD.pack(word + count) + headers + segments[-1]
     if not count:
         return last
     fields: list[int | bytes] = [headers] * (3 * count)
     fields[::3] = range(word, word + count)
     fields[2::3] = segments[:-1]
-    return _frame_layout(count, len(headers), len(segments[0])).pack(*fields) + last
+    layout = _frame_layout(count, gap, len(headers), len(segments[0]))
+    return layout.pack(*fields) + last
 
 
 @lru_cache(maxsize=256)
-def _frame_layout(count: int, length: int, size: int) -> Struct:
-    return Struct("!" + f"8xQ{length}s{size}s" * count)
+def _frame_layout(count: int, gap: int, length: int, size: int) -> Struct:
+    return Struct("!" + f"{gap}xQ{length}s{size}s" * count)
+
+
+@define(eq=False)
+class Run:
+    """The S2s of one round at the head of a view; borrowed, as that is."""
+
+    view: memoryview  # what they take of it
+    stride: int
+    start: int  # of each packet in its datagram
+    packets: list[memoryview]  # index, zero, offset and body of each
+    branches: list[memoryview] | None  # of each; None without trees
+
+    @property
+    def size(self) -> int:
+        """Bytes of all."""
+        return len(self.view)
+
+    def stretch(self, first: int, until: int) -> memoryview:
+        """From where packet ``first`` begins to where the one before ``until`` ends."""
+        begin = first * self.stride + self.start
+        return self.view[begin : until * self.stride]
 
 
 @lru_cache(maxsize=256)
-def _words_layout(count: int, size: int) -> Struct:
-    return Struct("!" + f"8xQ{size}x" * count)
+def _heads_layout(count: int, stride: int) -> Struct:
+    return Struct(f"{ROUND_HEAD_SIZE}s{stride - ROUND_HEAD_SIZE}x" * count)
 
 
 def take_run(
@@ -77,51 +93,71 @@ def take_run(
     """
     # hot path
     start, at, end = ROUND_HEAD_SIZE + branch, 0, len(view)
-    packets: list[bytes] = []
-    branches: list[bytes] | None = [] if branch else None
     whole = end // stride
     # What does not even begin so is not taken apart, nor its layout kept.
     if whole > 1 and stride - start >= least and _begins(view, 0, prefix):
-        sizes = (ROUND_HEAD_SIZE, branch, stride - start)
-        pieces = _layout(whole, *filter(None, sizes)).unpack_from(view)
-        step = len(pieces) // whole
-        heads = pieces[::step]
+        heads = _heads_layout(whole, stride).unpack_from(view)
         if heads.count(prefix) != whole:  # what follows belongs to another round
             whole = next(i for i, head in enumerate(heads) if head != prefix)
-            end = whole * stride
-        packets += pieces[step - 1 : whole * step : step]
-        if branches is not None:
-            branches += pieces[1 : whole * step : step]
         at = whole * stride
     while min(stride, end - at) - start >= least and _begins(view, at, prefix):
-        packets.append(bytes(view[at + start : at + stride]))
-        if branches is not None:
-            branches.append(bytes(view[at + ROUND_HEAD_SIZE : at + start]))
         at = min(at + stride, end)
-    return Run(packets, branches, at)
+    view = view[:at]
+    packets = [view[i + start : i + stride] for i in range(0, at, stride)]
+    branches = None
+    if branch:
+        branches = [view[i - branch : i] for i in range(start, at, stride)]
+    return Run(view, stride, start, packets, branches)
 
 
 def _begins(view: memoryview, at: int, prefix: bytes) -> bool:
     return view[at : at + len(prefix)] == prefix
 
 
-def take_bodies(text: memoryview, size: int) -> tuple[list[int], list[Buffer]]:
-    """Frame words and bodies of decrypted packets, ``size`` bytes each but the last.
+@define(eq=False)
+class Bodies:
+    """Inner packets, or segments of them, at equal distances in one buffer."""
 
-    Each has a head and its frame word in front of its body; one that has no more
-    than these is a keepalive, and left out.
+    text: memoryview  # ends where the last of them ends
+    start: int  # where the first one begins
+    stride: int  # bytes from one to the next
+    size: int  # bytes of each but the last, which may be shorter
+
+    def __getitem__(self, index: int) -> memoryview:
+        """The one with this number."""
+        at = self.start + index * self.stride
+        return self.text[at : at + self.size]
+
+    def tails(self, first: int, until: int, skip: int) -> list[Buffer]:
+        """Those from ``first`` to before ``until``, without ``skip`` bytes each."""
+        text, size, base = self.text, self.size, self.start
+        places = range(
+            base + first * self.stride, base + until * self.stride, self.stride
+        )
+        return [text[at + skip : at + size] for at in places]  # hot path
+
+
+@lru_cache(maxsize=256)
+def _words_layout(count: int, stride: int) -> Struct:
+    heads = S2_TAIL.size
+    rest = stride - heads - _WORD.size
+    return Struct("!" + f"{heads}xQ{rest}x" * (count - 1) + f"{heads}xQ")
+
+
+def take_bodies(
+    text: memoryview, stride: int, size: int
+) -> tuple[tuple[int, ...], Bodies]:
+    """Frame words and bodies of decrypted packets.
+
+    They begin ``stride`` bytes apart, and have ``size`` bytes each but the last, which
+    may be shorter.  Each has a head and its frame word in front of its body; one that
+    has no more than these is a keepalive, and left out.
     """
-    # hot path
-    heads, at = _FRAME.size, 0
-    frames: list[int] = []
-    bodies: list[Buffer] = []
-    whole = len(text) // size
-    if whole > 1 and size > heads:
-        at = whole * size
-        frames += _words_layout(whole, size - heads).unpack_from(text)
-        bodies += [text[start + heads : start + size] for start in range(0, at, size)]
-    while len(text) - at > heads < size:
-        frames.append(_FRAME.unpack_from(text, at)[0])
-        bodies.append(text[at + heads : at + size])
-        at += size
-    return frames, bodies
+    heads = S2_TAIL.size + _WORD.size
+    bodies = Bodies(text, heads, stride, size - heads)
+    count = -(-len(text) // stride)
+    if len(text) - (count - 1) * stride <= heads:
+        count -= 1
+    if size <= heads or not count:
+        return (), bodies
+    return _words_layout(count, stride).unpack_from(text), bodies

@@ -23,35 +23,26 @@ order itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import sha256
 from math import inf
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import (
-    Buffer,
-    Drop,
-    Outbox,
-    Remote,
-)
+from alpha_trio.proto.batch import Drop, Outbox, Remote
 from alpha_trio.proto.cipher import TAG_SIZE
 from alpha_trio.proto.frames import Cut, flow_of
+from alpha_trio.proto.layout import HEADS_SIZE, Datagrams, Waiting, waiting_again
 from alpha_trio.proto.line import Line
 from alpha_trio.proto.presign import NODE_SIZE, Presigner, depth_for
 from alpha_trio.proto.report import Counts
 from alpha_trio.proto.rounds import (
-    HEADS_SIZE,
-    HOLE,
     MAX_RTO,
     FlowQueue,
     OutAssociation,
     Round,
     RoundTrip,
-    Waiting,
-    lay_out,
 )
-from alpha_trio.proto.runs import join_frames
 from alpha_trio.proto.tracing import Probe
 from alpha_trio.proto.wire import (
     A1,
@@ -169,13 +160,8 @@ class Sender:
     def reopen(self, round_: Round, now: float) -> Iterator[Waiting]:
         """The packets of an undisclosed round, as they were in the queue."""
         number = round_.association.number
-        cipher = b"".join(round_.bodies)
-        plain = self.line.encrypt.apply(number, round_.number, 0, cipher)
-        at = 0
-        for first, until, size in round_.groups:
-            end = at + sum(map(len, round_.bodies[first:until]))
-            yield Waiting(bytes(plain[at:end]), until - first, size, now)
-            at = end
+        bodies = round_.datagrams.opened(self.line.encrypt, number, round_.number)
+        return waiting_again(bodies, now)
 
     @property
     def queued_packets(self) -> int:
@@ -190,13 +176,10 @@ class Sender:
 
     # -- the queue -------------------------------------------------------------
 
-    def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
-        """Queue the bodies of ``cut`` and start what rounds can start."""
-        count, headers = len(cut.segments), bytes(cut.headers)
-        plain = join_frames(cut.word, headers, cut.segments)
-        size = HEADS_SIZE + len(headers) + len(cut.segments[0])
-        self._queue(Waiting(plain, count, size, now, flow_of(cut)))
-        self.start(now, out)
+    def outgoing(self, cut: Cut, now: float) -> None:
+        """Queue the segments of ``cut``; ``start`` sends them."""
+        headers, flow = bytes(cut.headers), flow_of(cut)
+        self._queue(Waiting(cut.word, headers, cut.segments, now, flow))
 
     def _queue(self, waiting: Waiting, *, in_order: bool = False) -> None:
         if in_order:
@@ -223,7 +206,10 @@ class Sender:
         age = RELIABLE_LIFETIME if self.reliable else QUEUE_AGE
         while self.queue and now - self.queue.oldest.since > age:
             self._drop_oldest()
-        if not self.queue or self._better_wait():
+        if not self.queue:
+            return
+        room, roots = self._capacity()
+        if self._better_wait(room):
             return
         flags = RELIABLE if self.reliable else 0
         most = MOST_ROUNDS + int(min(self.rtt.least, 1.0) / ROUNDS_MORE_EVERY)
@@ -231,14 +217,14 @@ class Sender:
             if self.under_way >= most or self.under_way_bytes > UNDER_WAY_BYTES:
                 return
             if association.idle:
-                self._start_round(association, self._take(), flags, now, out)
+                self._start_round(association, self._take(room), roots, flags, now, out)
                 if not self.queue:
                     self.starved = self.trees = False
                     return
         self.starved = True
 
-    def _better_wait(self) -> bool:
-        if self.rtt.smoothed is None or self.queued_count >= self._capacity()[0]:
+    def _better_wait(self, room: int) -> bool:
+        if self.rtt.smoothed is None or self.queued_count >= room:
             return False
         more = int(self.rtt.smoothed / ROUNDS_EVERY)
         return self.under_way >= ROUNDS_AT_ONCE + more
@@ -261,8 +247,7 @@ class Sender:
             return min(roots, most), roots
         return min(roots << depth, most), roots
 
-    def _take(self) -> list[Waiting]:
-        room, _ = self._capacity()
+    def _take(self, room: int) -> list[Waiting]:
         spare = room // LEAST_SHARE
         taken: list[Waiting] = []
         while self.queue and room:
@@ -285,58 +270,54 @@ class Sender:
         self,
         association: OutAssociation,
         taken: list[Waiting],
+        roots: int,
+        flags: int,
+        now: float,
+        out: Outbox,
+    ) -> None:
+        packets = sum(waiting.count for waiting in taken)
+        depth = depth_for(packets, roots)
+        place = association.number, association.next_round
+        datagrams = Datagrams.sealed(taken, depth, self.line.encrypt, *place)
+        round_ = self._announce(association, datagrams, flags, now, out)
+        self.order.append(round_)
+        self.under_way_bytes += datagrams.size
+        if flags:
+            self.line.counters.reliable_rounds += 1
+
+    def _announce(
+        self,
+        association: OutAssociation,
+        datagrams: Datagrams,
         flags: int,
         now: float,
         out: Outbox,
     ) -> Round:
-        number = association.next_round
+        """Open the next round of ``association``: say in an S1 what it will bring."""
+        number, depth = association.next_round, datagrams.depth
         association.next_round += 1
-        packets = sum(waiting.count for waiting in taken)
-        depth = depth_for(packets, self._capacity()[1])
-        plain = b"".join([waiting.plain for waiting in taken])
-        text = (
-            memoryview(bytearray(plain))
-            if flags & CONTROL
-            else self.line.encrypt.apply(association.number, number, 0, plain)
-        )
-        groups, bodies = lay_out(taken, text)
-        presigner = Presigner.sign(
-            association.chain.chain_id,
-            number,
-            association.chain.element(2 * number + 2),
-            bodies,
-            depth,
-        )
         shape = flags | depth
-        element = association.chain.element(2 * number + 1)
-        s1 = self.line.tagged(
-            self.line.head(Kind.S1, association.number, shape, number, element)
-            + S1_COUNTS.pack(packets, len(presigner.roots), 0)
+        chain, head = association.chain, self.line.head
+        element, key = chain.element(2 * number + 1), chain.element(2 * number + 2)
+        prefix = head(Kind.S2, association.number, shape, number, key)
+        presigner = Presigner.sign(
+            chain.chain_id, number, key, datagrams.put_heads(prefix), depth
+        )
+        if depth:
+            datagrams.put_branches(presigner)
+        message = (
+            head(Kind.S1, association.number, shape, number, element)
+            + S1_COUNTS.pack(datagrams.packets, len(presigner.roots), 0)
             + b"".join(presigner.roots)
         )
-        round_ = Round(
-            association,
-            number,
-            shape,
-            packets,
-            len(plain),
-            groups,
-            bodies,
-            presigner,
-            s1,
-            sha256(s1[:-TAG_SIZE]).digest()[:16],
-            now,
-            now,
-        )
+        s1, digest = self.line.tagged(message), sha256(message).digest()[:16]
+        round_ = Round(association, number, shape, datagrams, s1, digest, now, now)
         association.round = round_
         self._expect(round_, now)
         self.under_way += 1
         if not flags & CONTROL:
-            self.order.append(round_)
-            self.under_way_bytes += len(plain)
-            self.modes[_mode(packets, depth, len(presigner.roots))] += 1
-            if flags:
-                self.line.counters.reliable_rounds += 1
+            mode = _mode(datagrams.packets, depth, len(presigner.roots))
+            self.modes[mode] += 1
         self.line.send(s1, out)
         return round_
 
@@ -403,57 +384,29 @@ class Sender:
         self.start(now, out)
 
     def _disclose(self, round_: Round, now: float, out: Outbox) -> None:
-        prefix, bodies = self._s2_prefix(round_), round_.bodies
-        for first, until, size in round_.groups:
-            numbers, some = range(first, until), bodies[first:until]
-            self._send_s2(round_, prefix, numbers, some, size, out)
+        for group in round_.datagrams.groups:
+            self._send_s2(round_, group.run, group.stride, out)
         if round_.shape & RELIABLE:
             self._await_verdicts(round_, now)
         else:
             self.finish(round_)
 
-    def _s2_prefix(self, round_: Round) -> bytes:
-        association = round_.association
-        key = association.chain.element(2 * round_.number + 2)
-        return self.line.head(
-            Kind.S2, association.number, round_.shape, round_.number, key
-        )
-
     def _send_s2(
-        self,
-        round_: Round,
-        prefix: bytes,
-        numbers: Sequence[int],
-        bodies: list[Buffer],
-        size: int,
-        out: Outbox,
+        self, round_: Round, run: memoryview, stride: int, out: Outbox
     ) -> None:
-        """Send packets of one round, all of ``size`` bytes but the last."""
-        depth, branch = round_.presigner.depth, round_.presigner.branch
-        fixed, once = ROUND_HEAD_SIZE + depth * NODE_SIZE, not round_.shape & RELIABLE
-        self.sent += len(bodies)
-        parts: list[Buffer] = [prefix] * (2 * len(bodies))
-        if depth:
-            parts[::2] = [prefix + branch(i) for i in numbers]
-        parts[1::2] = bodies
-        has_packets = once and size > HEADS_SIZE
-        out.send(
-            self.line.remote,
-            self.line.local,
-            self.line.counters,
-            parts,
-            width=2,
-            stride=fixed + size,
-            last=fixed + len(bodies[-1]),
-            around=fixed + HEADS_SIZE if has_packets else None,
-        )
+        """Send packets of one round, all of one size but the last."""
+        line, around = self.line, round_.datagrams.fixed + HEADS_SIZE
+        # Those of reliable rounds are counted once, however often they are sent.
+        counted = around if stride > around and not round_.shape & RELIABLE else None
+        self.sent += -(-len(run) // stride)
+        out.send(line.remote, line.local, line.counters, run, stride, counted)
 
     def finish(self, round_: Round) -> None:
         """The round is over: its association is free, its packets are forgotten."""
         round_.association.round = None
         self.under_way -= not round_.agreed and round_.attempts == 1
         if not round_.shape & CONTROL:
-            self.under_way_bytes -= round_.size
+            self.under_way_bytes -= round_.datagrams.size
 
     # -- control messages and A2 ---------------------------------------------------
 
@@ -487,9 +440,8 @@ class Sender:
     def _start_control_round(
         self, association: OutAssociation, body: bytes, now: float, out: Outbox
     ) -> Round:
-        plain = HOLE + body
-        waiting = Waiting(plain, 1, len(plain), now)
-        return self._start_round(association, [waiting], RELIABLE | CONTROL, now, out)
+        datagrams = Datagrams.bare(body)
+        return self._announce(association, datagrams, RELIABLE | CONTROL, now, out)
 
     def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> bool:
         """The receiver's verdicts on packets of a reliable round: do not repeat these.
@@ -533,10 +485,8 @@ class Sender:
 
     def _repeat_s2(self, round_: Round, now: float, out: Outbox) -> None:
         """Send again, byte for byte, what has no verdict yet."""
-        prefix = self._s2_prefix(round_)
-        for missing, size in round_.missing():
-            bodies = [round_.bodies[i] for i in missing]
-            self._send_s2(round_, prefix, missing, bodies, size, out)
+        for run, stride in round_.datagrams.among(round_.unanswered):
+            self._send_s2(round_, run, stride, out)
         self._expect(round_, now)
 
     # -- time --------------------------------------------------------------------

@@ -202,7 +202,7 @@ class Session:
     # -- the way out ---------------------------------------------------------
 
     def outgoing(self, frame: memoryview, now: float, out: Outbox) -> None:
-        """Send the TUN frame, or let it wait for the handshake it starts."""
+        """Send the TUN frame, with ``push``, or let it wait for a handshake."""
         transport = self.current
         if transport is None or now - transport.established > REFUSE_AFTER:
             self._wait(frame)
@@ -214,12 +214,18 @@ class Session:
             return
         transport.outgoing(cut, now, out)
         self._sent(now)
-        if transport.deadline < self.wake:
-            self.wake = transport.deadline
         if self.unanswered_since == inf and self.negotiation.initiation is None:
             self.unanswered_since = now
             self._wake_by(now + SILENCE_AFTER)
             self._rekey(transport, now)
+
+    def push(self, now: float, out: Outbox) -> None:
+        """No more follows at once: send what was handed in."""
+        transport = self.current
+        if transport is not None:
+            transport.push(now, out)
+            if transport.deadline < self.wake:
+                self.wake = transport.deadline
 
     def _rekey(self, transport: Transport, now: float) -> None:
         """Ask for a new session in time; the old one serves until that is proven."""
@@ -342,6 +348,7 @@ class Session:
     def _send_waiting(self, now: float, out: Outbox) -> None:
         for frame in self.waiting.take():
             self.outgoing(memoryview(frame), now, out)
+        self.push(now, out)
 
     # -- the way in ----------------------------------------------------------
 

@@ -410,12 +410,12 @@ class Witness:
         promised = shape & DEPTH_MASK, counted.roots, counted.packets
         round_.checker = Checker.with_key(name, number, key, *promised)
 
-    def _on_new(self, round_: WatchedRound, new: int, packet: bytes) -> None:
+    def _on_new(self, round_: WatchedRound, new: int, packet: memoryview) -> None:
         """Packets pass for the first time; ``packet`` is one of them."""
         round_.seen |= new
         counted = round_.counted
         if counted.shape & CONTROL:  # a round of one packet
-            self.controls.append(packet[S2_TAIL.size :])
+            self.controls.append(bytes(packet[S2_TAIL.size :]))
         if round_.seen + 1 == 1 << counted.packets and not counted.shape & RELIABLE:
             round_.finish()
             self._hold(round_, FINISHED_COST - round_.weight)
@@ -541,7 +541,7 @@ def _said_before(said: tuple[Said, ...], digest: bytes, now: float) -> bool:
     return False
 
 
-def _number(packet: bytes) -> int:
+def _number(packet: memoryview) -> int:
     number: int = S2_TAIL.unpack_from(packet)[0]
     return number
 

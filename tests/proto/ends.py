@@ -52,18 +52,20 @@ class End:
     def sent(self) -> list[bytes]:
         """The datagrams it sent since the last call."""
         sends, self.out.sends = self.out.sends, []
-        return [b"".join(parts) for send in sends for parts in send.datagrams()]
+        return [bytes(d) for send in sends for d in send.datagrams()]
 
     def send(self, *payloads: bytes, now: float = 0.0) -> list[bytes]:
         """Hand in packets, one after the other; what it sends then."""
         for payload in payloads:
             cut = Cut(0, b"", [payload], len(payload), len(payload))
             self.transport.outgoing(cut, now, self.out)
+            self.transport.push(now, self.out)
         return self.sent()
 
     def emit(self, packet: Packet, now: float = 0.0) -> list[bytes]:
         """Hand in a packet or super-packet as the TUN does; what it sends then."""
         self.transport.outgoing(cut(packet.frame(), 60_000), now, self.out)
+        self.transport.push(now, self.out)
         return self.sent()
 
     def take(

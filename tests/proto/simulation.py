@@ -313,6 +313,7 @@ class Simulation:
         host = self.hosts[source]
         before = host.ledger()
         host.table.outgoing(frame, self.now, host.out)
+        host.table.push(self.now, host.out)
         host.check(frames.packets(frame), 0, before)
         self._execute(host)
 
@@ -424,8 +425,8 @@ class Simulation:
             send.counters.tx_packets += send.packets
             send.counters.tx_bytes += send.packet_bytes
             assert sum(map(len, send.parts)) == send.size
-            for parts in send.datagrams():
-                self._carry(host, send.remote[0], b"".join(parts))
+            for datagram in send.datagrams():
+                self._carry(host, send.remote[0], bytes(datagram))
         for deliver in out.delivers:
             deliver.counters.rx_packets += deliver.packets
             deliver.counters.rx_bytes += deliver.packet_bytes

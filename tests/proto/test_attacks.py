@@ -43,6 +43,7 @@ class Victim:
             destination=session.negotiation.remotes[0][0], payload=b"hello"
         ).frame()
         self.table.outgoing(frame, now, self.out)
+        self.table.push(now, self.out)
         self.table.on_deadline(now + 2, self.out)  # it may wait for an ACKACK
         return next(d for d in self.sent() if d[0] == Kind.SYN)
 
@@ -54,7 +55,7 @@ class Victim:
 
     def sent(self) -> list[bytes]:
         sends, self.out.sends = self.out.sends, []
-        return [b"".join(parts) for send in sends for parts in send.datagrams()]
+        return [bytes(d) for send in sends for d in send.datagrams()]
 
 
 def stranger() -> Identity:

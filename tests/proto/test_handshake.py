@@ -781,6 +781,7 @@ def test_restarts_on_a_bad_link_need_no_manual_step(seed, mode):
         _chat(sim, rounds=15)
     sim.link = Link()
     _chat(sim, rounds=60)
+    sim.run(1)  # what is under way would be waited for
     assert sim.ping("vm1", "vm2", timeout=8 * DELAY)
     assert sim.ping("vm2", "vm1", timeout=8 * DELAY)
 

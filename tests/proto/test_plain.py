@@ -40,7 +40,7 @@ class Pair:
         out = Outbox()
         for packet in packets:
             self.sender.outgoing(frames.cut(packet.frame(), room), 0.0, out)
-        return [b"".join(d) for send in out.sends for d in send.datagrams()]
+        return [bytes(d) for send in out.sends for d in send.datagrams()]
 
     def receive(self, data: bytes, stride: int = 0, *, own: bool = True) -> list[bytes]:
         """The packets the TUN gets when ``data`` arrives in one piece."""
@@ -133,7 +133,7 @@ def test_a_shorter_packet_ends_a_send_and_a_longer_one_begins_another(pair):
         pair.sender.outgoing(frames.cut(packet.frame(), 1400), 0.0, out)
     assert [send.count for send in out.sends] == [2, 1, 1]
     for send in out.sends:
-        *full, last = [sum(map(len, parts)) for parts in send.datagrams()]
+        *full, last = [len(d) for d in send.datagrams()]
         assert all(size == send.stride for size in full)
         assert last <= send.stride
 
@@ -147,7 +147,7 @@ def test_every_send_is_one_the_kernel_takes(shapes):
         pair.sender.outgoing(frames.cut(packet.frame(), 1400), 0.0, out)
     arrived = []
     for send in out.sends:
-        datagrams = [b"".join(parts) for parts in send.datagrams()]
+        datagrams = [bytes(d) for d in send.datagrams()]
         assert len(datagrams) == send.count <= MAX_DATAGRAMS
         assert {len(d) for d in datagrams[:-1]} <= {send.stride}
         assert len(datagrams[-1]) <= send.stride
@@ -241,7 +241,7 @@ def test_a_datagram_without_a_body_is_a_keepalive_or_malformed(pair, size):
 def test_a_keepalive_counts_once(pair):
     out = Outbox()
     pair.sender.keepalive(0.0, out)
-    ((datagram,),) = out.sends[0].datagrams()
+    (datagram,) = out.sends[0].datagrams()
     pair.receive(datagram)
     assert pair.arrival is Arrival.KEEPALIVE
     pair.receive(datagram)

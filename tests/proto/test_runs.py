@@ -50,40 +50,45 @@ def test_a_run_is_what_begins_alike_and_is_long_enough(case):
     run = take_run(view, len(datagrams[0]), PREFIX, branch, least)
     assert run.packets == [rest for _, rest in expected]
     assert run.branches == ([nodes for nodes, _ in expected] if branch else None)
-    assert run.size == sum(map(len, datagrams[: len(expected)]))
+    taken = b"".join(datagrams[: len(expected)])
+    assert (run.size, run.view) == (len(taken), taken)
+    begin, whole = ROUND_HEAD_SIZE + branch, len(expected)
+    for first in range(whole):
+        stretch = b"".join(datagrams[first : min(first + 2, whole)])[begin:]
+        assert run.stretch(first, first + 2) == stretch
 
 
 def test_a_run_of_others_is_not_taken_apart():
     """Whoever makes up runs of all sizes must not displace the layouts in use."""
-    before = runs_module._layout.cache_info()
+    before = runs_module._heads_layout.cache_info()
     for size in range(20, 400):
         view = memoryview((OTHER + bytes(size)) * 8)
         run = take_run(view, ROUND_HEAD_SIZE + size, PREFIX, 0, 16)
         assert (run.packets, run.size) == ([], 0)
-    assert runs_module._layout.cache_info() == before
+    assert runs_module._heads_layout.cache_info() == before
 
 
 @given(
+    st.integers(0, 60),
     st.integers(0, 2**64 - 100),
     st.binary(max_size=40),
     st.lists(st.binary(min_size=5, max_size=5), max_size=6),
     st.binary(min_size=1, max_size=5),
 )
-def test_packets_that_wait_hold_their_frame_words_and_segments(
-    word, headers, segments, last
-):
+def test_what_was_joined_is_taken_apart_again(fixed, word, headers, segments, last):
     segments = [*segments, last]
-    plain = join_frames(word, headers, segments)
+    plain = join_frames(fixed + S2_TAIL.size, word, headers, segments)
     size = HEADS + len(headers) + len(segments[0])
-    frames, bodies = take_bodies(memoryview(plain), size)
-    assert frames == list(range(word, word + len(segments)))
-    assert list(map(bytes, bodies)) == [headers + segment for segment in segments]
+    frames, bodies = take_bodies(memoryview(plain)[fixed:], fixed + size, size)
+    assert frames == tuple(range(word, word + len(segments)))
+    assert [bodies[i] for i in range(len(frames))] == [headers + s for s in segments]
+    assert bodies.tails(1, len(frames), len(headers)) == segments[1:]
 
 
 def test_keepalives_have_no_body():
-    two = bytes(2 * HEADS)
-    assert take_bodies(memoryview(two), HEADS) == ([], [])
-    with_rest = join_frames(7, b"", [b"packet"]) + bytes(HEADS)
-    frames, bodies = take_bodies(memoryview(with_rest), HEADS + 6)
-    assert frames == [7]
-    assert list(map(bytes, bodies)) == [b"packet"]
+    for count in (1, 2):
+        assert take_bodies(memoryview(bytes(count * HEADS)), HEADS, HEADS)[0] == ()
+    with_rest = join_frames(S2_TAIL.size, 7, b"", [b"packet"]) + bytes(HEADS)
+    frames, bodies = take_bodies(memoryview(with_rest), HEADS + 6, HEADS + 6)
+    assert frames == (7,)
+    assert bodies[0] == b"packet"

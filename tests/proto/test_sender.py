@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpha_trio.proto.batch import Drop
-from alpha_trio.proto.frames import cut
+from alpha_trio.proto.frames import Cut, cut
+from alpha_trio.proto.layout import Waiting
 from alpha_trio.proto.rounds import (
     FIRST_RTO,
     MAX_RTO,
     MIN_RTO,
     FlowQueue,
     RoundTrip,
-    Waiting,
 )
 from alpha_trio.proto.sender import (
     HELD_BYTES,
@@ -187,9 +187,9 @@ def test_no_round_begins_while_too_much_is_under_way():
         ends.one.emit(LARGE)
         ends.one.serve(0.0)
     sender = ends.one.sender
-    largest = max(round_.size for round_ in sender.order)
-    assert sender.under_way_bytes == sum(round_.size for round_ in sender.order)
-    assert sender.under_way_bytes <= UNDER_WAY_BYTES + largest
+    sizes = [round_.datagrams.size for round_ in sender.order]
+    assert sender.under_way_bytes == sum(sizes)
+    assert sender.under_way_bytes <= UNDER_WAY_BYTES + max(sizes)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -250,6 +250,16 @@ def test_rounds_grow_with_what_waits():
     assert ends.one.sender.modes["c"] == 1
 
 
+def test_what_is_handed_in_together_shares_a_round():
+    ends = Ends.make()
+    for text in (b"one", b"two", b"three"):
+        ends.one.transport.outgoing(Cut(0, b"", [text], 5, 5), 0.0, ends.one.out)
+    assert ends.one.sent() == []
+    ends.one.transport.push(0.0, ends.one.out)
+    assert packets_of_rounds(ends.settle(*ends.one.sent())) == [3]
+    assert ends.two.received == [b"one", b"two", b"three"]
+
+
 def packets_of_rounds(carried: list[bytes]) -> list[int]:
     """How many packets each round that carried some had."""
     return [
@@ -291,7 +301,8 @@ def test_trees_come_when_even_all_associations_are_too_few():
     ends = Ends.make()
     sender = ends.one.sender
     for _ in range(20):
-        sender.outgoing(cut(LARGE.frame(), 60_000), 0.0, ends.one.out)
+        sender.outgoing(cut(LARGE.frame(), 60_000), 0.0)
+        sender.start(0.0, ends.one.out)
     sender.trees = True
     capacity, _ = sender._capacity()
     (first,) = ends.one.sent()
@@ -346,7 +357,7 @@ def test_a_round_of_several_sizes_is_taken_over_in_order():
     old.one.send(*texts)
     old.one.take(*old.two.take(*first))
     (under_way,) = old.one.sender.order
-    assert len(under_way.groups) > 3
+    assert len(under_way.datagrams.groups) > 3
     new.one.sender.succeed(old.one.sender, 1.0, new.one.out)
     new.settle(*new.one.sent(), now=1.0)
     assert new.two.received == texts
@@ -386,7 +397,7 @@ def test_a_session_that_ends_counts_what_is_lost_with_it():
 
 
 def frames_of(flow: bytes, count: int, since: float = 0.0) -> list[Waiting]:
-    return [Waiting(bytes([i]) * 20, 1, 20, since, flow) for i in range(count)]
+    return [Waiting(0, b"", [bytes([i])], since, flow) for i in range(count)]
 
 
 def test_a_flow_with_nothing_waiting_goes_first():
@@ -407,7 +418,7 @@ def test_order_inside_a_flow_stays_whatever_is_taken_between(script):
             waiting = queue.popleft()
             assert left[waiting.flow].pop(0) == int(waiting.since)
         elif flow is not None:
-            queue.append(Waiting(b"", 1, 20, float(number), flow))
+            queue.append(Waiting(0, b"", [b""], float(number), flow))
             left[flow].append(number)
             number += 1
     assert sorted(int(w.since) for w in queue) == sorted(chain(*left.values()))

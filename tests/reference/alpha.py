@@ -247,10 +247,12 @@ def a1(start, message, ack_root, tag_key):
     return tagged(tag_key, start + s1_digest(message) + ack_root)
 
 
-def packets_of_round(key, association, number, bodies):
+def packets_of_round(key, association, number, depth, bodies):
     """What is pre-signed: head and, unless ``key`` is None, encrypted body of each."""
+    before = 32 + 16 * depth  # round head and branch of each S2
     packets, offset = [], 0
     for index, body in enumerate(bodies):
+        offset += before
         text = body
         if key is not None:
             text = encrypt(key, association, number, offset + 8, body)

@@ -296,7 +296,7 @@ class RoundVector:
         self.acknowledging = alpha.chain_id(two.nonce, b"a", 0)
         self.signatures, self.acks = one.signatures, two.acknowledgments
         self.key = self.signatures[2 * number + 2]
-        self.packets = alpha.packets_of_round(cipher, 0, number, bodies)
+        self.packets = alpha.packets_of_round(cipher, 0, number, depth, bodies)
         self.depth, self.ack_seed = depth, ack_seed
 
     def head(self, kind, receiver_id, element):

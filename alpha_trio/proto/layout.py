@@ -1,0 +1,227 @@
+"""The S2s of a round, laid out in one buffer as they go on the wire.
+
+    +------------+------------+-------------+-----------------------------+
+    | round head | branch     | index, zero,| frame word, headers,        |
+    |            |            | offset      | segment; encrypted          |
+    +------------+------------+-------------+-----------------------------+
+      32 bytes     16 x depth   8
+
+One datagram after another they are what a system call takes.  So the buffer is made
+once: packets are put there with room in front, encrypted where they lie, given their
+heads, and pre-signed.  The key is in it from then on; that it leaves this host no
+sooner than it may is for the Sender to see to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from struct import Struct
+from typing import NamedTuple, Self
+
+from attrs import define
+
+from alpha_trio.proto.cipher import ROOM, Keystream
+from alpha_trio.proto.frames import FRAME_WORD_SIZE
+from alpha_trio.proto.presign import MAX_DEPTH, NODE_SIZE, Presigner
+from alpha_trio.proto.runs import join_frames
+from alpha_trio.proto.wire import ROUND_HEAD_SIZE, S2_TAIL
+
+HEADS_SIZE = S2_TAIL.size + FRAME_WORD_SIZE  # in front of each segment or packet
+
+_OBJECTS, _SEGMENT = 150, 50  # bytes of the objects that hold a frame, and a segment
+_WORD = Struct("!Q")
+# By depth: round head, room for the branch, index, zero, offset.
+_HEADS = [
+    Struct(f"!{ROUND_HEAD_SIZE}s {NODE_SIZE * depth}x HHI")
+    for depth in range(MAX_DEPTH + 1)
+]
+
+
+@define(eq=False)
+class Waiting:
+    """Packets of one frame in the queue, copied: the TUN's buffer was borrowed."""
+
+    word: int  # frame word of the first
+    headers: bytes  # in front of each segment
+    segments: list[bytes]  # of one size but for the last
+    since: float
+    flow: bytes = b""  # addresses, ports and protocol; only equality matters
+
+    @property
+    def count(self) -> int:
+        """Packets, keepalives among them."""
+        return len(self.segments)
+
+    @property
+    def packets(self) -> int:
+        """Inner packets; a keepalive is none."""
+        return len(self.segments) if self.headers or self.segments[0] else 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory, about: small packets are mostly the objects around them."""
+        count = len(self.segments)
+        payload = (count - 1) * len(self.segments[0]) + len(self.segments[-1])
+        return payload + len(self.headers) + _OBJECTS + _SEGMENT * count
+
+    def split(self, count: int) -> tuple[Waiting, Waiting]:
+        """The first ``count`` packets, and the rest."""
+        word, headers, segments = self.word, self.headers, self.segments
+        return (
+            Waiting(word, headers, segments[:count], self.since, self.flow),
+            Waiting(word + count, headers, segments[count:], self.since, self.flow),
+        )
+
+
+class Group(NamedTuple):
+    """Datagrams of one size, but for the last."""
+
+    first: int  # number of the first packet in its round
+    until: int  # one past the last
+    run: memoryview
+    stride: int  # bytes from one to the next
+    offset: int  # of the run in the round's buffer, and so in its keystream
+
+
+@define(eq=False)
+class Datagrams:
+    """All S2s of one round."""
+
+    groups: list[Group]
+    depth: int
+    size: int  # bytes
+
+    @classmethod
+    def sealed(
+        cls,
+        taken: Sequence[Waiting],
+        depth: int,
+        keystream: Keystream,
+        association: int,
+        number: int,
+    ) -> Self:
+        """With the packets of ``taken``, encrypted for this round, and no heads yet."""
+        fixed = ROUND_HEAD_SIZE + depth * NODE_SIZE
+        buffer, spans = _lay_out(taken, fixed + S2_TAIL.size)
+        text = keystream.apply_in_place(association, number, buffer)
+        ends = [at for _, _, at, _ in spans[1:]] + [len(text)]
+        groups = [
+            Group(first, until, text[at:end], stride, at)
+            for (first, until, at, stride), end in zip(spans, ends, strict=True)
+        ]
+        return cls(groups, depth, len(text))
+
+    @classmethod
+    def bare(cls, body: bytes) -> Self:
+        """With one packet, not encrypted: a control round's."""
+        run = memoryview(bytearray(ROUND_HEAD_SIZE + S2_TAIL.size) + body)
+        return cls([Group(0, 1, run, len(run), 0)], 0, len(run))
+
+    @property
+    def fixed(self) -> int:
+        """Bytes in front of each packet: round head and branch."""
+        return ROUND_HEAD_SIZE + self.depth * NODE_SIZE
+
+    @property
+    def packets(self) -> int:
+        """How many there are."""
+        return self.groups[-1].until
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest."""
+        return max(group.stride for group in self.groups)
+
+    def put_heads(self, prefix: bytes) -> list[memoryview]:
+        """Write round heads and packet heads; returns the packets to be pre-signed."""
+        fixed, pack_into = self.fixed, _HEADS[self.depth].pack_into
+        packets: list[memoryview] = []
+        for index, _, run, stride, offset in self.groups:
+            offset += fixed
+            for at in range(0, len(run), stride):  # hot path
+                pack_into(run, at, prefix, index, 0, offset + at)
+                packets.append(run[at + fixed : at + stride])
+                index += 1
+        return packets
+
+    def put_branches(self, presigner: Presigner) -> None:
+        """Write what ties each packet to its root."""
+        for index, _, run, stride, _ in self.groups:
+            for at in range(ROUND_HEAD_SIZE, len(run), stride):
+                branch = presigner.branch(index)
+                run[at : at + len(branch)] = branch
+                index += 1
+
+    def among(self, bits: int) -> Iterator[tuple[memoryview, int]]:
+        """Those of the packets whose bit is set, as runs with their strides."""
+        for first, until, run, stride, _ in self.groups:
+            for start, end in _stretches(bits >> first, until - first):
+                yield run[start * stride : end * stride], stride
+
+    def inner_among(self, bits: int) -> int:
+        """Inner packets among those whose bit is set; keepalives are none."""
+        empty = self.fixed + HEADS_SIZE
+        return sum(
+            (bits >> first & (1 << until - first) - 1).bit_count()
+            for first, until, _, stride, _ in self.groups
+            if stride > empty
+        )
+
+    def opened(
+        self, keystream: Keystream, association: int, number: int
+    ) -> Iterator[bytes]:
+        """The packets' bodies as they were before they were encrypted, in order."""
+        start = self.fixed + S2_TAIL.size
+        for _, _, run, stride, offset in self.groups:
+            text = keystream.apply(association, number, offset, run)
+            for at in range(0, len(run), stride):
+                yield bytes(text[at + start : at + stride])
+
+
+def waiting_again(bodies: Iterable[bytes], now: float) -> Iterator[Waiting]:
+    """Bodies of packets as they wait in a queue."""
+    for body in bodies:
+        (word,) = _WORD.unpack_from(body)
+        yield Waiting(word, b"", [body[FRAME_WORD_SIZE:]], now)
+
+
+def _lay_out(
+    taken: Sequence[Waiting], gap: int
+) -> tuple[bytearray, list[tuple[int, int, int, int]]]:
+    """A buffer with ``gap`` bytes in front of each frame word, and room at its end.
+
+    Also the groups: first, until, place, stride.  Single packets of one size share
+    one; a super-packet has its own, so that it is sent, and arrives, in one piece.
+    """
+    pieces: list[bytes] = []
+    spans: list[tuple[int, int, int, int]] = []
+    at = index = 0
+    for waiting in taken:
+        headers, segments = waiting.headers, waiting.segments
+        count, stride = len(segments), gap + FRAME_WORD_SIZE
+        stride += len(headers) + len(segments[0])
+        first, place = index, at
+        if count == 1 and spans and spans[-1][3] == stride:
+            before = spans[-1]
+            if at - before[2] == (index - before[0]) * stride:  # none is shorter
+                first, place = before[0], before[2]
+                del spans[-1]
+        spans.append((first, index + count, place, stride))
+        piece = join_frames(gap, waiting.word, headers, segments)
+        pieces.append(piece)
+        at += len(piece)
+        index += count
+    pieces.append(bytes(ROOM))
+    return bytearray().join(pieces), spans
+
+
+def _stretches(bits: int, count: int) -> Iterator[tuple[int, int]]:
+    """Where bits that are set follow one another, as ranges below ``count``."""
+    bits &= (1 << count) - 1
+    at = 0
+    while bits:
+        skip = (bits & -bits).bit_length() - 1
+        at, bits = at + skip, bits >> skip
+        length = (~bits & (bits + 1)).bit_length() - 1
+        yield at, at + length
+        at, bits = at + length, bits >> length
