@@ -101,13 +101,13 @@ class DataPath:
         out = Outbox()
         while True:
             await sock.wait_readable()
-            now = boottime()
+            now, tracing = boottime(), trace.enabled()
             for _ in range(_RECEIVES_PER_WAKE):
                 received = sock.receive_nowait()
                 if received is None:
                     break
                 view, stride, remote, local = received
-                if trace.enabled():
+                if tracing:
                     trace.received(view, stride, remote)
                 self._table.incoming(view, stride, remote, local, now, out)
                 self._flush(out, now)
@@ -163,6 +163,7 @@ class DataPath:
         return done
 
     def _flush_sends(self, out: Outbox) -> bool:
+        tracing = trace.enabled()
         for done, send in enumerate(out.sends):
             sock = self._udp.socket_for(send.remote)
             try:
@@ -179,7 +180,7 @@ class DataPath:
             counters.tx_bytes += send.packet_bytes
             if self._failing:
                 self._send_recovered(send)
-            if trace.enabled():
+            if tracing:
                 trace.sent(send)
         out.sends.clear()
         return True

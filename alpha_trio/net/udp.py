@@ -72,6 +72,12 @@ class UdpSocket:
         # Not before something is received: those of a relay's many senders only send.
         return memoryview(bytearray(_DATAGRAM_ROOM))
 
+    @cached_property
+    def _packet_info(self) -> tuple[int, int]:
+        if self._socket.family == socket.AF_INET:
+            return socket.IPPROTO_IP, _IP_PKTINFO
+        return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
+
     @classmethod
     def open(
         cls,
@@ -256,11 +262,7 @@ class UdpSocket:
         return True
 
     def _source(self, local: bytes) -> Ancillary:
-        if not local:
-            return []
-        if self._socket.family == socket.AF_INET:
-            return [(socket.IPPROTO_IP, _IP_PKTINFO, local)]
-        return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local)]
+        return [(*self._packet_info, local)] if local else []
 
     def _stop_segmenting(self, remote: Remote, error: OSError) -> None:
         if len(self._unsegmented) >= _UNSEGMENTED_KEPT:
