@@ -29,6 +29,7 @@ from alpha_trio.proto.wire import ROUND_HEAD_SIZE, S2_TAIL
 HEADS_SIZE = S2_TAIL.size + FRAME_WORD_SIZE  # in front of each segment or packet
 
 _OBJECTS, _SEGMENT = 150, 50  # bytes of the objects that hold a frame, and a segment
+_ROOM = bytes(ROOM)
 _WORD = Struct("!Q")
 # By depth: round head, room for the branch, index, zero, offset.
 _HEADS = [
@@ -104,10 +105,9 @@ class Datagrams:
         fixed = ROUND_HEAD_SIZE + depth * NODE_SIZE
         buffer, spans = _lay_out(taken, fixed + S2_TAIL.size)
         text = keystream.apply_in_place(association, number, buffer)
-        ends = [at for _, _, at, _ in spans[1:]] + [len(text)]
         groups = [
             Group(first, until, text[at:end], stride, at)
-            for (first, until, at, stride), end in zip(spans, ends, strict=True)
+            for first, until, at, end, stride in spans
         ]
         return cls(groups, depth, len(text))
 
@@ -187,31 +187,30 @@ def waiting_again(bodies: Iterable[bytes], now: float) -> Iterator[Waiting]:
 
 def _lay_out(
     taken: Sequence[Waiting], gap: int
-) -> tuple[bytearray, list[tuple[int, int, int, int]]]:
+) -> tuple[bytearray, list[tuple[int, int, int, int, int]]]:
     """A buffer with ``gap`` bytes in front of each frame word, and room at its end.
 
-    Also the groups: first, until, place, stride.  Single packets of one size share
+    Also the groups: first, until, begin, end, stride.  Single packets of one size share
     one; a super-packet has its own, so that it is sent, and arrives, in one piece.
     """
     pieces: list[bytes] = []
-    spans: list[tuple[int, int, int, int]] = []
-    at = index = 0
+    spans: list[tuple[int, int, int, int, int]] = []
+    begin = index = 0
     for waiting in taken:
         headers, segments = waiting.headers, waiting.segments
-        count, stride = len(segments), gap + FRAME_WORD_SIZE
-        stride += len(headers) + len(segments[0])
-        first, place = index, at
-        if count == 1 and spans and spans[-1][3] == stride:
-            before = spans[-1]
-            if at - before[2] == (index - before[0]) * stride:  # none is shorter
-                first, place = before[0], before[2]
-                del spans[-1]
-        spans.append((first, index + count, place, stride))
         piece = join_frames(gap, waiting.word, headers, segments)
         pieces.append(piece)
-        at += len(piece)
-        index += count
-    pieces.append(bytes(ROOM))
+        until, end, stride = index + len(segments), begin + len(piece), len(piece)
+        if len(segments) > 1:
+            stride = gap + FRAME_WORD_SIZE + len(headers) + len(segments[0])
+        elif spans and spans[-1][4] == stride:
+            first, _, start, _, _ = spans[-1]
+            if begin - start == (index - first) * stride:  # none of them is shorter
+                index, begin = first, start
+                del spans[-1]
+        spans.append((index, until, begin, end, stride))
+        begin, index = end, until
+    pieces.append(_ROOM)
     return bytearray().join(pieces), spans
 
 
