@@ -27,8 +27,8 @@ from alpha_trio.proto.peers import PeerTable
 _PACKETS_PER_BATCH = 64
 _BATCHES_PER_WAKE = 8
 _RECEIVES_PER_WAKE = 32
-_LARGE = 16_384
-"""A frame of so many bytes is worth a send of its own, while it is in the cache."""
+_ENOUGH = 100_000
+"""Frames of so many bytes fill a round, and should go while they are in the cache."""
 
 
 class DataPath:
@@ -72,6 +72,7 @@ class DataPath:
         """Read what is there; True if that was all.  Stops early when sends block."""
         now = boottime()
         self._tun.start_batch()
+        in_hand = 0  # bytes
         tracing = trace.enabled()
         for _ in range(_PACKETS_PER_BATCH):
             frame = self._tun.read_nowait()
@@ -80,7 +81,9 @@ class DataPath:
             if tracing:
                 trace.from_tun(frame)
             self._table.outgoing(frame, now, out)
-            if len(frame) >= _LARGE:
+            in_hand += len(frame)
+            if in_hand >= _ENOUGH:
+                in_hand = 0
                 self._table.push(now, out)
                 if not self._flush(out, now):
                     return False
