@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import fields
@@ -20,20 +20,22 @@ from alpha_trio.clock import boottime
 from alpha_trio.commands import commands
 from alpha_trio.control import ControlServer, Event
 from alpha_trio.datapath import DataPath
-from alpha_trio.doctor import has_net_admin
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut
 from alpha_trio.journal import Journal
 from alpha_trio.net import tproxy
 from alpha_trio.net.routes import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
+from alpha_trio.privileges import has_net_admin
 from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.registry import Registry
-from alpha_trio.relaypath import RelayPath
 from alpha_trio.settings import Backend, PeerSettings, Settings
 from alpha_trio.state import PeerStore
 from alpha_trio.trace import address
+
+if TYPE_CHECKING:
+    from alpha_trio.relaypath import RelayPath
 
 _log = logging.getLogger("alpha_trio")
 
@@ -136,6 +138,9 @@ class Node:
 
     async def _open_relay(self, stack: AsyncExitStack, identity: Identity) -> None:
         if self.settings.relay.enabled:
+            # Most hosts are none, and need not hold what it takes: 1.5 MB.
+            from alpha_trio.relaypath import RelayPath
+
             self._relay = RelayPath(self.settings, self._udp, self._journal, identity)
             stack.push_async_callback(self._relay.close)
         else:  # what a killed one may have left

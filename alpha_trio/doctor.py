@@ -21,12 +21,10 @@ from alpha_trio.config import Backend, Offload, Settings, load
 from alpha_trio.errors import ConfigError, RoutingError
 from alpha_trio.net import netfilter, tproxy
 from alpha_trio.net.udp import set_transparent
+from alpha_trio.privileges import has_net_admin, has_net_raw
 
 _TUN = Path("/dev/net/tun")
 _SYSCTL = Path("/proc/sys/net")
-_STATUS = Path("/proc/self/status")
-
-_CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
 
 # linux/if_tun.h
 _TUNSETIFF = 0x400454CA
@@ -148,18 +146,6 @@ def _privilege() -> Check:
         "run as root, or give the service the capability "
         "(systemd: AmbientCapabilities=CAP_NET_ADMIN)",
     )
-
-
-def has_net_admin() -> bool:
-    """Whether this process may create interfaces, rules and routes."""
-    return _has_capability(_CAP_NET_ADMIN)
-
-
-def _has_capability(number: int) -> bool:
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) >> number & 1)
-    return False
 
 
 def _tun_device() -> Check:
@@ -334,7 +320,7 @@ def _relay(settings: Settings) -> Iterator[Check]:
         return
     yield _transparency()
     yield _capture(settings)
-    if _has_capability(_CAP_NET_RAW):
+    if has_net_raw():
         yield Check(True, "relay: CAP_NET_RAW is held")
     else:
         yield Check(

@@ -164,6 +164,11 @@ def test_the_command_line_talks_to_the_daemon_and_does_not_load_it():
     assert not loaded & {"trio", "pyroute2", "rich", "prometheus_client", "attrs"}
 
 
+def test_a_daemon_that_is_no_relay_does_not_hold_one():
+    loaded = loaded_by("alpha_trio.daemon")
+    assert not loaded & {"alpha_trio.relaypath", "alpha_trio.proto.relay"}
+
+
 def test_only_the_commands_without_a_daemon_reach_beyond_rpc():
     for path in (ROOT / "cli").glob("*.py"):
         if path.name != "local.py":

@@ -1,0 +1,24 @@
+"""What this process may do, as capabilities(7) say it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
+
+
+def has_net_admin() -> bool:
+    """Whether this process may create interfaces, rules and routes."""
+    return _has(_CAP_NET_ADMIN)
+
+
+def has_net_raw() -> bool:
+    """Whether this process may use raw sockets and foreign addresses."""
+    return _has(_CAP_NET_RAW)
+
+
+def _has(capability: int) -> bool:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> capability & 1)
+    return False
