@@ -158,6 +158,10 @@ class AlphaTransport:
         """Queue the segments of ``cut``."""
         self.sender.outgoing(cut, now)
 
+    def hasten(self, now: float) -> None:
+        """Repeat the S1s that have no answer yet."""
+        self.sender.hasten(now)
+
     def push(self, now: float, out: Outbox) -> None:
         """Start rounds for what waits."""
         self.sender.start(now, out)

@@ -62,8 +62,8 @@ from alpha_trio.proto.wire import (
 )
 
 RETRY_FIRST = 0.5  # s until the first SYN is repeated
-RETRY_GROWTH = 2.0
-RETRY_MAX = 10.0  # s
+RETRY_GROWTH = 1.5
+RETRY_MAX = 5.0  # s
 RETRY_JITTER = 0.25  # up to this share is added, so that two ends fall out of step
 GIVE_UP_AFTER = 90.0  # s of silence
 HALF_OPEN_LIFETIME = 20.0  # s a responder waits for the ACKACK
@@ -137,6 +137,8 @@ class Initiation:
     started: float  # seconds, like every time here
     resend_at: float
     attempts: int = 0
+    tries: int = 0  # of them since the peer was heard: what the delay grows with
+    sent_at: float = -inf
 
     @classmethod
     def begin(
@@ -166,21 +168,26 @@ class Initiation:
         """The SYN went out; choose when it goes again, or is given up."""
         if self.attempts == 0:
             self.started = now
-        delay = min(RETRY_FIRST * RETRY_GROWTH**self.attempts, RETRY_MAX)
+        delay = min(RETRY_FIRST * RETRY_GROWTH**self.tries, RETRY_MAX)
         share = int.from_bytes(random(2)) / 0x10000
         self.attempts += 1
+        self.tries += 1
+        self.sent_at = now
         again = now + delay * (1 + RETRY_JITTER * share)
         self.resend_at = min(again, self.started + GIVE_UP_AFTER)
 
     def restart(self) -> None:
         """There is somewhere else to ask: send at once, as if for the first time."""
-        self.attempts = 0
+        self.attempts = self.tries = 0
         self.resend_at = -inf
 
     def hurry(self, now: float) -> None:
-        """The peer is there and asks itself: repeat the SYN that it has to answer."""
-        if self.resend_at - now > RETRY_FIRST:
-            self.resend_at = now + RETRY_FIRST
+        """The peer is there and asks itself: repeat the SYN that it has to answer.
+
+        Nothing proves that it is the peer, so no more often than at first.
+        """
+        self.tries = 0
+        self.resend_at = min(self.resend_at, max(now, self.sent_at + RETRY_FIRST))
 
     def wins_against(self, other: Syn) -> bool:
         """The tie-break when both ends began; the other end computes the opposite.
@@ -225,6 +232,7 @@ class HalfOpen:
     remote: Remote
     local: bytes
     created: float
+    answers: int = 1  # times the ACK was sent
 
     @classmethod
     def answer(

@@ -36,7 +36,8 @@ from alpha_trio.proto.wire import (
 
 # In seconds.
 OWN_SYN_AFTER = 1.0  # the peer's SYN was answered, its ACKACK is missing: ask ourselves
-ACKACK_AFTER = 0.3  # nothing was heard in the new session yet; doubled each time
+ACKACK_AFTER = 0.3  # nothing was heard in the new session yet ...
+ACKACK_GROWTH = 1.5  # ... and so much later each time
 ACKACK_REPEATS = 6  # times
 
 ANSWER_RATE, ANSWER_BURST = 50.0, 20.0
@@ -69,7 +70,7 @@ class Negotiation:
 
     initiation: Initiation | None = None
     half_open: HalfOpen | None = None
-    rtt: float | None = None  # s, of the last handshake that took one attempt
+    rtt: float | None = None  # s, of the last handshake in which one was certain
     offered_key: bytes | None = None  # shown by somebody at the peer's address
     _wrong_suite: bool = False
     _answered: _Answered | None = None
@@ -172,6 +173,9 @@ class Negotiation:
             return
         if self.half_open is not None and self.half_open.syn == syn:
             half_open = self.half_open  # its ACK was lost
+            half_open.answers += 1
+            if self.initiation is not None:
+                self.initiation.tries = 0
         elif self.initiation is not None and self.initiation.wins_against(syn):
             self.initiation.hurry(now)
             return
@@ -198,7 +202,7 @@ class Negotiation:
         return half_open
 
     def on_ackack_untrusted(
-        self, ackack: AckAck, remote: Remote, local: bytes, out: Outbox
+        self, ackack: AckAck, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> Agreement | None:
         """The peer has proven itself.  Raises BadPacket if it has not.
 
@@ -213,6 +217,9 @@ class Negotiation:
             self._forget_half_open()
             return None
         agreement = half_open.agree_untrusted(remote, local)
+        rtt = now - half_open.created
+        if half_open.answers == 1 and rtt < ACKACK_AFTER:  # neither was repeated
+            self.rtt = rtt
         self._pin(half_open.syn.identity, remote, out)
         out.tell(EventKind.ESTABLISHED, self.name, remote)
         self.half_open = None  # the session has the id now
@@ -302,7 +309,8 @@ class Negotiation:
             send_control(out, remote, local, self.counters, answered.ackack)
         self._ackack_repeats += 1
         jitter = 1 + int.from_bytes(self.random(1)) / 512
-        self._ackack_at = now + ACKACK_AFTER * jitter * 2.0**self._ackack_repeats
+        growth = ACKACK_GROWTH**self._ackack_repeats
+        self._ackack_at = now + ACKACK_AFTER * jitter * growth
         if self._ackack_repeats >= ACKACK_REPEATS:
             self._ackack_at = inf
 
@@ -311,6 +319,18 @@ class Negotiation:
     def settle(self) -> None:
         """The peer has the session that was agreed on, or nobody wants it any more."""
         self._ackack_at = inf
+
+    def repeats_ackack(self, now: float) -> bool:
+        """Whether on_deadline will send the ACKACK again."""
+        return now >= self._ackack_at
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the peer may not have had the session from the start.
+
+        That is, whether the ACKACK was repeated and nothing heard since.
+        """
+        return self._ackack_at < inf and self._ackack_repeats > 0
 
     def stop(self) -> None:
         """Ask for nothing more."""

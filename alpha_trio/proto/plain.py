@@ -88,6 +88,9 @@ class Transport(Protocol):
     def push(self, now: float, out: Outbox) -> None:
         """No more follows at once: send what can be sent."""
 
+    def hasten(self, now: float) -> None:
+        """The peer has the session only now: repeat what it could not understand."""
+
     def incoming(
         self,
         view: memoryview,
@@ -169,6 +172,9 @@ class PlainTransport:
 
     def push(self, now: float, out: Outbox) -> None:
         """Nothing ever waits."""
+
+    def hasten(self, now: float) -> None:
+        """Nothing is kept that could be repeated."""
 
     def keepalive(self, now: float, out: Outbox) -> None:
         """An empty DATA: we are here, and our address is still this."""

@@ -16,6 +16,12 @@ from alpha_trio.proto.tracing import Probe
 from alpha_trio.proto.wire import CONTROL, RELIABLE, BadPacket
 
 FIRST_RTO, MIN_RTO, MAX_RTO = 0.5, 0.02, 3.0  # s
+RTO_MARGIN = 0.25  # of the round-trip time, at least: a steady one may still change
+# A link that loses every n-th datagram can lose the same message again and again, if
+# the ends repeat in step with it; who repeats soon, and unevenly, gets through.
+RTO_GROWTH = 1.5  # from one repetition to the next
+RTO_JITTER = 0.25  # share of the time that chance decides, half of it either way
+BACKED_OFF_RTO = 1.0  # s it grows to; longer only where the way itself is
 MOST_DOUBTS = 5  # times a timeout is doubled before the first try
 
 
@@ -229,13 +235,16 @@ class RoundTrip:
         """Expect what was seen elsewhere, until there is a measurement of our own."""
         self.smoothed, self.variation = rtt, rtt / 2
 
-    def timeout(self, attempts: int, most: float = MAX_RTO) -> float:
-        """How long to wait for an answer after the ``attempts``-th try.
+    def timeout(self, attempts: int) -> float:
+        """How long, in seconds, to wait for an answer after the ``attempts``-th try.
 
-        It doubles each time, up to ``most`` unless the way itself takes longer.
+        RFC 6298, but that it grows less, and less far: a round repeats a few small
+        messages, of which a lossy way may well take several.
         """
         base = FIRST_RTO
         if self.smoothed is not None:
-            base = max(MIN_RTO, self.smoothed + 4 * self.variation)
-        doubled = base * 2.0 ** (attempts - 1 + self.doubts)
-        return min(doubled, max(base, most), MAX_RTO)
+            margin = max(4 * self.variation, RTO_MARGIN * self.smoothed)
+            base = max(MIN_RTO, self.smoothed + margin)
+        base *= 2.0**self.doubts
+        backed_off = min(base * RTO_GROWTH ** (attempts - 1), BACKED_OFF_RTO)
+        return min(max(base, backed_off), MAX_RTO)

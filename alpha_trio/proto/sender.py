@@ -37,7 +37,8 @@ from alpha_trio.proto.line import Line
 from alpha_trio.proto.presign import NODE_SIZE, Presigner, depth_for
 from alpha_trio.proto.report import Counts
 from alpha_trio.proto.rounds import (
-    MAX_RTO,
+    MIN_RTO,
+    RTO_JITTER,
     FlowQueue,
     OutAssociation,
     Round,
@@ -85,7 +86,6 @@ ROUND_LIFETIME = 3.0  # s until an unanswered round holds up those behind it no 
 CONTROL_LIFETIME = 3.0  # s, or six round trips, until a control message makes way
 # Where two of three exchanges fail, one of a hundred thousand fails twenty times.
 RELIABLE_LIFETIME = 20.0  # s for S1 and A1, as much for S2 and A2, and to wait before
-RELIABLE_RTO = 1.0  # s at most from one repetition to the next, if the way is shorter
 
 _CONTROLS_AT_ONCE = 32  # control messages in one datagram, 20 bytes each
 
@@ -323,10 +323,26 @@ class Sender:
 
     def _expect(self, round_: Round, now: float) -> None:
         """Note when the answer to what was just sent will be overdue."""
-        most = RELIABLE_RTO if round_.shape & RELIABLE else MAX_RTO
-        round_.resend_at = due = now + self.rtt.timeout(round_.attempts, most)
+        timeout = self.rtt.timeout(round_.attempts)
+        if round_.attempts > 1:
+            timeout *= 1 + RTO_JITTER * (
+                int.from_bytes(self.line.random(1)) / 256 - 0.5
+            )
+        round_.resend_at = due = now + timeout
         if due < self.deadline:
             self.deadline = due
+
+    def hasten(self, now: float) -> None:
+        """Repeat the S1s that have no answer yet.
+
+        Not right after their first copy, as relays would not let the second one pass.
+        """
+        for association in self.associations.values():
+            round_ = association.round
+            if round_ is not None and not round_.agreed:
+                due = max(now, round_.started + MIN_RTO)
+                round_.resend_at = min(round_.resend_at, due)
+                self.deadline = min(self.deadline, round_.resend_at)
 
     # -- A1 and S2 ---------------------------------------------------------------
 

@@ -308,7 +308,9 @@ class Session:
         """Begin the session the peer asked for.  Raises BadPacket without proof."""
         if self.current is not None and ackack.receiver_id == self.current.local_id:
             return  # a repeated one
-        agreement = self.negotiation.on_ackack_untrusted(ackack, remote, local, out)
+        agreement = self.negotiation.on_ackack_untrusted(
+            ackack, remote, local, now, out
+        )
         if agreement is None:
             return
         self.initiated = False
@@ -370,6 +372,8 @@ class Session:
             transport.heard = now
             if transport is self.current:
                 self.unanswered_since = inf
+                if self.negotiation.doubtful:
+                    transport.hasten(now)
                 self.negotiation.settle()
             if arrival is Arrival.DATA and self.owed_since == inf:
                 self.owed_since = now
@@ -472,6 +476,8 @@ class Session:
 
     def _negotiate(self, now: float, out: Outbox) -> None:
         initiation = self.negotiation.initiation
+        if self.current is not None and self.negotiation.repeats_ackack(now):
+            self.current.hasten(now)  # what follows finds the session there
         if self.negotiation.on_deadline(now, out) and initiation is not None:
             self._give_up(initiation.started, now, out)
 

@@ -77,8 +77,8 @@ REPEAT_AFTER = (
     MIN_RTO / 2
 )  # s; not all of it, as a repetition may have travelled faster
 REPEATS = 100  # of an S1 or A1: more than fit into the life of a round
-S2_REPEATS = 32  # of a packet in a reliable round
-A2_REPEATS = 32  # for each packet of the round
+S2_REPEATS = 64  # of a packet in a reliable round
+A2_REPEATS = 64  # for each packet of the round
 
 CHEAP_SKIP = 8
 """Elements that may be hashed for anybody; for more there are SKIP_RATE and BURST, or a

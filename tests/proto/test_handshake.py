@@ -11,6 +11,7 @@ from alpha_trio.proto.handshake import (
     GIVE_UP_AFTER,
     HALF_OPEN_LIFETIME,
     RETRY_FIRST,
+    RETRY_GROWTH,
     RETRY_JITTER,
     RETRY_MAX,
     HalfOpen,
@@ -100,7 +101,7 @@ def test_the_syn_is_repeated_with_growing_jittered_delay():
     times = [syn.time for syn in sim.messages(Kind.SYN)]
     delays = [after - before for before, after in pairwise(times)]
     for attempt, delay in enumerate(delays):
-        least = min(RETRY_FIRST * 2**attempt, RETRY_MAX)
+        least = min(RETRY_FIRST * RETRY_GROWTH**attempt, RETRY_MAX)
         assert least <= delay <= least * (1 + RETRY_JITTER)
     assert len({delay % 0.5 for delay in delays}) == len(delays)
     assert times[-1] > GIVE_UP_AFTER - 2 * RETRY_MAX

@@ -12,9 +12,12 @@ from alpha_trio.proto.batch import Drop
 from alpha_trio.proto.frames import Cut, cut
 from alpha_trio.proto.layout import Waiting
 from alpha_trio.proto.rounds import (
+    BACKED_OFF_RTO,
     FIRST_RTO,
     MAX_RTO,
     MIN_RTO,
+    RTO_GROWTH,
+    RTO_MARGIN,
     FlowQueue,
     RoundTrip,
 )
@@ -122,12 +125,18 @@ def test_the_timeout_follows_the_measurements_within_its_bounds():
     for _ in range(100):
         trip.sample(0.1)
     assert trip.smoothed == pytest.approx(0.1)
-    assert trip.timeout(1) == pytest.approx(0.1, rel=0.01)
-    assert trip.timeout(2) == pytest.approx(2 * trip.timeout(1))
-    assert trip.timeout(50) == MAX_RTO
+    assert trip.timeout(1) == pytest.approx(0.1 * (1 + RTO_MARGIN), rel=0.01)
+    assert trip.timeout(2) == pytest.approx(RTO_GROWTH * trip.timeout(1))
+    assert trip.timeout(50) == BACKED_OFF_RTO
     for _ in range(200):
         trip.sample(0.0001)
     assert trip.timeout(1) == MIN_RTO
+    for _ in range(200):
+        trip.sample(2.0)
+    assert trip.timeout(1) == trip.timeout(50) == pytest.approx(2.5, rel=0.01)
+    for _ in range(200):
+        trip.sample(10.0)
+    assert trip.timeout(1) == MAX_RTO
 
 
 def test_a_repeated_exchange_is_no_measurement():
