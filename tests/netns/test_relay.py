@@ -34,7 +34,7 @@ from tests.netns.traffic import (
     send_tcp,
     send_udp,
 )
-from tools.lab import Daemon, wait_until
+from tools.lab import PROGRAM, Daemon, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -503,6 +503,41 @@ def test_what_is_relayed_can_be_seen(chain):
         assert f"{document['forwarded_packets']} packets" in text
         metrics = relay.cli("metrics").stdout
         assert "alpha_trio_relay_forwarded_packets_total" in metrics
+
+
+def test_a_monitor_tells_whose_packets_pass_and_whose_do_not(chain, tmp_path):
+    vm1, r1, _, vm2 = chain
+    with (
+        Daemon(vm1) as one,
+        Daemon(vm2) as two,
+        Daemon(r1, "--relay") as relay,
+        (tmp_path / "events").open("w+") as events,
+        Forger(vm1, vm2, r1) as forger,
+    ):
+        program = str(PROGRAM), "monitor", "--json"
+        r1.popen(*program, stdout=events, env=relay.environment)
+
+        def told(event):
+            events.seek(0)
+            return [e for e in map(json.loads, events) if e["event"] == event]
+
+        def listening():
+            add(relay, "somebody", "192.0.2.1")
+            relay.cli("peers", "remove", "somebody")
+            return told("peer-added")
+
+        wait_until(listening, "the monitor to hear of peers")
+        introduce(one, two)
+        ping(vm1, vm2.address)
+        wait_until(lambda: told("relay-verified"), "the handshake to be told")
+        event = told("relay-verified")[-1]
+        ends = {event[end].split(":")[0] for end in ("initiator", "responder")}
+        assert ends == {vm1.address, vm2.address}
+        (session,) = relaying(relay)["latest"]
+        marks = [session[end]["fingerprint"] for end in ("initiator", "responder")]
+        assert event["keys"] == marks
+        forger.send(b"c" * 40, vm1.address)
+        wait_until(lambda: told("relay-dropped"), "the packet that is none to be told")
 
 
 # What it is for
