@@ -325,9 +325,8 @@ class Sender:
         """Note when the answer to what was just sent will be overdue."""
         timeout = self.rtt.timeout(round_.attempts)
         if round_.attempts > 1:
-            timeout *= 1 + RTO_JITTER * (
-                int.from_bytes(self.line.random(1)) / 256 - 0.5
-            )
+            share = self.line.random(1)[0] / 256
+            timeout *= 1 + RTO_JITTER * (share - 0.5)
         round_.resend_at = due = now + timeout
         if due < self.deadline:
             self.deadline = due
