@@ -37,10 +37,8 @@ from alpha_trio.proto.wire import (
     Kind,
 )
 
-REPORT_RATE, REPORT_BURST = (
-    2.0,
-    4.0,
-)  # of a node for one session and direction, a second
+# Of a node for one session and direction: a second, and at once.
+REPORT_RATE, REPORT_BURST = 2.0, 4.0
 TRACE_LIFETIME = 5.0  # s in which REPORTs for a TRACE are let pass and taken
 MAX_HOPS = 32  # REPORTs for one TRACE
 TRACES_KEPT = 4096  # by a relay, of all sessions

@@ -59,10 +59,8 @@ REFUSE_AFTER = 180.0  # age at which a session carries nothing any more
 WIPE_AFTER = 540.0  # age at which its keys are forgotten
 PREVIOUS_LIFETIME = 15.0  # a replaced session may still receive
 
-RENEWAL_RATE, RENEWAL_BURST = (
-    1.0,
-    5.0,
-)  # SYNs that show the session they renew, a second
+# SYNs that show the session they renew: a second, and at once.
+RENEWAL_RATE, RENEWAL_BURST = 1.0, 5.0
 
 
 class State(StrEnum):

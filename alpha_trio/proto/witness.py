@@ -73,9 +73,7 @@ from alpha_trio.proto.wire import (
     BadPacket,
 )
 
-REPEAT_AFTER = (
-    MIN_RTO / 2
-)  # s; not all of it, as a repetition may have travelled faster
+REPEAT_AFTER = MIN_RTO / 2  # s; half, as a repetition may have travelled faster
 REPEATS = 100  # of an S1 or A1: more than fit into the life of a round
 S2_REPEATS = 64  # of a packet in a reliable round
 A2_REPEATS = 64  # for each packet of the round
