@@ -105,7 +105,7 @@ def bucket_of(
     buckets: dict[str, TokenBucket], remote: Remote, rate: float, burst: float
 ) -> TokenBucket:
     """The bucket of an address, made if there is none; all go when there are many."""
-    network = _network(remote[0])
+    network = network_of(remote[0])
     bucket = buckets.get(network)
     if bucket is None:
         if len(buckets) >= ADDRESSES_KEPT:
@@ -119,7 +119,7 @@ def _cookie(secret: bytes, remote: Remote) -> bytes:
     return hmac.digest(secret, place, sha256)[:COOKIE_SIZE]
 
 
-def _network(host: str) -> str:
+def network_of(host: str) -> str:
     """IPv4: the address.  IPv6: its /64, which is what one customer has."""
     if ":" not in host:
         return host

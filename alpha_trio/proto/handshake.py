@@ -126,6 +126,7 @@ class Agreement:
     keys: SessionKeys
     offer: Offer  # ours
     theirs: Syn | Ack  # nonce and anchors of the peer
+    lost: bool = False  # the tie against another one: it is there to receive only
 
 
 @define(eq=False)
@@ -137,8 +138,9 @@ class Initiation:
     started: float  # seconds, like every time here
     resend_at: float
     attempts: int = 0
-    tries: int = 0  # of them since the peer was heard: what the delay grows with
     sent_at: float = -inf
+    delay: float = RETRY_FIRST  # until the next one, without jitter
+    answered_cookie: bool = False
 
     @classmethod
     def begin(
@@ -164,44 +166,52 @@ class Initiation:
         """No answer for so long that nobody is there."""
         return self.attempts > 0 and now >= self.started + GIVE_UP_AFTER
 
-    def sent(self, now: float, random: RandomBytes) -> None:
-        """The SYN went out; choose when it goes again, or is given up."""
+    def sent(self, now: float) -> None:
+        """The SYN went out."""
         if self.attempts == 0:
             self.started = now
-        delay = min(RETRY_FIRST * RETRY_GROWTH**self.tries, RETRY_MAX)
-        share = int.from_bytes(random(2)) / 0x10000
         self.attempts += 1
-        self.tries += 1
         self.sent_at = now
-        again = now + delay * (1 + RETRY_JITTER * share)
+
+    def schedule(self, now: float, random: RandomBytes) -> None:
+        """It was its turn; choose when it goes again, or is given up."""
+        share = int.from_bytes(random(2)) / 0x10000
+        again = now + self.delay * (1 + RETRY_JITTER * share)
         self.resend_at = min(again, self.started + GIVE_UP_AFTER)
+        self.delay = min(self.delay * RETRY_GROWTH, RETRY_MAX)
 
     def restart(self) -> None:
         """There is somewhere else to ask: send at once, as if for the first time."""
-        self.attempts = self.tries = 0
+        self.attempts = 0
+        self.delay = RETRY_FIRST
         self.resend_at = -inf
+
+    def encourage(self) -> None:
+        """The peer is there, as it seems: repeat as soon as at first."""
+        self.delay = RETRY_FIRST
 
     def hurry(self, now: float) -> None:
         """The peer is there and asks itself: repeat the SYN that it has to answer.
 
         Nothing proves that it is the peer, so no more often than at first.
         """
-        self.tries = 0
+        self.encourage()
         self.resend_at = min(self.resend_at, max(now, self.sent_at + RETRY_FIRST))
 
-    def wins_against(self, other: Syn) -> bool:
-        """The tie-break when both ends began; the other end computes the opposite.
+    def take_cookie_untrusted(self, message: Cookie, now: float) -> bool:
+        """The peer is busy: ask again with its cookie.  Raises BadPacket if not ours.
 
-        Our own SYN, sent back to us by somebody, loses too.
+        False if it is no time for that.  The first one is answered at once.  Whoever
+        reads our SYN can forge others, so they are answered no more often than a SYN
+        is repeated at first; nor do they undo meanwhile what the peer was told.
         """
-        return self.syn.nonce >= other.nonce
-
-    def take_cookie_untrusted(self, message: Cookie, now: float) -> None:
-        """The peer is busy: ask again with its cookie, once for each cookie."""
         if message.nonce != self.syn.nonce or message.cookie == self.syn.cookie:
             raise BadPacket
+        if self.answered_cookie and now < self.sent_at + RETRY_FIRST:
+            return False
+        self.answered_cookie = True
         self.syn = evolve(self.syn, cookie=message.cookie)
-        self.resend_at = now
+        return True
 
     def finish_untrusted(self, ack: Ack, identity: Identity) -> AckAck:
         """The ACKACK for ``ack``.  Raises BadPacket if it does not answer our SYN.
@@ -232,7 +242,8 @@ class HalfOpen:
     remote: Remote
     local: bytes
     created: float
-    answers: int = 1  # times the ACK was sent
+    repeats: int = 0  # times the ACK was sent again
+    lost: bool = False  # the tie, against a SYN of ours that has led to a session
 
     @classmethod
     def answer(
@@ -261,6 +272,8 @@ class HalfOpen:
 
     def verify_untrusted(self, ackack: AckAck) -> None:
         """Raises BadPacket if ``ackack`` does not end this handshake."""
+        if ackack.suite != self.syn.suite:
+            raise BadPacket
         said = self.syn.pack(), self.ack.pack()
         verify_untrusted(self.syn.identity, ackack.signature, b"ACKACK", *said)
 
@@ -271,4 +284,4 @@ class HalfOpen:
         """
         keys = self.offer.agree_untrusted(self.syn.share, self.syn, self.ack)
         ids = self.ack.sender_id, self.syn.sender_id
-        return Agreement(*ids, remote, local, keys, self.offer, self.syn)
+        return Agreement(*ids, remote, local, keys, self.offer, self.syn, self.lost)

@@ -238,8 +238,13 @@ class Introductions:
     def _keep_untrusted(self, answer: Answer, now: float) -> None:
         asked = answer.asked
         same = self._answers.get(answer.responder_id, [])
-        if len(same) >= SAME_ID or len(asked.answers) >= VARIANTS:
+        if len(same) >= SAME_ID:
             raise Refused(RelayDrop.COLLISION)
+        if len(asked.answers) >= VARIANTS:
+            # The responder forgot it, as it answers anew; or somebody else made it.
+            oldest = asked.answers.pop(0)
+            _remove(self._answers, oldest.responder_id, oldest)
+            same = self._answers.get(answer.responder_id, [])
         asked.until = now + HALF_OPEN_LIFETIME
         self._answers[answer.responder_id] = [*same, answer]
         asked.answers.append(answer)
@@ -267,6 +272,8 @@ class Introductions:
             self._checks.take_untrusted(source, now)
             syn = parse_syn_untrusted(answer.syn)
             said = answer.syn, answer.ack
+            if ackack.suite != syn.suite:
+                continue  # no signature covers it: a copy of the genuine one
             if _signed(syn.identity, ackack.signature, b"ACKACK", *said):
                 ack = parse_ack_untrusted(answer.ack)
                 ids = ack.receiver_id, ack.sender_id

@@ -1,10 +1,10 @@
 """A peer's handshakes: when it is asked, whether it is answered, who it has to be.
 
 handshake.py is a single handshake and its proofs; here is what goes on around it.
-There may be two at once, our SYN on its way (``initiation``) and our ACK to the
-peer's (``half_open``), and the rules say which of them goes on.  Whatever comes of
-it is an Agreement, which is handed out once; to make a session of it is for the
-caller.
+There may be several at once, our SYN on its way (``initiation``) and our ACKs to those
+in the peer's name (``answers``), and the rules say which of them goes on.  Whatever
+comes of it is an Agreement, which is handed out once; to make a session of it is for
+the caller.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from math import inf
 
 from attrs import define, field, frozen
 
+from alpha_trio.proto.answers import Answers
 from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Remote
 from alpha_trio.proto.cookies import TokenBucket
 from alpha_trio.proto.handshake import (
-    HALF_OPEN_LIFETIME,
     Agreement,
     HalfOpen,
     Initiation,
@@ -40,14 +40,21 @@ ACKACK_AFTER = 0.3  # nothing was heard in the new session yet ...
 ACKACK_GROWTH = 1.5  # ... and so much later each time
 ACKACK_REPEATS = 6  # times
 
+WRONG_KEY_RATE, WRONG_KEY_BURST = 1.0, 10.0  # events: anybody can show one
+
 ANSWER_RATE, ANSWER_BURST = 50.0, 20.0
-"""SYNs of one peer that are answered, a second: each costs two milliseconds."""
+"""SYNs in a peer's name that are answered, a second: each costs two milliseconds.
+
+Not counted are those by which the peer itself, where it is known to be, shows that it
+receives what we send, so that nobody else can use that up.
+"""
 
 
 @frozen
 class _Answered:
     """An ACK that we accepted, where it came from, and our ACKACK to it."""
 
+    nonce: bytes  # of our SYN
     ack: bytes
     ackack: bytes
     remote: Remote
@@ -69,16 +76,24 @@ class Negotiation:
     suite: int = SUITE_ALPHA  # what we ask for, and insist on
 
     initiation: Initiation | None = None
-    half_open: HalfOpen | None = None
+    answers: Answers = field(init=False)
     rtt: float | None = None  # s, of the last handshake in which one was certain
     offered_key: bytes | None = None  # shown by somebody at the peer's address
     _wrong_suite: bool = False
+    _turn: int = 0  # whose of the remotes it is to be asked
+    _seen_at: Remote | None = None  # where the peer asked from, and got no answer
     _answered: _Answered | None = None
     _ackack_repeats: int = 0
     _ackack_at: float = inf  # when the ACKACK is to be repeated
-    _answers: TokenBucket = field(
+    _wrong_keys: TokenBucket = field(
+        factory=lambda: TokenBucket(WRONG_KEY_RATE, WRONG_KEY_BURST)
+    )
+    _answering: TokenBucket = field(
         factory=lambda: TokenBucket(ANSWER_RATE, ANSWER_BURST)
     )
+
+    def __attrs_post_init__(self) -> None:
+        self.answers = Answers(self.random, self.free_id)
 
     def require(self, key: bytes | None, suite: int) -> None:
         """What the peer has to show from now on; without ``key``, any one once."""
@@ -90,6 +105,7 @@ class Negotiation:
         """From now on the peer is to be asked at ``remotes``."""
         if remotes != self.remotes and self.initiation is not None:
             self.initiation.restart()
+            self._turn = 0
         self.remotes = remotes
 
     # -- asking --------------------------------------------------------------
@@ -106,24 +122,40 @@ class Negotiation:
         self.initiation = Initiation.begin(
             self.identity, self.suite, self.take_id(), self.random, now, renewal
         )
-        if self.half_open is not None:
+        self._turn, self._seen_at = 0, None
+        if self.answers:
             # The peer was faster; its ACKACK should be on its way.
             self.initiation.resend_at = now + OWN_SYN_AFTER
 
-    def _send_syn(self, initiation: Initiation, now: float, out: Outbox) -> None:
-        attempt = initiation.attempts
-        initiation.sent(now, self.random)
-        if not self.remotes:  # its name is still being resolved
-            return
-        remote = self.remotes[attempt % len(self.remotes)]
-        send_control(out, remote, b"", self.counters, initiation.syn.pack())
-        out.tell(EventKind.SYN_SENT, self.name, remote, initiation.attempts)
+    def _ask(self, initiation: Initiation, now: float, out: Outbox) -> None:
+        """Send the SYN where it is its turn, and where the peer asks from itself."""
+        places = [] if self._seen_at is None else [self._seen_at]
+        if self.remotes:  # else its name is still being resolved
+            places.insert(0, self.remotes[self._turn % len(self.remotes)])
+        self._turn, self._seen_at = self._turn + 1, None
+        self._send_syn(initiation, places, now, out)
+        initiation.schedule(now, self.random)
 
-    def on_cookie_untrusted(self, cookie: Cookie, now: float) -> None:
-        """The peer is busy.  Raises BadPacket if we asked it nothing."""
+    def _send_syn(
+        self, initiation: Initiation, places: list[Remote], now: float, out: Outbox
+    ) -> None:
+        initiation.sent(now)
+        for remote in dict.fromkeys(places):
+            send_control(out, remote, b"", self.counters, initiation.syn.pack())
+            out.tell(EventKind.SYN_SENT, self.name, remote, initiation.attempts)
+
+    def on_cookie_untrusted(
+        self, cookie: Cookie, remote: Remote, now: float, out: Outbox
+    ) -> None:
+        """The peer is busy.  Raises BadPacket if we asked it nothing.
+
+        It is answered where it came from: at another address of the peer the peer may
+        see us under another one of ours, and ask for another cookie.
+        """
         if self.initiation is None:
             raise BadPacket
-        self.initiation.take_cookie_untrusted(cookie, now)
+        if self.initiation.take_cookie_untrusted(cookie, now):
+            self._send_syn(self.initiation, [remote], now, out)
 
     def on_ack_untrusted(
         self, ack: Ack, remote: Remote, local: bytes, now: float, out: Outbox
@@ -139,7 +171,7 @@ class Negotiation:
         initiation = self.initiation
         if initiation is None:
             raise BadPacket
-        if not self._acceptable(ack, remote, out):
+        if not self._acceptable(ack, remote, now, out):
             return None
         ackack = initiation.finish_untrusted(ack, self.identity).pack()
         agreement = initiation.agree_untrusted(ack, remote, local)
@@ -148,11 +180,11 @@ class Negotiation:
             self.rtt = now - initiation.started
         out.tell(EventKind.ACK_RECEIVED, self.name, remote)
         send_control(out, remote, local, self.counters, ackack)
-        self._answered = _Answered(packed, ackack, remote, local)
+        nonce = initiation.syn.nonce
+        self._answered = _Answered(nonce, packed, ackack, remote, local)
         self._ackack_repeats, self._ackack_at = 0, now + ACKACK_AFTER
-        # The session has the id now.  A half-open answer stays: the peer may hold it
-        # for the session.
-        self.initiation = None
+        self.initiation = None  # the session has the id now
+        self.answers.yield_to(nonce)
         return agreement
 
     # -- answering -----------------------------------------------------------
@@ -163,38 +195,63 @@ class Negotiation:
         Then this one has to show a cookie: who cannot receive what we send must not
         displace the answer to somebody who can.
         """
-        return self.half_open is not None and self.half_open.syn.nonce != syn.nonce
+        return self.answers.is_other(syn)
 
     def on_syn(
-        self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
+        self,
+        syn: Syn,
+        remote: Remote,
+        local: bytes,
+        now: float,
+        out: Outbox,
+        *,
+        known: bool,
     ) -> None:
-        """Answer the peer's SYN, unless it is not for us to answer, or ours goes on."""
-        if not self._acceptable(syn, remote, out):
+        """Answer the peer's SYN, unless it is not for us to answer, or ours goes on.
+
+        ``known``: it came from where the peer is, or shows a session with it.
+        """
+        if not self._acceptable(syn, remote, now, out):
             return
-        if self.half_open is not None and self.half_open.syn == syn:
-            half_open = self.half_open  # its ACK was lost
-            half_open.answers += 1
+        half_open = self.answers.to(syn)
+        if half_open is not None:  # its ACK was lost
+            half_open.repeats += 1
             if self.initiation is not None:
-                self.initiation.tries = 0
-        elif self.initiation is not None and self.initiation.wins_against(syn):
-            self.initiation.hurry(now)
+                self.initiation.encourage()
+        elif self._wins_against(syn):
+            if self.initiation is not None:
+                # It may be elsewhere than we think, and where we ask nobody hear us.
+                self._seen_at = remote
+                self.initiation.hurry(now)
             return
-        elif not any(syn.cookie) and not self._answers.take(now):
-            self.counters.drop(Drop.RATE)  # a proven address has its own rate
+        elif not (known and any(syn.cookie)) and not self._answering.take(now):
+            self.counters.drop(Drop.RATE)
             return
         else:
             half_open = self._answer(syn, remote, local, now, out)
+            self.answers.put(half_open, known=known)
         send_control(out, remote, local, self.counters, half_open.ack.pack())
+
+    def _wins_against(self, other: Syn) -> bool:
+        """The tie-break when both ends began; the other end computes the opposite.
+
+        Ours is under way until it is sure that the peer has got our ACKACK: or else
+        there could be two sessions, of which each end got another one last.  Our own
+        SYN, sent back to us by somebody, loses too.
+        """
+        if self.initiation is not None:
+            return self.initiation.syn.nonce >= other.nonce
+        if self._answered is not None and self._ackack_at < inf:
+            return self._answered.nonce >= other.nonce
+        return False
 
     def _answer(
         self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> HalfOpen:
-        first = self.half_open is None
-        self._forget_half_open()
-        self.half_open = half_open = HalfOpen.answer(
+        half_open = HalfOpen.answer(
             syn, self.identity, self.take_id(), self.random, remote, local, now
         )
-        if self.initiation is not None and first:
+        if self.initiation is not None and not self.answers:
             # Ours lost the tie.  It stays valid, should the peer's break off.  Only
             # the first SYN puts it off, lest a stream of forged ones does for ever.
             self.initiation.resend_at = now + OWN_SYN_AFTER
@@ -208,27 +265,32 @@ class Negotiation:
 
         None if what it proved to be is not what we want any more.
         """
-        half_open = self.half_open
+        half_open = self.answers.with_id(ackack.receiver_id)
         if half_open is None:
             raise BadPacket
         half_open.verify_untrusted(ackack)
         # Its key may have been pinned, or set, since the SYN was answered.
-        if not self._acceptable(half_open.syn, remote, out):
-            self._forget_half_open()
+        if not self._acceptable(half_open.syn, remote, now, out):
+            self.answers.forget(half_open)
             return None
         agreement = half_open.agree_untrusted(remote, local)
+        self.answers.take(half_open)
+        if half_open.lost:
+            return agreement
         rtt = now - half_open.created
-        if half_open.answers == 1 and rtt < ACKACK_AFTER:  # neither was repeated
+        if not half_open.repeats and rtt < ACKACK_AFTER:  # neither was repeated
             self.rtt = rtt
         self._pin(half_open.syn.identity, remote, out)
         out.tell(EventKind.ESTABLISHED, self.name, remote)
-        self.half_open = None  # the session has the id now
+        self.answers.clear()
         self.stop()
         return agreement
 
     # -- who it is -----------------------------------------------------------
 
-    def _acceptable(self, said: Syn | Ack, remote: Remote, out: Outbox) -> bool:
+    def _acceptable(
+        self, said: Syn | Ack, remote: Remote, now: float, out: Outbox
+    ) -> bool:
         """Whether key and mode are those we want with this peer."""
         if said.identity == self.identity.public:
             self.counters.drop(Drop.WRONG_KEY)  # our own message, sent back to us
@@ -237,7 +299,8 @@ class Negotiation:
             self.counters.drop(Drop.WRONG_KEY)
             if self.offered_key != said.identity:
                 self.offered_key = said.identity
-                out.tell(EventKind.WRONG_KEY, self.name, remote)
+                if self._wrong_keys.take(now):
+                    out.tell(EventKind.WRONG_KEY, self.name, remote)
             return False
         if said.suite != self.suite:
             self.counters.drop(Drop.WRONG_MODE)
@@ -258,7 +321,7 @@ class Negotiation:
     @property
     def going(self) -> bool:
         """Whether a handshake is under way, of ours or of the peer's."""
-        return self.initiation is not None or self.half_open is not None
+        return self.initiation is not None or len(self.answers) > 0
 
     @property
     def refusal(self) -> str | None:
@@ -284,14 +347,11 @@ class Negotiation:
         due = self._ackack_at
         if self.initiation is not None:
             due = min(due, self.initiation.resend_at)
-        if self.half_open is not None:
-            due = min(due, self.half_open.created + HALF_OPEN_LIFETIME)
-        return due
+        return min(due, self.answers.deadline)
 
     def on_deadline(self, now: float, out: Outbox) -> bool:
         """Repeat what is due.  True if nobody answered: then stop, or reset."""
-        if self.half_open and now >= self.half_open.created + HALF_OPEN_LIFETIME:
-            self._forget_half_open()
+        self.answers.expire(now)
         if self._answered is not None and now >= self._ackack_at:
             self._repeat_ackack(self._answered, now, out)
         initiation = self.initiation
@@ -299,7 +359,7 @@ class Negotiation:
             return False
         if initiation.expired(now):
             return True
-        self._send_syn(initiation, now, out)
+        self._ask(initiation, now, out)
         return False
 
     def _repeat_ackack(self, answered: _Answered, now: float, out: Outbox) -> None:
@@ -318,7 +378,7 @@ class Negotiation:
 
     def settle(self) -> None:
         """The peer has the session that was agreed on, or nobody wants it any more."""
-        self._ackack_at = inf
+        self._ackack_repeats, self._ackack_at = 0, inf
 
     def repeats_ackack(self, now: float) -> bool:
         """Whether on_deadline will send the ACKACK again."""
@@ -330,7 +390,7 @@ class Negotiation:
 
         That is, whether the ACKACK was repeated and nothing heard since.
         """
-        return self._ackack_at < inf and self._ackack_repeats > 0
+        return self._ackack_repeats > 0
 
     def stop(self) -> None:
         """Ask for nothing more."""
@@ -342,12 +402,7 @@ class Negotiation:
     def reset(self) -> None:
         """Forget every handshake."""
         self.stop()
-        self._forget_half_open()
-
-    def _forget_half_open(self) -> None:
-        if self.half_open is not None:
-            self.free_id(self.half_open.ack.sender_id)
-            self.half_open = None
+        self.answers.clear()
 
 
 def send_control(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from itertools import count
 from math import inf
@@ -19,7 +19,7 @@ from attrs import define, field, frozen
 
 from alpha_trio.proto import frames, icmp
 from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Remote
-from alpha_trio.proto.cookies import Doorkeeper
+from alpha_trio.proto.cookies import Doorkeeper, TokenBucket
 from alpha_trio.proto.handshake import RandomBytes
 from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.negotiation import send_control
@@ -43,7 +43,11 @@ from alpha_trio.proto.wire import (
 KNOCKING_HOSTS = 64
 """Strangers remembered for ``status``; the one that knocked longest ago goes."""
 
+KNOCK_RATE, KNOCK_BURST = 1.0, 20.0
+"""Events of strangers a second, and at once: their source addresses may be made up."""
+
 _CACHED_LOOKUPS = 4096
+_STALE_PLANS = 256  # deadlines that no longer hold, beside as many as there are peers
 
 _WORD = Struct("!Q")
 _PORTS = Struct("!HH")
@@ -123,6 +127,7 @@ class PeerTable:
     _words_of: dict[int, list[int]] = field(factory=dict)  # by connection id
     _by_key: dict[bytes, Session] = field(factory=dict)
     _door: Doorkeeper = field(init=False)
+    _knocks: TokenBucket = field(factory=lambda: TokenBucket(KNOCK_RATE, KNOCK_BURST))
     _by_remote: dict[tuple[str, int], Session] = field(factory=dict)
     _by_host: dict[str, list[Session]] = field(factory=dict)
     _endpoints: set[bytes] = field(factory=set)  # packed address and port
@@ -368,10 +373,11 @@ class PeerTable:
             return
         session = self._peer_of(syn, remote)
         if session is None:
-            self._knock(remote, syn.identity, out)
+            self._knock(remote, syn.identity, now, out)
             return
-        admitted: bool | None = session.is_renewal(syn, now)
-        if not admitted:
+        renews = session.is_renewal(syn, now)
+        admitted: bool | None = renews
+        if not renews:
             wary = session.negotiation.is_answering(syn)
             admitted = self._door.admit(remote, syn.cookie, now, wary=wary)
         cookie = self._door.cookie(remote, now) if admitted is None else None
@@ -381,7 +387,8 @@ class PeerTable:
         elif not admitted:
             session.counters.drop(Drop.RATE)
         else:
-            session.on_syn(syn, remote, local, now, out)
+            known = renews or session.is_at(remote)
+            session.on_syn(syn, remote, local, now, out, known=known)
             self._plan(session)
 
     def _peer_of(self, syn: Syn, remote: Remote) -> Session | None:
@@ -411,7 +418,7 @@ class PeerTable:
                     session.on_ackack_untrusted(ackack, remote, local, now, out)
                 else:
                     cookie = parse_cookie_untrusted(datagram)
-                    session.on_cookie_untrusted(cookie, now)
+                    session.on_cookie_untrusted(cookie, remote, now, out)
             except BadPacket:
                 session.counters.drop(Drop.BAD_PROOF)
             if session.negotiation.key != known:  # pinned
@@ -450,12 +457,13 @@ class PeerTable:
             session = there[0] if len(there) == 1 else None
         return session
 
-    def _knock(self, remote: Remote, key: bytes, out: Outbox) -> None:
+    def _knock(self, remote: Remote, key: bytes, now: float, out: Outbox) -> None:
         self.counters.drop(Drop.STRANGER)
         host = remote[0]
         seen = self.knocking.pop(host, None)
         if seen is None:
-            out.tell(EventKind.KNOCK, None, remote)
+            if self._knocks.take(now):
+                out.tell(EventKind.KNOCK, None, remote)
             if len(self.knocking) >= KNOCKING_HOSTS:
                 self.knocking.popitem(last=False)
         self.knocking[host] = Knock(key, 1 if seen is None else seen.count + 1)
@@ -472,6 +480,14 @@ class PeerTable:
         if session.wake < self._planned.get(session, inf):
             self._planned[session] = session.wake
             heappush(self._heap, (session.wake, next(self._order), session))
+            if len(self._heap) > _STALE_PLANS + 2 * len(self._planned):
+                self._forget_stale_plans()
+
+    def _forget_stale_plans(self) -> None:
+        """Each packet may move a deadline forward, and leaves the later one behind."""
+        plans = self._planned.items()
+        self._heap = [(when, next(self._order), session) for session, when in plans]
+        heapify(self._heap)
 
     def on_deadline(self, now: float, out: Outbox) -> None:
         """Let every session whose time has come do what is due, once.

@@ -22,7 +22,7 @@ RTO_MARGIN = 0.25  # of the round-trip time, at least: a steady one may still ch
 RTO_GROWTH = 1.5  # from one repetition to the next
 RTO_JITTER = 0.25  # share of the time that chance decides, half of it either way
 BACKED_OFF_RTO = 1.0  # s it grows to; longer only where the way itself is
-MOST_DOUBTS = 5  # times a timeout is doubled before the first try
+MOST_DOUBTS = 8  # times a timeout is doubled before the first try: MIN to MAX_RTO
 
 
 @define(eq=False)
@@ -222,7 +222,11 @@ class RoundTrip:
             self._doubted = now
 
     def sample(self, rtt: float) -> None:
-        """Take one measurement, of an exchange that was not repeated."""
+        """Take one measurement, of an exchange that was not repeated.
+
+        An answer may have waited while the host was suspended.
+        """
+        rtt = min(rtt, MAX_RTO)
         self.doubts, self.unsure = 0, False
         self.least = min(self.least, rtt)
         if self.smoothed is None:

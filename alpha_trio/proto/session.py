@@ -268,20 +268,35 @@ class Session:
         current = self.current
         if not isinstance(current, AlphaTransport) or not any(syn.cookie):
             return False
-        half_open = self.negotiation.half_open
-        known = half_open is not None and half_open.syn == syn
-        return current.line.is_renewal(syn) and (known or self._renewals.take(now))
+        repeated = self.negotiation.answers.to(syn) is not None
+        return current.line.is_renewal(syn) and (repeated or self._renewals.take(now))
+
+    def is_at(self, remote: Remote) -> bool:
+        """Whether the peer is configured, or was heard last, at this host."""
+        places = list(self.negotiation.remotes)
+        if self.current is not None:
+            places.append(self.current.remote)
+        return remote[0] in [place[0] for place in places]
 
     def on_syn(
-        self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
+        self,
+        syn: Syn,
+        remote: Remote,
+        local: bytes,
+        now: float,
+        out: Outbox,
+        *,
+        known: bool,
     ) -> None:
         """See Negotiation.on_syn."""
-        self.negotiation.on_syn(syn, remote, local, now, out)
+        self.negotiation.on_syn(syn, remote, local, now, out, known=known)
         self._wake_by(self.negotiation.deadline)
 
-    def on_cookie_untrusted(self, cookie: Cookie, now: float) -> None:
+    def on_cookie_untrusted(
+        self, cookie: Cookie, remote: Remote, now: float, out: Outbox
+    ) -> None:
         """See Negotiation.on_cookie_untrusted.  Raises BadPacket."""
-        self.negotiation.on_cookie_untrusted(cookie, now)
+        self.negotiation.on_cookie_untrusted(cookie, remote, now, out)
         self._wake_by(self.negotiation.deadline)
 
     def on_ack_untrusted(
@@ -311,8 +326,23 @@ class Session:
         )
         if agreement is None:
             return
+        if agreement.lost:
+            self._receive_on(self._transport(agreement, now))
+            return
         self.initiated = False
         self._establish(self._transport(agreement, now), now, out)
+
+    def _receive_on(self, transport: Transport) -> None:
+        """Both asked: the peer may have sent in this session before it got the other.
+
+        Undisclosed rounds it sends again in the other one; plain packets it does not.
+        """
+        if self.previous is not None:
+            self.ids.free(transport.local_id)
+            return
+        self.ids.bind(self, transport)
+        self.previous = transport
+        self._wake_by(transport.heard + PREVIOUS_LIFETIME)
 
     def _transport(self, agreement: Agreement, now: float) -> Transport:
         if agreement.theirs.suite == SUITE_PLAIN:

@@ -209,9 +209,7 @@ def _ids(session: Session) -> list[int]:
     negotiation = session.negotiation
     if negotiation.initiation is not None:
         ids.append(negotiation.initiation.syn.sender_id)
-    if negotiation.half_open is not None:
-        ids.append(negotiation.half_open.ack.sender_id)
-    return ids
+    return ids + [answer.ack.sender_id for answer in negotiation.answers]
 
 
 def _bound(session: Session) -> list[int]:

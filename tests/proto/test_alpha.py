@@ -306,6 +306,35 @@ def test_a_hostile_link_delivers_nothing_forged_and_nothing_twice(seed, mode):
     assert sim.ping("vm1", "vm2", timeout=8 * DELAY)
 
 
+@pytest.mark.parametrize("delay", [0.25, 0.5, 0.75])
+def test_a_way_that_became_long_is_measured_again(delay):
+    """While S1s are repeated before an answer can come, nobody knows whose it is."""
+    sim = Simulation(1, mode="adaptive")
+    sim.pair()
+    for _ in range(50):
+        sim.send("vm1", "vm2")
+        sim.run(0.1)
+    sim.link = _Way(delay)
+    for _ in range(60):
+        sim.send("vm1", "vm2")
+        sim.run(0.5)
+    rtt = sim.session("vm1", "vm2").current.sender.rtt
+    assert rtt.smoothed == pytest.approx(2 * delay, rel=0.2)
+    sim.sent.clear()
+    for _ in range(20):
+        sim.send("vm1", "vm2")
+        sim.run(0.5)
+    assert len(sim.messages(Kind.S1, "vm1")) == 20
+
+
+@define
+class _Way(Link):
+    delay: float
+
+    def carry(self, datagram):
+        yield self.delay, datagram
+
+
 def test_copies_of_old_datagrams_keep_no_dead_peer_alive():
     """Only what is new is a sign of life."""
     sim = established()

@@ -86,7 +86,7 @@ def test_our_own_syn_sent_back_pins_nothing():
     syn = victim.ask(third, 0.0)
     assert not victim.take(syn, 0.1, PEER)
     assert victim.peer.negotiation.key is None
-    assert victim.peer.negotiation.half_open is None
+    assert not victim.peer.negotiation.answers
 
 
 def test_a_forged_syn_displaces_no_answer():

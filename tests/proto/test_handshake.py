@@ -1,5 +1,6 @@
 """The rules of SYN / ACK / ACKACK, one test named after each."""
 
+from heapq import heappush
 from itertools import pairwise
 from random import Random
 
@@ -37,7 +38,9 @@ from tests.proto.simulation import (
     Hostile,
     Link,
     LosesOne,
+    Sent,
     Simulation,
+    remote_of,
 )
 
 VM1, VM2 = ("192.168.10.60", PORT), ("192.168.10.61", PORT)
@@ -318,6 +321,72 @@ def test_a_peer_that_asks_itself_is_asked_soon():
     assert vm2.payloads() == payloads
 
 
+@pytest.mark.parametrize("places", [(), ("192.168.10.99",)])
+@pytest.mark.parametrize("seed", range(16))
+def test_a_peer_that_asks_from_elsewhere_is_asked_there(seed, places):
+    """Where we would ask it nobody is; and its SYN may lose the tie against ours."""
+    sim = Simulation(seed, mode="adaptive")
+    vm1, vm2 = sim.pair()
+    prefixes, key = vm1.table._prefixes_of["vm2"], vm2.identity.public
+    session = sim.session("vm1", "vm2")
+    remotes = [remote_of(place) for place in places]
+    vm1.table.configure(session, remotes, prefixes, key=key, mode="adaptive")
+    sim.send("vm1", "vm2")
+    sim.send("vm2", "vm1")
+    sim.run(2)
+    assert vm1.received
+    assert vm2.received
+
+
+class _TwoWays(Simulation):
+    """vm2 has a second address, which vm1 reaches from its own second one."""
+
+    def _carry(self, host, address, data):
+        if address not in ("fd00::1", "fd00::2"):
+            super()._carry(host, address, data)
+            return
+        self.sent.append(Sent(self.now, host.name, data))
+        target, source = {
+            "fd00::2": (self.hosts["vm2"], "fd00::1"),
+            "fd00::1": (self.hosts["vm1"], "fd00::2"),
+        }[address]
+        arrival = self.now + 0.1, next(self._order), target, source, data
+        heappush(self._arrivals, arrival)
+
+
+def test_a_cookie_is_shown_where_it_came_from():
+    """The peer's other address sees us under another one, and asks for another."""
+    sim = _TwoWays(1, _Slow(), "adaptive")
+    vm1, vm2 = sim.pair()
+    remotes = [remote_of("fd00::2"), remote_of(vm2.address)]
+    for at, of, places in ((vm1, vm2, remotes), (vm2, vm1, [remote_of(vm1.address)])):
+        prefixes, key = at.table._prefixes_of[of.name], of.identity.public
+        session = sim.session(at.name, of.name)
+        at.table.configure(session, places, prefixes, key=key, mode="adaptive")
+    forged = evolve(vm1.syn(bytes(16)), suite=SUITE_ALPHA, share=bytes(31) + b"\1")
+    sim.inject("vm2", ("192.0.2.9", 9), forged.pack())  # now it asks for cookies
+    payloads = sim.send("vm1", "vm2")
+    sim.run(2)
+    assert vm2.payloads() == payloads
+    assert len(sim.messages(Kind.COOKIE, "vm2")) < 4
+
+
+@pytest.mark.parametrize("seed", [123, 141, 215, 333, 369])
+def test_when_both_ask_both_use_the_same_session(seed):
+    """Whatever overtakes what; else both would forget the one that the other uses."""
+    sim = Simulation(seed, Hostile(Random(seed), late=0.2, delay=0.3), "adaptive")
+    sim.pair()
+    sim.send("vm1", "vm2")
+    sim.send("vm2", "vm1")
+    for _ in range(10):
+        sim.send("vm1", "vm2")
+        sim.send("vm2", "vm1")
+        sim.run(0.2)
+    one, two = sim.session("vm1", "vm2").current, sim.session("vm2", "vm1").current
+    assert one.line.agreement.remote_id == two.local_id
+    assert two.line.agreement.remote_id == one.local_id
+
+
 def test_forged_syns_cannot_put_off_our_own_for_ever():
     sim = Simulation()
     sim.pair()
@@ -449,7 +518,7 @@ def test_a_syn_with_another_limit_is_the_same_syn():
     assert len(sim.messages(Kind.ACK)) == 3
     assert len({ack.data for ack in sim.messages(Kind.ACK)}) == 1
     assert vm2.told(EventKind.SYN_RECEIVED) == 1
-    assert sim.session("vm2", "vm1").negotiation.half_open.syn.limit == 9
+    assert [a.syn.limit for a in sim.session("vm2", "vm1").negotiation.answers] == [9]
 
 
 def test_an_ack_with_another_limit_is_the_same_ack():
@@ -564,13 +633,13 @@ def test_a_half_open_answer_never_disturbs_the_live_session():
     session = sim.session("vm2", "vm1")
     before = session.current
     sim.inject("vm2", VM1, sim.hosts["vm1"].syn().pack())
-    assert session.negotiation.half_open is not None
+    assert len(session.negotiation.answers) == 1
     assert session.current is before
     for _ in range(30):
         assert sim.ping("vm1", "vm2", timeout=3 * DELAY)
         sim.run(1)
     assert session.current is before
-    assert session.negotiation.half_open is None
+    assert not session.negotiation.answers
     sim.run_until_idle()
 
 
@@ -698,6 +767,16 @@ def test_an_ack_somebody_else_signed_is_refused():
     ack = evolve(_answer(initiation, MALLORY).ack, identity=BOB.public)
     with pytest.raises(BadPacket):
         initiation.finish_untrusted(ack, ALICE)
+
+
+def test_an_ackack_of_another_suite_is_refused():
+    """What no signature covers must not differ either."""
+    initiation = Initiation.begin(ALICE, 1, 1, Random(1).randbytes, 0.0)
+    half_open = _answer(initiation, BOB)
+    ackack = initiation.finish_untrusted(half_open.ack, ALICE)
+    half_open.verify_untrusted(ackack)
+    with pytest.raises(BadPacket):
+        half_open.verify_untrusted(evolve(ackack, suite=2))
 
 
 def test_an_ackack_somebody_else_signed_is_refused():

@@ -21,10 +21,18 @@ from alpha_trio.proto.relay import (
     Unseen,
 )
 from alpha_trio.proto.session import REFUSE_AFTER
-from alpha_trio.proto.wire import SYN_SIZE, Cookie, Kind, parse_syn_untrusted
+from alpha_trio.proto.wire import (
+    SUITE_PLAIN,
+    SYN_SIZE,
+    Cookie,
+    Kind,
+    parse_ackack_untrusted,
+    parse_syn_untrusted,
+)
 from tests.proto.ends import ELSEWHERE, HERE, THERE, batch, changed, packets_of
 from tests.proto.packets import Packet
 from tests.proto.routed import STRICT, Path, Routed, Watched, assert_sound
+from tests.proto.simulation import DELAY, Link
 
 LIMIT = range(12, 16)  # bytes of SYN and ACK that no signature covers
 PADDING = range(144, SYN_SIZE)
@@ -58,6 +66,39 @@ def many(count: int, policy: RelayPolicy = STRICT, **settings) -> list[Path]:
 
 
 # -- handshakes
+
+
+class _NoAcks(Link):
+    """No ACK arrives until a time; everything else does."""
+
+    sim: Routed
+    until = 70.0
+
+    def carry(self, datagram):
+        if datagram[0] != Kind.ACK or self.sim.now >= self.until:
+            yield DELAY, datagram
+
+
+def test_a_syn_may_be_answered_as_often_as_the_responder_forgets_it():
+    """Every 20 s it does, if no ACKACK comes, and the same SYN gets another ACK."""
+    link = _NoAcks()
+    link.sim = sim = Routed(5, link)
+    _, vm2 = sim.pair()
+    while not vm2.received and sim.now < 100:
+        sim.send("vm1", "vm2")
+        sim.run(0.25)
+    assert link.until < sim.now < link.until + 6
+
+
+def test_a_copy_of_an_ackack_with_another_suite_keeps_out_no_genuine_one():
+    """No signature covers the suite there."""
+    path = Path()
+    path.to_two(path.syn)
+    path.to_one(path.ack)
+    copy = evolve(parse_ackack_untrusted(path.ackack), suite=SUITE_PLAIN).pack()
+    assert path.to_two(copy) == []
+    for _ in range(2):
+        assert path.to_two(path.ackack) == [path.ackack]
 
 
 @pytest.mark.parametrize("name", ["syn", "ack", "ackack"])

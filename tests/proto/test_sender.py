@@ -137,6 +137,10 @@ def test_the_timeout_follows_the_measurements_within_its_bounds():
     for _ in range(200):
         trip.sample(10.0)
     assert trip.timeout(1) == MAX_RTO
+    for _ in range(30):
+        trip.sample(0.001)
+    trip.sample(36_000)  # the answer waited while the host slept
+    assert trip.smoothed < 1
 
 
 def test_a_repeated_exchange_is_no_measurement():
