@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from attrs import define, field, frozen
@@ -138,6 +138,11 @@ class Kernel:
             name, mtu = found.get_attr("IFLA_IFNAME"), found.get_attr("IFLA_MTU")
             self._links[interface] = Link(name, mtu)
         return self._links[interface]
+
+    def addresses(self, interface: int) -> set[IPInterface]:
+        """Return the addresses an interface has."""
+        found = self._dump(self._ip.addr, socket.AF_UNSPEC, index=interface)
+        return {_parse_address(message) for message in found}
 
     def look_up(self, address: IPAddress, port: int) -> Path:
         """Return the way of a UDP datagram from our ``port`` to ``address``.
@@ -362,6 +367,11 @@ def _parse_rule(message: Any) -> tuple[Rule, int]:
         suppress=None if suppress == _NO_SUPPRESSION else suppress,
     )
     return rule, message.get_attr("FRA_PROTOCOL", 0)
+
+
+def _parse_address(message: Any) -> IPInterface:
+    address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+    return ip_interface(f"{address}/{message['prefixlen']}")
 
 
 def _parse_route(message: Any) -> Installed:

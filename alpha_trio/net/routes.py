@@ -155,6 +155,8 @@ class Router:
         if stale:
             self._look_around()
         with self._connected() as kernel:
+            if stale:
+                self._restore_addresses(kernel)
             self._look_up(kernel, peers)
             underlays = {peer.name: self._underlay(peer) for peer in peers}
             wanted = plan(self._settings, peers, underlays, self._facts)
@@ -164,6 +166,15 @@ class Router:
             self._apply_marks(peers)
         self._plan = wanted
         return underlays
+
+    def _restore_addresses(self, kernel: Kernel) -> None:
+        """Put back what was removed, or lost with its link, as IPv6 ones are."""
+        # To set one that is there would be told as a change, and not as ours.
+        present = kernel.addresses(self._interface)
+        for address in self._settings.addresses:
+            possible = address.version == 4 or self._facts.ipv6
+            if possible and address not in present:
+                kernel.add_address(self._interface, address)
 
     def _apply_marks(self, peers: Sequence[PeerRoute]) -> None:
         wanted = marks.of(self._settings, peers)

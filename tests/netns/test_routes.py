@@ -504,6 +504,44 @@ def test_what_others_delete_is_put_back_and_then_it_is_quiet(pair):
         assert vm1.snapshot() == before
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "ip addr del 10.8.0.1/24 dev alpha0",
+        "ip addr flush dev alpha0",
+        "ip link set alpha0 down; ip link set alpha0 up",
+        "sysctl -qw {disable}=1; sysctl -qw {disable}=0",
+        "sysctl -qw {disable}=1; ip addr flush dev alpha0; sysctl -qw {disable}=0",
+    ],
+)
+def test_overlay_addresses_that_others_remove_are_put_back(pair, harm):
+    vm1, vm2 = pair
+    disable = "net.ipv6.conf.alpha0.disable_ipv6"
+    to_vm2 = ["vm2", vm2.address, ["10.8.0.2/32", "fd00:8::2/128"]]
+    to_vm1 = ["vm1", vm1.address, ["10.8.0.1/32", "fd00:8::1/128"]]
+    with (
+        Routed(vm1, addresses=["10.8.0.1/24", "fd00:8::1/64"]) as one,
+        Routed(vm2, addresses=["10.8.0.2/24", "fd00:8::2/64"]) as two,
+    ):
+        one.apply(to_vm2)
+        two.apply(to_vm1)
+        before = overlay(vm1)
+        assert "10.8.0.1/24" in before
+        for command in harm.format(disable=disable).split("; "):
+            vm1.run(*command.split())
+        wait_until(lambda: overlay(vm1) == before, "what was there before")
+        assert through_tunnel(vm1, lambda: ping(vm1, "10.8.0.2"))
+        assert through_tunnel(vm1, lambda: ping(vm1, "fd00:8::2"))
+
+
+def overlay(host):
+    """Return the addresses of the tunnel's interface and the peers' routes."""
+    addresses = ip(host, "-o addr show alpha0 scope global")
+    fields = [line.split()[2:4] for line in addresses.splitlines()]
+    routes = [ip(host, f"{family} route show table 5182") for family in ("-4", "-6")]
+    return "\n".join(sorted(" ".join(pair) for pair in fields) + routes)
+
+
 def test_strict_filter_that_comes_later_is_met(pair):
     vm1, vm2 = pair
     for host in pair:
