@@ -140,6 +140,7 @@ class Registry:
             )
         added = [peer for peer in saved if peer.name not in names]
         self._check_files(self._file_peers, added)
+        await self._pins.keep(names | {peer.name for peer in saved})
         for peer in self._file_peers:
             self._enter(peer, FROM_CONFIG)
         for peer in added:

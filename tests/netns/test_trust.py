@@ -138,6 +138,47 @@ def test_a_peer_removed_after_a_restart_leaves_no_pin(pair):
         wait_until(lambda: pins_of(one) == {}, "no pin")
 
 
+def test_a_peer_that_left_the_files_while_nobody_ran_leaves_no_pin(pair):
+    one, two = map(Daemon, pair)
+    by_file = f'[peers.vm2]\nendpoint = "{two.host.address}"\n'
+    one.config_file.write_text(by_file)
+    with one, two:
+        add(two, "vm1", one.host.address)
+        one.cli("wait", "vm2", "--timeout", "10")
+        wait_until(lambda: pins_of(one) and pins_of(two), "saved pins")
+    pins = pins_of(one)
+    with one:
+        assert pins_of(one) == pins
+    one.config_file.write_text("")
+    (two.host.directory / "state/peers.json").unlink()
+    with one, two:
+        assert pins_of(one) == pins_of(two) == {}
+        introduce(one, two)
+        assert peer(one, "vm2")["key_source"] == "none"
+
+
+def test_a_pin_outlives_the_peer_that_hid_its_owner(pair):
+    with Daemon(pair[0]) as one, Daemon(pair[1]) as two:
+        introduce(one, two)
+        one.cli("wait", "vm2", "--timeout", "10")
+        wait_until(lambda: pins_of(one), "a saved pin")
+        pins = pins_of(one)
+        hiding = f'[peers.vm2]\nendpoint = "{two.host.address}"\nkeepalive = 20\n'
+        for config in (hiding, ""):
+            one.config_file.write_text(config)
+            assert one.request("reload")["changed"] == ["vm2"]
+            entry = peer(one, "vm2")
+            assert (entry["state"], entry["key_source"]) == ("established", "pinned")
+        assert one.stop() == 0
+        assert pins_of(one) == pins
+        one.config_file.write_text(hiding)
+        one.start()
+        assert one.stop() == 0
+        one.config_file.write_text("")
+        one.start()
+        assert peer(one, "vm2")["key"] == pins["vm2"]
+
+
 def test_a_pin_that_comes_back_after_it_was_forgotten_is_saved_again(pair):
     with Daemon(pair[0]) as one, Daemon(pair[1]) as two:
         introduce(one, two)
