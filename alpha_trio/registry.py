@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -291,10 +291,10 @@ class Registry:
             saved = [*self._of_state(), *self._shadowed]
             kept = [peer for peer in saved if peer.name not in wanted]
             self._check_files(file_peers, kept)
-            for peer in file_peers:
+            summary = self._difference(wanted)
+            for peer in _of_file(wanted, summary):
                 self._refuse_ourselves(peer)
             before = self._snapshot()
-            summary = self._difference(wanted)
             self._apply_file(wanted, summary)
             try:
                 await self._route()
@@ -305,32 +305,34 @@ class Registry:
             return summary
 
     def _difference(self, wanted: dict[str, PeerSettings]) -> dict[str, list[str]]:
-        ours = {n: p for n, p in self.peers.items() if p.origin == FROM_CONFIG}
-        return {
-            "added": [name for name in wanted if name not in self.peers],
-            "changed": [
-                name
-                for name, peer in wanted.items()
-                if name in self.peers
-                and (self.peers[name].settings != peer or name not in ours)
-            ],
-            "removed": [name for name in ours if name not in wanted],
+        now = {name: (p.settings, p.origin) for name, p in self.peers.items()}
+        then = {name: (peer, FROM_CONFIG) for name, peer in wanted.items()} | {
+            peer.name: (peer, FROM_STATE) for peer in self._returning(wanted)
         }
+        gone = [n for n, (_, origin) in now.items() if origin == FROM_CONFIG]
+        return {
+            "added": [name for name in then if name not in now],
+            "changed": [n for n, peer in then.items() if now.get(n, peer) != peer],
+            "removed": [name for name in gone if name not in then],
+        }
+
+    def _returning(self, wanted: Container[str]) -> list[PeerSettings]:
+        """The hidden peers that count again if the config file has those wanted."""
+        return [peer for peer in self._shadowed if peer.name not in wanted]
 
     def _apply_file(
         self, wanted: dict[str, PeerSettings], summary: dict[str, list[str]]
     ) -> None:
         for name in summary["removed"]:
             self._leave(name)
-        for shadow in [p for p in self._shadowed if p.name not in wanted]:
+        for shadow in self._returning(wanted):
             self._shadowed.remove(shadow)
             self._enter(shadow, FROM_STATE)
-        for name in summary["changed"]:
-            if self.peers[name].origin == FROM_STATE:
-                self._shadowed.append(self.peers[name].settings)
-            self._enter(wanted[name], FROM_CONFIG)
-        for name in summary["added"]:
-            self._enter(wanted[name], FROM_CONFIG)
+        for settings in _of_file(wanted, summary):
+            present = self.peers.get(settings.name)
+            if present is not None and present.origin == FROM_STATE:
+                self._shadowed.append(present.settings)
+            self._enter(settings, FROM_CONFIG)
 
     async def _change(self, wanted: list[PeerSettings], take_over: bool) -> None:
         """Add or replace peers added by command, all or none."""
@@ -529,6 +531,14 @@ class Registry:
             self._journal.failure("routing", "failed", str(error))
         else:
             self._journal.recovered("routing")
+
+
+def _of_file(
+    wanted: dict[str, PeerSettings], summary: dict[str, list[str]]
+) -> list[PeerSettings]:
+    """What the config file changes or adds; a hidden peer that returns is not in it."""
+    names = (*summary["changed"], *summary["added"])
+    return [wanted[name] for name in names if name in wanted]
 
 
 def _peer_route(peer: Peer) -> PeerRoute:

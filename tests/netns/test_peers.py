@@ -393,6 +393,18 @@ def test_own_address_in_a_reloaded_file_is_refused(pair):
         assert names(one) == []
 
 
+def test_a_reload_minds_only_what_it_changes(pair):
+    own = '[peers.me]\nendpoint = "192.168.10.60"\n'
+    with Daemon(pair[0], config=own) as one:
+        assert "own address" in peer(one, "me")["reason"]
+        one.config_file.write_text(own + '[peers.vm2]\nendpoint = "192.168.10.61"\n')
+        one.cli("reload")
+        assert names(one) == ["me", "vm2"]
+        one.config_file.write_text(own + "port = 1300\n")
+        assert "is an address of this host" in refused(one, "reload")
+        assert names(one) == ["me", "vm2"]
+
+
 # The disk
 
 
