@@ -61,6 +61,7 @@ __all__ = [
     "load",
     "parse_peer",
     "peer_values",
+    "prefixes",
 ]
 
 T = TypeVar("T")
@@ -286,6 +287,14 @@ def _plain_number(value: float) -> float:
     return int(value) if value.is_integer() else value
 
 
+def prefixes(peer: PeerSettings) -> tuple[IPNetwork, ...]:
+    """What the peer is known to own before any name is resolved."""
+    if peer.allow:
+        return peer.allow
+    address = _literal(peer.host)
+    return () if address is None else (v.prefix_of(address),)
+
+
 def check_peers(
     peers: Iterable[PeerSettings], called: Callable[[str], str] = str
 ) -> None:
@@ -300,14 +309,14 @@ def check_peers(
     """
     names: set[str] = set()
     endpoints: dict[tuple[str, int], str] = {}
-    prefixes: dict[IPNetwork, str] = {}
+    owners: dict[IPNetwork, str] = {}
     for peer in peers:
         if peer.name in names:
             raise ConfigError(f"two peers are called {peer.name}; rename one of them")
         names.add(peer.name)
         _claim(endpoints, (peer.host, peer.port), peer, _endpoint_text, called)
-        for prefix in _prefixes(peer):
-            _claim(prefixes, prefix, peer, "prefix {}".format, called)
+        for prefix in prefixes(peer):
+            _claim(owners, prefix, peer, "prefix {}".format, called)
 
 
 def _claim(
@@ -327,14 +336,6 @@ def _claim(
 def _endpoint_text(endpoint: tuple[str, int]) -> str:
     host, port = endpoint
     return f"endpoint [{host}]:{port}" if ":" in host else f"endpoint {host}:{port}"
-
-
-def _prefixes(peer: PeerSettings) -> tuple[IPNetwork, ...]:
-    """What the peer is known to own before any name is resolved."""
-    if peer.allow:
-        return peer.allow
-    address = _literal(peer.host)
-    return () if address is None else (v.prefix_of(address),)
 
 
 def _literal(host: str) -> IPAddress | None:

@@ -17,11 +17,17 @@ from pathlib import Path
 import trio
 from attrs import define, evolve, field, frozen
 
-from alpha_trio import config
+from alpha_trio import config, values
 from alpha_trio.clock import boottime
 from alpha_trio.config import IPAddress, IPNetwork, Mode, PeerSettings, Settings
 from alpha_trio.datapath import DataPath
-from alpha_trio.errors import PeerError, RoutingError, UnknownPeer
+from alpha_trio.errors import (
+    AlphaTrioError,
+    ConfigError,
+    PeerError,
+    RoutingError,
+    UnknownPeer,
+)
 from alpha_trio.journal import Journal
 from alpha_trio.net.routes import PeerRoute, Router, Underlay
 from alpha_trio.pins import Pins
@@ -158,7 +164,8 @@ class Registry:
             (peer.name for peer in file_peers), f"from {_config_file(self._settings)}"
         )
         config.check_peers(
-            [*file_peers, *saved], lambda name: f"{name} ({origins[name]})"
+            map(self._foreseen, [*file_peers, *saved]),
+            lambda name: f"{name} ({origins[name]})",
         )
 
     async def _watch_network(self) -> None:
@@ -340,7 +347,7 @@ class Registry:
             wanted = [*wanted, *self._give_way(wanted[0])]
         replaced = {peer.name: peer for peer in wanted}
         everyone = {name: peer.settings for name, peer in self.peers.items()} | replaced
-        config.check_peers(everyone.values())
+        config.check_peers(map(self._foreseen, everyone.values()))
         await self._save(
             list(({p.name: p for p in self._of_state()} | replaced).values())
         )
@@ -355,9 +362,10 @@ class Registry:
 
     def _give_way(self, taker: PeerSettings) -> list[PeerSettings]:
         """The other peers' settings without the prefixes that ``taker`` takes over."""
+        taken = set(config.prefixes(self._foreseen(taker)))
         losers = []
         for peer in self.peers.values():
-            lost = set(peer.settings.allow) & set(taker.allow)
+            lost = taken & set(config.prefixes(self._foreseen(peer.settings)))
             if peer.settings.name == taker.name or not lost:
                 continue
             _refuse_config_peer(peer, self._settings)
@@ -369,6 +377,13 @@ class Registry:
                 )
             losers.append(evolve(peer.settings, allow=left))
         return losers
+
+    def _foreseen(self, settings: PeerSettings) -> PeerSettings:
+        """With the prefixes a peer will have: its name may be resolved already."""
+        peer = self.peers.get(settings.name)
+        if settings.allow or peer is None or _place(peer.settings) != _place(settings):
+            return settings
+        return evolve(settings, allow=tuple(map(ip_network, peer.addresses)))
 
     def _refuse_ourselves(self, settings: PeerSettings) -> None:
         """A host is no peer of itself: neither at its address nor with its key."""
@@ -483,8 +498,8 @@ class Registry:
         with scope:
             while True:
                 try:
-                    found = await _resolve(host)
-                except OSError as error:
+                    await self._resolved(peer, await _resolve(host))
+                except (OSError, AlphaTrioError) as error:
                     self._not_resolved(peer, host, error)
                     await trio.sleep(delay)
                     delay = min(2 * delay, RESOLVE_RETRY_MAX)
@@ -492,24 +507,73 @@ class Registry:
                 delay = RESOLVE_RETRY_FIRST
                 peer.error = None
                 self._journal.recovered(f"name {host}")
-                if set(found) != set(peer.addresses):
-                    await self._resolved(peer, found)
                 await peer.lost.wait()
                 peer.lost = trio.Event()
                 await trio.sleep(RESOLVE_RETRY_FIRST)
 
-    def _not_resolved(self, peer: Peer, host: str, error: OSError) -> None:
-        peer.error = f"cannot resolve {host}: {error.strerror}"
-        line = f"Cannot resolve {host} ({error.strerror}). Trying on."
+    def _not_resolved(
+        self, peer: Peer, host: str, error: OSError | AlphaTrioError
+    ) -> None:
+        why = error.strerror if isinstance(error, OSError) else error
+        peer.error = f"cannot resolve {host}: {why}"
+        line = f"Cannot resolve {host} ({why}). Trying on."
         self._journal.failure(f"name {host}", "resolving failed", line)
 
     async def _resolved(self, peer: Peer, found: list[IPAddress]) -> None:
+        """Reach a peer at what its name stands for now.
+
+        Raises ConfigError or PeerError if that is of no use, RoutingError if routing
+        refuses it; then the peer stays where it was.
+        """
         async with self._lock:
+            usable = self._usable(peer, found)
+            if set(usable) == set(peer.addresses):
+                return
             if peer.session.state(boottime()) is State.ESTABLISHED and peer.addresses:
                 return
-            self._move(peer, found)
-            await self._route_or_log()
-            _log.info("%s is %s.", _host(peer.settings), ", ".join(map(str, found)))
+            before = peer.addresses
+            self._move(peer, usable)
+            try:
+                await self._route()
+            except RoutingError:
+                self._move(peer, before)
+                await self._route_or_log()
+                raise
+            _log.info("%s is %s.", _host(peer.settings), ", ".join(map(str, usable)))
+
+    def _usable(self, peer: Peer, found: list[IPAddress]) -> list[IPAddress]:
+        """Those addresses of a name that its peer could be given as an endpoint.
+
+        Whoever answers for the name must not lead the packets of other peers, or of
+        this host, to himself or to nowhere.  Raises ConfigError or PeerError, the
+        first of the reasons, if none is left.
+        """
+        usable: list[IPAddress] = []
+        refusals: list[AlphaTrioError] = []
+        for answer in found:
+            try:
+                address = ip_address(values.host(str(answer)))
+                self._refuse_address(peer, address)
+            except (ConfigError, PeerError) as refusal:
+                refusals.append(refusal)
+            else:
+                usable.append(address)
+        if not usable and refusals:
+            raise refusals[0]
+        return list(dict.fromkeys(usable))
+
+    def _refuse_address(self, peer: Peer, address: IPAddress) -> None:
+        if address.version not in self._families:
+            raise PeerError(f"{address}: this host has no IPv{address.version}")
+        if address.is_loopback or _is_own(address):
+            raise PeerError(f"{address} is an address of this host")
+        remote = _remote(address, peer.settings.port)
+        wanted = peer.settings.allow or (ip_network(address),)
+        for other in self.peers.values():
+            if other is peer:
+                continue
+            if remote in other.remotes or set(wanted) & set(other.prefixes):
+                raise PeerError(f"{address} belongs to peer {other.settings.name}")
 
     # -- routing -------------------------------------------------------------
 

@@ -236,6 +236,16 @@ def test_a_prefix_is_taken_over_only_when_asked_to(daemons):
     assert peer(one, "vm3")["allowed"] == ["10.7.0.0/16"]
 
 
+def test_the_address_a_peer_has_by_default_is_taken_over_as_well(daemons):
+    one, _ = daemons
+    add(one, "vm2", "192.168.10.61", allow=["192.168.10.71", "10.8.0.0/16"])
+    command = ("peers", "add", "vm3", "192.168.10.71")
+    assert "both have prefix 192.168.10.71/32" in refused(one, *command)
+    one.cli(*command, "--take-over")
+    assert peer(one, "vm2")["allowed"] == ["10.8.0.0/16"]
+    assert peer(one, "vm3")["allowed"] == ["192.168.10.71/32"]
+
+
 # Names
 
 
@@ -271,6 +281,90 @@ def test_all_addresses_of_a_name_are_tried(pair):
         one.wait_log("far is 192.168.10.62, 192.168.10.99.")
         ping(vm1, "192.168.10.99", "-W", "5")
         assert peer(one, "far")["endpoint"] == "192.168.10.99:1234"
+
+
+@pytest.fixture
+def named(pair):
+    """vm1 as it reads a file of ours for /etc/hosts, and that file."""
+    hosts = pair[0].directory / "hosts"
+    hosts.write_text("")
+    return prepared(pair[0], f"mount --bind {hosts} /etc/hosts"), hosts
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        ("fe80::1", "fe80::1 is valid on one link only"),
+        ("ff02::1", "ff02::1 is not the address of one host"),
+        ("224.0.0.1", "224.0.0.1 is not the address of one host"),
+        ("0.0.0.0", "0.0.0.0 is not the address of one host"),
+        ("255.255.255.255", "255.255.255.255 is not the address of one host"),
+        ("::", ":: is not the address of one host"),
+        ("127.0.1.1", "127.0.1.1 is an address of this host"),
+        ("192.168.10.60", "192.168.10.60 is an address of this host"),
+        ("::ffff:192.168.10.60", "192.168.10.60 is an address of this host"),
+        ("192.168.10.61", "192.168.10.61 belongs to peer vm2"),
+        ("::ffff:192.168.10.61", "192.168.10.61 belongs to peer vm2"),
+        ("192.168.10.77", "192.168.10.77 belongs to peer vm2"),
+    ],
+)
+def test_an_answer_that_could_not_be_typed_is_left_out(named, answer, complaint):
+    vm1, hosts = named
+    hosts.write_text(f"{answer} other\n")
+    with Daemon(vm1) as one:
+        add(one, "vm2", "192.168.10.61", allow=["192.168.10.61", "192.168.10.77"])
+        add(one, "other", "other")
+        wait_until(lambda: peer(one, "other")["reason"], "a reason")
+        entry = peer(one, "other")
+        assert (entry["state"], entry["allowed"]) == ("resolving", [])
+        assert entry["reason"].startswith(f"cannot resolve other: {complaint}")
+        add(one, "vm3", "192.168.10.62")
+
+
+def test_a_name_with_usable_answers_has_only_those(named):
+    vm1, hosts = named
+    hosts.write_text("192.168.10.61 far\n224.0.0.1 far\n192.168.10.63 far\n")
+    with Daemon(vm1) as one:
+        add(one, "vm2", "192.168.10.61")
+        add(one, "far", "far")
+        one.wait_log("far is 192.168.10.63.")
+        assert peer(one, "far")["allowed"] == ["192.168.10.63/32"]
+        assert peer(one, "far")["reason"] is None
+
+
+def test_an_endpoint_of_another_peer_is_no_answer_either(named):
+    vm1, hosts = named
+    hosts.write_text("192.168.10.61 other\n")
+    with Daemon(vm1) as one:
+        add(one, "vm2", "192.168.10.61", allow=["10.7.0.0/16"])
+        add(one, "other", "other", allow=["10.8.0.0/16"])
+        wait_until(lambda: peer(one, "other")["reason"], "a reason")
+        assert "192.168.10.61 belongs to peer vm2" in peer(one, "other")["reason"]
+
+
+def test_what_a_name_stands_for_belongs_to_its_peer(named):
+    vm1, hosts = named
+    hosts.write_text("192.168.10.63 far\n")
+    with Daemon(vm1) as one:
+        add(one, "far", "far")
+        one.wait_log("far is 192.168.10.63.")
+        line = refused(one, "peers", "add", "vm2", "192.168.10.63")
+        assert "peers far and vm2 both have prefix 192.168.10.63/32" in line
+        one.config_file.write_text('[peers.vm2]\nendpoint = "192.168.10.63"\n')
+        assert "both have prefix 192.168.10.63/32" in refused(one, "reload")
+        assert names(one) == ["far"]
+
+
+def test_a_name_that_routing_refuses_blocks_no_other_peer(named):
+    vm1, hosts = named
+    hosts.write_text("192.168.10.63 far\n")
+    with Daemon(vm1) as one:
+        add(one, "far", "far", only=["tcp/1024-65535"])  # which no rule can take
+        wait_until(lambda: peer(one, "far")["reason"], "a reason")
+        assert "ports 1024-65535 cannot be selected" in peer(one, "far")["reason"]
+        assert peer(one, "far")["state"] == "resolving"
+        add(one, "vm2", "192.168.10.61")
+        assert peer(one, "vm2")["reason"] is None
 
 
 # The config file
