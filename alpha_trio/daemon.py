@@ -188,6 +188,7 @@ class Node:
             self._table,
             self._registry.peers.values(),
             None if self._relay is None else self._relay.document(now),
+            self._registry.routing_error,
         )
 
     def peers(self) -> list[tuple[PeerSettings, str]]:

@@ -1,7 +1,7 @@
 """The configured peers: where they come from, where they are, and keeping it so.
 
 A change is made in an order in which nothing can get lost: check everything, save
-it durably, enter it into the peer table, route its packets; if routing refuses, all
+it durably, enter it into the peer table, route its packets; if routing refuses it, all
 of it is taken back.  Changes come one at a time.
 """
 
@@ -71,6 +71,11 @@ class Peer:
     lost: trio.Event = field(factory=trio.Event)  # set when it has to be found again
 
     @property
+    def refused(self) -> tuple[str, ...]:
+        """Which of its routes the kernel refuses, and why."""
+        return self.underlay.refused if self.underlay else ()
+
+    @property
     def endpoint(self) -> IPAddress | None:
         """The address in use, else the first to try; None before it is resolved."""
         remote = self.session.remote
@@ -104,6 +109,7 @@ class Registry:
     ) -> None:
         """``families`` are the IP versions there is a socket for."""
         self.peers: dict[str, Peer] = {}
+        self.routing_error: str | None = None  # that of all peers, while it lasts
         self._settings = settings
         self._file_peers = settings.peers
         self._shadowed: list[PeerSettings] = []  # saved ones the config file overrides
@@ -304,7 +310,7 @@ class Registry:
             before = self._snapshot()
             self._apply_file(wanted, summary)
             try:
-                await self._route()
+                await self._route((*summary["added"], *summary["changed"]))
             except RoutingError:
                 await self._restore(before)
                 raise
@@ -355,7 +361,7 @@ class Registry:
         for settings in wanted:
             self._enter(settings, FROM_STATE)
         try:
-            await self._route()
+            await self._route(replaced)
         except RoutingError:
             await self._restore(before)
             raise
@@ -577,21 +583,41 @@ class Registry:
 
     # -- routing -------------------------------------------------------------
 
-    async def _route(self) -> None:
-        """Lead the peers' packets into the tunnel; learn each one's MTU."""
+    async def _route(self, changed: Iterable[str] = ()) -> None:
+        """Lead the peers' packets into the tunnel; learn each one's MTU.
+
+        Raises RoutingError for what is refused of all peers, and for a route that is
+        now refused of one of those ``changed``.  Another's is not in their way: it is
+        logged, and told by its status.
+        """
         underlays = await self._router.apply(
             [_peer_route(peer) for peer in self.peers.values()]
         )
+        self.routing_error = None
+        for name in changed:
+            for reason in underlays[name].refused:
+                if reason not in self.peers[name].refused:
+                    raise RoutingError(reason)
         for name, underlay in underlays.items():
             peer = self.peers.get(name)
             if peer is not None:
+                self._log_refusals(peer, underlay)
                 peer.underlay = underlay
                 peer.session.resize(underlay.mtu)
+
+    def _log_refusals(self, peer: Peer, underlay: Underlay) -> None:
+        name = peer.settings.name
+        for reason in underlay.refused:
+            line = f"Not all packets for {name} take the tunnel ({reason}). Trying on."
+            self._journal.failure(f"routing of {name}", reason, line)
+        if peer.refused and not underlay.refused:
+            self._journal.recovered(f"routing of {name}")
 
     async def _route_or_log(self) -> None:
         try:
             await self._route()
         except RoutingError as error:
+            self.routing_error = str(error)
             self._journal.failure("routing", "failed", str(error))
         else:
             self._journal.recovered("routing")

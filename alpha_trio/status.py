@@ -34,6 +34,7 @@ def document(
     table: PeerTable,
     peers: Collection[Peer],
     relay: dict[str, Any] | None,
+    routing_error: str | None,
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
     return {
@@ -59,7 +60,7 @@ def document(
         ],
         "relay": relay,
         "drops": _drops(table.counters),
-        "health": _health(settings, tun, udp, peers),
+        "health": _health(settings, tun, udp, peers, routing_error),
     }
 
 
@@ -103,6 +104,8 @@ def _state(peer: Peer, state: State) -> State:
 
 
 def _unreachable(peer: Peer) -> str | None:
+    if peer.refused:
+        return peer.refused[0]
     return peer.underlay.error if peer.underlay else None
 
 
@@ -124,10 +127,23 @@ def _drops(counters: Counters) -> dict[str, int]:
     return {str(reason): count for reason, count in counters.drops.items() if count}
 
 
-def _health(settings: Settings, tun: Tun, udp: Udp, peers: Iterable[Peer]) -> list[str]:
+def _health(
+    settings: Settings,
+    tun: Tun,
+    udp: Udp,
+    peers: Iterable[Peer],
+    routing_error: str | None,
+) -> list[str]:
     """Sentences about what an operator should know, the worst first."""
     plain = [p.settings.name for p in peers if p.settings.mode is Mode.PLAIN]
     lines = [UNPROTECTED.format(name) for name in plain]
+    if routing_error is not None:
+        lines.append(f"not all packets take the tunnel that should: {routing_error}")
+    lines += [
+        f"peer {peer.settings.name}: not all its packets take the tunnel: {reason}"
+        for peer in peers
+        for reason in peer.refused
+    ]
     have = {*udp.offloads, *(name.rstrip("46") for name in tun.offloads)}
     for offload in Offload:
         if offload in have:

@@ -108,7 +108,7 @@ class Kernel:
     _ip: Any  # pyroute2's IPRoute
     tag: int
     _links: dict[int, Link] = field(factory=dict)
-    _refusals: list[RoutingError] = field(factory=list)
+    refusals: list[RoutingError] = field(factory=list)
 
     @property
     def port(self) -> int:
@@ -117,8 +117,8 @@ class Kernel:
 
     def raise_refusal(self) -> None:
         """Raise RoutingError if a change was refused."""
-        if self._refusals:
-            raise self._refusals[0]
+        if self.refusals:
+            raise self.refusals[0]
 
     # --- questions
 
@@ -213,17 +213,18 @@ class Kernel:
             **self._rule_fields(rule),
         )
 
-    def put_route(self, route: Route, interface: int) -> None:
+    def put_route(self, route: Route, interface: int) -> str | None:
         """Set a route, in place of one for the same prefix if there is one.
 
-        Through ``interface``, or, if it is a local one, to this host itself.
+        Through ``interface``, or, if it is a local one, to this host itself.  Return
+        why it is refused, if it is: whether that matters to all is for the caller.
         """
         metrics = {"mtu": route.mtu or None}
         if route.prefix.version == 6 and not route.local:
             # Else a change of the interface's MTU silently changes the route's; for
             # IPv4 there is no such change, and a lock would stop path MTU discovery.
             metrics["lock"] = _LOCK_MTU
-        self._change(
+        return self._try(
             f"route to {route.prefix} in table {route.table}",
             (),
             self._ip.route,
@@ -295,11 +296,23 @@ class Kernel:
         command: str,
         **fields: Any,
     ) -> None:
+        if refusal := self._try(what, harmless, request, command, **fields):
+            self.refusals.append(RoutingError(refusal))
+
+    def _try(
+        self,
+        what: str,
+        harmless: tuple[int, ...],
+        request: Callable[..., Any],
+        command: str,
+        **fields: Any,
+    ) -> str | None:
         try:
             request(command, **fields)
         except NetlinkError as refusal:
             if refusal.code not in harmless:
-                self._refusals.append(RoutingError(f"{what}: {_reason(refusal)}"))
+                return f"{what}: {_reason(refusal)}"
+        return None
 
     def _rule_fields(self, rule: Rule) -> dict[str, Any]:
         """Say it in pyroute2's words; None: not to be looked at."""

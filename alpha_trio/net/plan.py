@@ -108,6 +108,7 @@ class Underlay:
     source: IPAddress | None = None  # our address on that path
     device: str | None = None
     error: str | None = None  # why it cannot be reached, for status
+    refused: tuple[str, ...] = ()  # which of its routes the kernel refuses, and why
 
 
 @frozen
@@ -196,7 +197,7 @@ def _interface_mtu(underlays: Iterable[Underlay], facts: Facts) -> int:
 def _routes(
     settings: Settings, peer: PeerRoute, underlay: Underlay, facts: Facts
 ) -> Iterator[Route]:
-    table = settings.routing.table + (1 if _by_rule(settings, peer) else 0)
+    table = peer_table(settings, peer)
     for prefix in peer.prefixes:
         if prefix.version == 4:
             mtu = underlay.mtu
@@ -205,6 +206,11 @@ def _routes(
         else:
             continue
         yield Route(table, prefix, mtu, _source(settings, peer, prefix, underlay))
+
+
+def peer_table(settings: Settings, peer: PeerRoute) -> int:
+    """Return the table that a peer's routes are in."""
+    return settings.routing.table + (1 if _by_rule(settings, peer) else 0)
 
 
 def _by_rule(settings: Settings, peer: PeerRoute) -> bool:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
 
 import trio
+from attrs import evolve
 
 from alpha_trio.config import Backend, IPAddress, Settings
 from alpha_trio.errors import RoutingError
@@ -24,10 +25,12 @@ from alpha_trio.net.plan import (
     Facts,
     PeerRoute,
     Plan,
+    RouteKey,
     Rule,
     Underlay,
     adding_order,
     inner_mtu,
+    peer_table,
     plan,
 )
 
@@ -76,8 +79,9 @@ class Router:
     async def apply(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
         """Make the kernel's state match ``peers``; change only what differs.
 
-        Return how each peer is reached, by name.  RoutingError if something cannot
-        be set; the rest is set nevertheless.  Not cancelled half-way.
+        Return how each peer is reached, by name, and which of its routes the kernel
+        refused.  RoutingError if something else cannot be set; the rest is set
+        nevertheless.  Not cancelled half-way.
         """
         async with self._lock:
             try:
@@ -161,11 +165,15 @@ class Router:
             underlays = {peer.name: self._underlay(peer) for peer in peers}
             wanted = plan(self._settings, peers, underlays, self._facts)
             present = self._present(kernel) if stale else self._plan
-            _change(kernel, present, wanted, self._interface)
+            refused = _change(kernel, present, wanted, self._interface)
+        self._stale = self._stale or bool(refused)  # then what is there is uncertain
         if self._settings.routing.backend is Backend.MARKS:
             self._apply_marks(peers)
         self._plan = wanted
-        return underlays
+        return {
+            peer.name: self._with_refusals(peer, underlays[peer.name], refused)
+            for peer in peers
+        }
 
     def _restore_addresses(self, kernel: Kernel) -> None:
         """Put back what was removed, or lost with its link, as IPv6 ones are."""
@@ -214,6 +222,15 @@ class Router:
             error = f"the route to {peer.endpoint} leads into the tunnel itself"
             return Underlay(inner_mtu(PATH_MTU, peer), error=error)
         return Underlay(inner_mtu(path.mtu, peer), path.source, path.device)
+
+    def _with_refusals(
+        self, peer: PeerRoute, underlay: Underlay, refused: Mapping[RouteKey, str]
+    ) -> Underlay:
+        if not refused:
+            return underlay
+        table = peer_table(self._settings, peer)
+        reasons = [refused.get((table, prefix)) for prefix in peer.prefixes]
+        return evolve(underlay, refused=tuple(filter(None, reasons)))
 
     def _present(self, kernel: Kernel) -> Plan:
         """Return what the kernel has of ours."""
@@ -335,16 +352,16 @@ def _undo(kernel: Kernel, remnants: _Remnants) -> None:
         kernel.delete_route(found.route)
 
 
-def _change(kernel: Kernel, present: Plan, wanted: Plan, interface: int) -> None:
-    """Turn one plan into the other; add before remove.
+def _change(
+    kernel: Kernel, present: Plan, wanted: Plan, interface: int
+) -> dict[RouteKey, str]:
+    """Turn one plan into the other; return which routes are refused, and why.
 
-    So no packet of a peer that stays meets a gap.
+    Add before remove, so that no packet of a peer that stays meets a gap.
     """
     if wanted.mtu > present.mtu:
         kernel.set_mtu(interface, wanted.mtu)
-    for key, route in wanted.routes.items():
-        if present.routes.get(key) != route:
-            kernel.put_route(route, interface)
+    refused = _put_routes(kernel, present, wanted, interface)
     known, kept = set(present.rules), set(wanted.rules)
     for rule in wanted.rules:
         if rule not in known:
@@ -356,6 +373,21 @@ def _change(kernel: Kernel, present: Plan, wanted: Plan, interface: int) -> None
         kernel.delete_route(present.routes[key])
     if wanted.mtu < present.mtu:
         kernel.set_mtu(interface, wanted.mtu)
+    return refused
+
+
+def _put_routes(
+    kernel: Kernel, present: Plan, wanted: Plan, interface: int
+) -> dict[RouteKey, str]:
+    refused: dict[RouteKey, str] = {}
+    for key, route in wanted.routes.items():
+        if present.routes.get(key) != route:
+            reason = kernel.put_route(route, interface)
+            if reason is not None:
+                refused[key] = reason
+                if route.local:  # the relay's; others are the concern of one peer
+                    kernel.refusals.append(RoutingError(reason))
+    return refused
 
 
 # --- the host

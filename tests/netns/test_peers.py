@@ -246,6 +246,48 @@ def test_the_address_a_peer_has_by_default_is_taken_over_as_well(daemons):
     assert peer(one, "vm3")["allowed"] == ["192.168.10.71/32"]
 
 
+# What routing refuses
+
+
+@pytest.fixture
+def refusing(pair):
+    """A daemon and its peer, whose route the kernel refuses, as the link is down."""
+    with Daemon(pair[0]) as one, Daemon(pair[1]) as two:
+        introduce(one, two)
+        one.host.run("ip", "link", "set", "alpha0", "down")
+        wait_until(lambda: peer(one, "vm2")["reason"], "a reason")
+        yield one
+
+
+def test_a_route_that_is_refused_is_told_until_it_is_there(refusing):
+    reason = peer(refusing, "vm2")["reason"]
+    assert reason.startswith("route to 192.168.10.61/32 in table 5182: ")
+    health = f"peer vm2: not all its packets take the tunnel: {reason}"
+    assert health in refusing.status()["health"]
+    assert refusing.log.count("Not all packets for vm2 take the tunnel") == 1
+    refusing.host.run("ip", "link", "set", "alpha0", "up")
+    wait_until(lambda: peer(refusing, "vm2")["reason"] is None, "no reason")
+    assert health not in refusing.status()["health"]
+    ping(refusing.host, "192.168.10.61")
+
+
+def test_a_refused_route_blocks_no_change_but_that_which_asks_for_it(refusing):
+    refusing.cli("peers", "add", "other", "nowhere.invalid", "--keepalive", "5")
+    refusing.cli("peers", "set", "vm2", "--keepalive", "20")
+    new = '[peers.new]\nendpoint = "nowhere-else.invalid"\n'
+    refusing.config_file.write_text(new)
+    refusing.cli("reload")
+    assert names(refusing) == ["vm2", "other", "new"]
+    line = refused(refusing, "peers", "add", "vm3", "192.168.10.62")
+    assert "route to 192.168.10.62/32" in line
+    line = refused(refusing, "peers", "set", "vm2", "--allow", "10.7.0.0/16")
+    assert "route to 10.7.0.0/16" in line
+    refusing.config_file.write_text('[peers.new]\nendpoint = "192.168.10.63"\n')
+    assert "route to 192.168.10.63/32" in refused(refusing, "reload")
+    assert names(refusing) == ["vm2", "other", "new"]
+    assert peer(refusing, "vm2")["allowed"] == ["192.168.10.61/32"]
+
+
 # Names
 
 
