@@ -46,6 +46,11 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+interface_option = click.option(
+    "--interface", metavar="NAME", help="The tunnel's interface [alpha0]."
+)
+
+
 def load_settings(config: str | None, **options: Any) -> Settings:
     from alpha_trio.config import load
 
@@ -54,7 +59,7 @@ def load_settings(config: str | None, **options: Any) -> Settings:
 
 @click.command(cls=Command)
 @settings_options
-@click.option("--interface", metavar="NAME", help="The tunnel's interface [alpha0].")
+@interface_option
 @click.option("--port", type=int, metavar="N", help="UDP port [1234].")
 @click.option(
     "--address",
@@ -89,14 +94,15 @@ def start(settings: Settings) -> int:
 
 @click.command(cls=Command)
 @settings_options
+@interface_option
 @click.option(
     "--keep-closed",
     is_flag=True,
     help='Leave the traffic blocked that a relay with fail = "closed" blocks.',
 )
-def cleanup(config: str | None, state_dir: str | None, keep_closed: bool) -> None:
+def cleanup(config: str | None, keep_closed: bool, **options: Any) -> None:
     """Remove what a killed daemon has left in the kernel."""
-    settings = load_settings(config, state_dir=state_dir)
+    settings = load_settings(config, **options)
     from alpha_trio import control
     from alpha_trio.net import routes, tproxy
 

@@ -151,6 +151,19 @@ def test_cleanup_after_kill_9(pair):
     assert one.cli("status", check=False).returncode == 3
 
 
+def test_cleanup_of_marks_is_told_which_interface_it_was(pair):
+    vm1, vm2 = pair
+    before = vm1.snapshot()
+    one = Daemon(vm1, "--interface", "tun7", config='[routing]\nbackend = "marks"\n')
+    one.start()
+    add(one, "vm2", vm2.address)
+    one.kill9()
+    one.cli("cleanup")
+    assert vm1.snapshot() != before
+    assert "tun7" in one.cli("cleanup", "--interface", "tun7").stdout
+    assert vm1.snapshot() == before
+
+
 def test_a_service_manager_is_told(pair):
     vm1, _ = pair
     place = vm1.directory / "notify"

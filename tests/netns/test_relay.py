@@ -404,6 +404,22 @@ def test_cleanup_after_kill_9(chain):
     assert r1.snapshot() == before
 
 
+@pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill9])
+def test_cleanup_is_told_which_interface_it_was(chain, end):
+    _, r1, _, _ = chain
+    before = r1.snapshot()
+    relay = Daemon(r1, "--interface", "tun7", config=CLOSED)
+    relay.start()
+    end(relay)
+    relay.cli("cleanup")
+    assert "alpha_closed_tun7" in r1.run("nft", "list", "ruleset").stdout
+    named = ("cleanup", "--interface", "tun7")
+    relay.cli(*named, "--keep-closed")
+    assert "alpha_closed_tun7" in r1.run("nft", "list", "ruleset").stdout
+    assert "alpha_closed_tun7" in relay.cli(*named).stdout
+    assert r1.snapshot() == before
+
+
 def test_rules_that_are_flushed_come_back(chain):
     vm1, r1, _, vm2 = chain
     with Daemon(vm1) as one, Daemon(vm2) as two, Daemon(r1, config=CLOSED) as relay:
