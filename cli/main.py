@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from math import isnan
 from typing import Any
 
 import click
@@ -19,11 +20,24 @@ from .client import Client
 from .words import event_line, plain_warning, trust
 
 WATCH_SECONDS = 1.0
+LONGEST_WAIT = 1_000_000.0  # seconds; a socket's timeout has to be below 2^31 ms
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 take_over = click.option(
     "--take-over", is_flag=True, help="Take prefixes over from peers that have them."
 )
+
+
+class Seconds(click.FloatRange):
+    """A time within limits; NaN is beyond none of them, but no time either."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if isnan(seconds):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return seconds
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
@@ -251,7 +265,7 @@ def monitor(as_json: bool) -> None:
 @click.argument("name")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(0, LONGEST_WAIT, min_open=True),
     metavar="SECONDS",
     help="How long to wait; without it, for ever.",
 )
@@ -272,7 +286,7 @@ def wait(name: str, timeout: float | None) -> None:
 @as_json
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, 3600),
+    type=Seconds(0, 3600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

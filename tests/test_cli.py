@@ -480,6 +480,19 @@ def test_wait_times_out(node):
     assert "no session with vm2 within 0.01 s" in text
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e300", "1e7", "-1", "0", "soon"])
+def test_a_wait_takes_a_time_that_a_socket_can_wait(node, seconds):
+    call("peers", "add", "vm2")
+    complaint = call("wait", "vm2", "--timeout", seconds, code=2).splitlines()[-1]
+    assert complaint.startswith("Error: Invalid value for '--timeout': ")
+
+
+def test_a_wait_may_be_as_long_as_is_said(served):
+    call("peers", "add", "vm2")
+    served.do(served.node.established["vm2"].set)
+    call("wait", "vm2", "--timeout", f"{alpha_trio_cli.main.LONGEST_WAIT}")
+
+
 def hop(role, name=None, address=None, passed=100, **drops):
     counts = {"passed": passed, "drops": drops}
     return {
@@ -563,7 +576,12 @@ def test_trace_as_json_and_of_the_whole_session(node):
 
 def test_trace_of_nobody(node):
     assert "no peer is called 'vm9'" in call("trace", "vm9", code=4)
-    call("trace", "vm2", "--seconds", "-1", code=2)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "3601", "long"])
+def test_a_trace_takes_seconds_that_make_sense(node, seconds):
+    complaint = call("trace", "vm2", "--seconds", seconds, code=2).splitlines()[-1]
+    assert complaint.startswith("Error: Invalid value for '--seconds': ")
 
 
 EVENT = {"event": "established", "peer": "vm2", "time": 0.0, "rtt_ms": 0.4}
