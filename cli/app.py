@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -13,6 +15,10 @@ from alpha_trio.rpc import DEFAULT_SOCKET
 from .client import Client
 
 INTERRUPTED = 130  # what a shell makes of a command that Ctrl-C ended
+
+# What writing fails with, and hardly anything else that a command does.  EPIPE is not
+# among them: whoever reads has had enough, as head has, and click ends us quietly.
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 _SOCKET = f"{__name__}.socket"
 
@@ -47,14 +53,34 @@ class Program(Group):
         # a --socket before the command's name.
         self.params[-1].envvar = "ALPHA_TRIO_SOCKET"
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except AlphaTrioError as error:
+            _fail(error)
+        except OSError as error:  # here and not in invoke: --help writes, too
+            if error.errno not in _UNWRITABLE:
+                raise
+            _discard_output()
+            _fail(AlphaTrioError(f"cannot write the output: {error.strerror}"))
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except AlphaTrioError as error:
-            click.echo(f"alpha-trio: {' '.join(str(error).splitlines())}", err=True)
-            sys.exit(error.exit_code)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+
+
+def _fail(error: AlphaTrioError) -> NoReturn:
+    click.echo(f"alpha-trio: {' '.join(str(error).splitlines())}", err=True)
+    sys.exit(error.exit_code)
+
+
+def _discard_output() -> None:
+    """Let what could not be written go nowhere; Python would try again at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def socket_option() -> click.Option:
