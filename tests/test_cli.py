@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from contextlib import suppress
 from math import inf, isnan
+from pathlib import Path
 
 import alpha_trio_cli.main
 import attrs
@@ -27,10 +29,12 @@ from alpha_trio.proto import identity
 from alpha_trio.state import PeerStore
 from tests.memory_node import KEY, MemoryNode, status_of
 
-PROGRAM = [
-    *(sys.executable, "-W", "error", "-c"),
-    "from alpha_trio_cli.main import main; main(prog_name='alpha-trio')",
-]
+ROOT = Path(__file__).parents[1]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+MODULE, FUNCTION = SCRIPTS["alpha-trio"].split(":")
+BEGIN = f"from {MODULE} import {FUNCTION} as main; sys.exit(main())"
+PYTHON = [sys.executable, "-W", "error", "-c"]
+PROGRAM = [*PYTHON, f"import sys; sys.argv[0] = 'alpha-trio'; {BEGIN}"]
 VM2 = PeerSettings("vm2", "192.168.10.61")
 NEW_KEY = identity.key_text(bytes(range(32, 64)))
 
@@ -829,6 +833,30 @@ def test_output_into_a_pipe_nobody_reads(served):
         process.wait(10)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_onto_a_full_disk(served, tmp_path, unbuffered):
+    served.node.document["peers"] = [status_of(VM2)] * 300
+    environment = {"PYTHONUNBUFFERED": unbuffered, "ALPHA_TRIO_STATE": str(tmp_path)}
+    for arguments in (
+        *(["status"], ["status", "--json"], ["metrics"], ["peers", "list"]),
+        *(["key", "show"], ["doctor"], ["--help"], ["--version"], ["status", "--help"]),
+    ):
+        with open("/dev/full", "w") as full:
+            process = start(*arguments, stdout=full, env=os.environ | environment)
+        assert process.communicate(timeout=10)[1] == UNWRITABLE
+        assert process.returncode == 1
+
+
+def test_monitor_onto_a_full_disk(served):
+    with open("/dev/full", "w") as full, start("monitor", stdout=full) as process:
+        served.publish(EVENT)
+        assert process.communicate(timeout=10)[1] == UNWRITABLE
+    assert process.returncode == 1
+
+
+UNWRITABLE = "alpha-trio: cannot write the output: No space left on device\n"
+
+
 def test_ctrl_c_is_silent(served):
     call("peers", "add", "vm2")
     process = start("wait", "vm2")
@@ -839,6 +867,32 @@ def test_ctrl_c_is_silent(served):
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=10) == ("", "")
     assert process.returncode == 130
+
+
+# Ctrl-C while the commands are being imported.
+INTERRUPTED = f"""
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name in ("click", "alpha_trio.rpc"):
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+{BEGIN}
+"""
+
+
+def test_ctrl_c_at_the_very_beginning_is_silent():
+    command = [*PYTHON, INTERRUPTED, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_is_not_for_what_a_script_runs_in_the_background():
+    command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    command += [*PYTHON, INTERRUPTED, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "version" in done.stdout
 
 
 def test_stop_returns_when_the_process_has_ended(tmp_path):
