@@ -7,8 +7,11 @@ A client may be slow, broken or hostile, and may not hold up the daemon:
 - at most MAX_CLIENTS are served.  When all places are taken, the one that has kept us
   waiting for a request longest loses its place: idle connections cannot lock out the
   operator.  If none is idle the newcomer is refused;
-- reading a request and writing a reply have deadlines, lengths are checked before a
-  byte of the body is read, and events wait in a bounded queue that counts its losses.
+- reading a request and writing a reply have deadlines, and lengths are checked before a
+  byte of the body is read;
+- events have none: whoever listens may stop reading for a while, as a pager does.  They
+  wait in a bounded queue that counts its losses, so that costs little memory and holds
+  up nobody, and it is noticed when the client leaves.
 
 Who may connect is decided by the file system alone: the socket is 0600 in a directory
 of 0700, or 0660 in 0750 for the group of the configuration.
@@ -44,7 +47,7 @@ from alpha_trio.errors import AlphaTrioError, StartError
 
 MAX_CLIENTS = 64
 READ_SECONDS = 10.0  # for a whole request, from the previous reply on
-WRITE_SECONDS = 10.0  # for one reply or event
+WRITE_SECONDS = 10.0  # for one result or error
 LOCK_SECONDS = 5.0  # for another daemon that is just binding in the same directory
 EVENT_QUEUE = 256  # events waiting for one subscriber
 
@@ -141,7 +144,7 @@ class ControlServer:
 async def _forward(client: _Client, events: AsyncGenerator[Event, None]) -> None:
     async with aclosing(events):
         async for event in events:
-            await client.send(rpc.encode_event(event))
+            await client.send_patiently(rpc.encode_event(event))
 
 
 async def _reply(command: str, answer: Awaitable[Any]) -> bytes:
@@ -194,7 +197,14 @@ class _Client:
         return await self.hang_up()
 
     async def send(self, frame: bytes) -> None:
-        with trio.move_on_after(WRITE_SECONDS), suppress(trio.BrokenResourceError):
+        with trio.move_on_after(WRITE_SECONDS):
+            await self.send_patiently(frame)
+            return
+        await self.hang_up()
+
+    async def send_patiently(self, frame: bytes) -> None:
+        """Wait until the client has taken it; with ``watch`` beside, or a deadline."""
+        with suppress(trio.BrokenResourceError):
             await self.stream.send_all(frame)
             return
         await self.hang_up()
@@ -218,9 +228,9 @@ class EventHub:
 
     @asynccontextmanager
     async def subscribe(self) -> AsyncIterator[trio.MemoryReceiveChannel[Event]]:
-        """All events from here on.  After an overflow comes an event ``lost`` with the
-        ``count`` of those that found no place."""
-        send, receive = trio.open_memory_channel[Event](EVENT_QUEUE)
+        """All events from here on.  In the place of those that found none comes one
+        event ``lost`` with their ``count``."""
+        send, receive = trio.open_memory_channel[Event](EVENT_QUEUE + 1)
         subscriber = _Subscriber(send)
         self._subscribers.add(subscriber)
         try:
@@ -233,24 +243,23 @@ class EventHub:
 @define(eq=False)
 class _Subscriber:
     queue: trio.MemorySendChannel[Event]
-    lost: int = 0
+    _lost: dict[str, Any] | None = None  # the event that is last in the queue, if any
 
     def offer(self, event: Event) -> None:
-        try:
-            if self.lost:
-                self.queue.send_nowait(self._loss(event))
-                self.lost = 0
+        """Queue it, or count it; the queue's last place is for telling of the loss."""
+        if self.queue.statistics().current_buffer_used < EVENT_QUEUE:
+            self._lost = None  # on its way now
             self.queue.send_nowait(event)
-        except trio.WouldBlock:
-            self.lost += 1
-
-    def _loss(self, event: Event) -> Event:
-        return {
-            "event": "lost",
-            "peer": None,
-            "time": event["time"],
-            "count": self.lost,
-        }
+        elif self._lost is None:
+            self._lost = {
+                "event": "lost",
+                "peer": None,
+                "time": event["time"],
+                "count": 1,
+            }
+            self.queue.send_nowait(self._lost)
+        else:
+            self._lost["count"] += 1
 
 
 @define(eq=False)

@@ -42,9 +42,14 @@ class Client:
 
     def call(self, command: str, args: Mapping[str, Any] | None = None) -> Any:
         """The result of a command; its events, if any, are skipped."""
-        for reply in self._replies(command, args or {}):
-            if reply.kind is rpc.ReplyKind.RESULT:
-                return reply.value
+        try:
+            for reply in self._replies(command, args or {}):
+                if reply.kind is rpc.ReplyKind.RESULT:
+                    return reply.value
+        except EOFError:
+            raise NoDaemon(
+                f"the daemon at {self._path} ended before it answered: see its log"
+            ) from None
         raise AssertionError("replies end with a result or an exception")
 
     def events(
@@ -56,10 +61,16 @@ class Client:
     ) -> Iterator[dict[str, Any]]:
         """The events of a command until its end; ``timeout`` seconds for each."""
         self._socket.settimeout(timeout)
-        for reply in self._replies(command, args or {}):
-            if reply.kind is rpc.ReplyKind.RESULT:
-                return
-            yield reply.value
+        try:
+            for reply in self._replies(command, args or {}):
+                if reply.kind is rpc.ReplyKind.RESULT:
+                    return
+                yield reply.value
+        except EOFError:
+            raise NoDaemon(
+                f"the daemon at {self._path} has closed the connection: either it was "
+                "stopped, or its log says more"
+            ) from None
 
     def stop(self) -> None:
         """Stop the daemon and return when its process has ended.
@@ -119,6 +130,7 @@ class Client:
             ) from None
 
     def _replies(self, command: str, args: Mapping[str, Any]) -> Iterator[rpc.Reply]:
+        """Up to the result.  Raises EOFError if the daemon hangs up before."""
         # A daemon that refuses to serve us hangs up, but has said why before.
         with suppress(BrokenPipeError, ConnectionResetError):
             self._socket.sendall(rpc.encode_request(command, args))
@@ -144,9 +156,7 @@ class Client:
             raise self._no_answer() from None
         except ConnectionResetError:
             pass
-        raise NoDaemon(
-            f"the daemon at {self._path} ended before it answered: see its log"
-        )
+        raise EOFError
 
     def _no_answer(self) -> TimedOut:
         return TimedOut(f"the daemon at {self._path} did not answer in time: try again")

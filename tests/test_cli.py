@@ -610,6 +610,36 @@ def test_monitor_as_json(served):
     assert json.loads(monitored(served, "--json")) == EVENT
 
 
+def test_monitor_that_was_stopped_for_long_says_what_it_lost(served, monkeypatch):
+    monkeypatch.setattr(control, "WRITE_SECONDS", 0.01)
+    with start("monitor", "--json") as process:
+        served.publish(EVENT)
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        for _ in range(5000):
+            served.do(served.node.hub.publish, EVENT | {"filling": "x" * 1000})
+        process.send_signal(signal.SIGCONT)
+        seen = 0
+        while (event := json.loads(process.stdout.readline()))["event"] != "lost":
+            seen += 1
+        assert seen + event["count"] == 5000
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=10) == ("", "")
+
+
+def test_monitor_of_a_daemon_that_is_stopped(served):
+    with start("monitor") as process:
+        served.publish(EVENT)
+        process.stdout.readline()
+        served.do(served.node.stop)
+        output, errors = process.communicate(timeout=10)
+    assert (process.returncode, output) == (3, "")
+    assert errors == (
+        f"alpha-trio: the daemon at {served.path} has closed the connection: either it "
+        "was stopped, or its log says more\n"
+    )
+
+
 def test_reload(node):
     assert call("reload") == "Nothing has changed.\n"
     node.reloaded = {"added": ["vm2", "vm3"], "changed": [], "removed": ["vm4"]}

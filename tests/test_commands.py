@@ -219,6 +219,19 @@ async def test_monitor(client, node):
     assert event == {"event": "peer-added", "peer": "vm2", "time": 1.0}
 
 
+async def test_stop_is_not_held_up_by_who_does_not_read(client, node):
+    await client.send("monitor")
+    await wait_all_tasks_blocked()
+    for time in range(1000):
+        node.hub.publish({"event": "x" * 1000, "peer": None, "time": float(time)})
+        await trio.lowlevel.checkpoint()
+    async with connected(node) as other:
+        assert await other.call("stop") == {"event": "stopping"}
+        assert await other.closed() == 0
+    assert await client.closed() < 1_000_000
+    assert not node.settings.socket.exists()
+
+
 async def test_stop_answers_first(client, node):
     assert await client.call("stop") == {"event": "stopping"}
     assert await client.closed() == 0

@@ -29,10 +29,13 @@ class Commands(dict):
             fail=self.fail,
             slow=self.slow,
             huge=self.huge,
+            big=self.big,
             count=self.count,
             flood=self.flood,
             hang=self.hang,
+            monitor=self.monitor,
         )
+        self.hub = EventHub()
         self.release = trio.Event()
         self.finished = False
         self.hanging = 0
@@ -53,6 +56,9 @@ class Commands(dict):
     async def huge(self, args):
         return "x" * rpc.MAX_REPLY
 
+    async def big(self, args):
+        return "x" * 1_000_000
+
     async def count(self, args) -> AsyncGenerator:
         for number in range(args["to"]):
             yield {"event": "number", "number": number}
@@ -70,6 +76,11 @@ class Commands(dict):
             yield {}
         finally:
             self.hanging -= 1
+
+    async def monitor(self, args) -> AsyncGenerator:
+        async with self.hub.subscribe() as events:
+            async for event in events:
+                yield event
 
 
 class Client:
@@ -174,7 +185,7 @@ async def test_error_of_a_command_keeps_its_exit_code(server, connect):
 
 async def test_unknown_command_names_the_known(server, connect):
     client = await connect()
-    with pytest.raises(rpc.RemoteError, match="'flyy': this daemon knows count, echo"):
+    with pytest.raises(rpc.RemoteError, match="'flyy': this daemon knows big, count"):
         await client.call("flyy")
     assert await client.call("echo") == {}
 
@@ -275,17 +286,45 @@ async def test_half_a_frame_then_silence_is_cut_off(
     assert trio.current_time() == pytest.approx(control.READ_SECONDS)
 
 
-@pytest.mark.parametrize("command", ["flood", "count"])
-async def test_client_that_never_reads_is_cut_off(
-    server, connect, command, autojump_clock
+async def test_client_that_does_not_take_its_answer_is_cut_off(
+    server, connect, autojump_clock
 ):
     autojump_clock.autojump_threshold = 0.01
     client = await connect()
-    await client.send(command, to=100_000)
+    await client.send("big")
     await trio.sleep(control.WRITE_SECONDS + 1)
     assert await (await connect()).call("echo") == {}
     # What the kernel had buffered is all that ever comes.
     assert 0 < await client.closed() < 1_000_000
+
+
+async def test_listener_may_stop_reading_for_as_long_as_it_likes(
+    server, connect, autojump_clock
+):
+    autojump_clock.autojump_threshold = 0.01
+    client = await connect()
+    await client.send("count", to=20_000)
+    await trio.sleep(100 * control.WRITE_SECONDS)
+    assert await (await connect()).call("echo") == {}
+    for number in range(20_000):
+        assert (await client.receive())["number"] == number
+    assert await client.receive() is None
+    assert await client.call("echo") == {}
+
+
+async def test_listeners_that_never_read_lose_their_places_when_they_go(
+    server, connect, autojump_clock
+):
+    autojump_clock.autojump_threshold = 0.01
+    deaf = [await connect() for _ in range(MAX_CLIENTS)]
+    for client in deaf:
+        await client.send("flood")
+    await trio.sleep(control.WRITE_SECONDS + 1)
+    with pytest.raises(rpc.RemoteError, match="64 clients are served already"):
+        await (await connect()).call("echo")
+    await deaf[0].stream.aclose()
+    await wait_all_tasks_blocked()
+    assert await (await connect()).call("echo") == {}
 
 
 async def test_idle_connections_cannot_lock_out_the_operator(server, connect):
@@ -327,22 +366,64 @@ async def test_events_reach_all_subscribers():
     hub.publish({"event": "nobody listens", "peer": None, "time": 2.0})
 
 
+def number(time):
+    return {"event": "number", "peer": None, "time": float(time)}
+
+
 async def test_slow_subscriber_is_told_how_many_events_it_lost():
     hub = EventHub()
+    queued = control.EVENT_QUEUE
     async with hub.subscribe() as events:
-        for number in range(control.EVENT_QUEUE + 5):
-            hub.publish({"event": "number", "peer": None, "time": float(number)})
-        assert events.statistics().current_buffer_used == control.EVENT_QUEUE
-        for number in range(control.EVENT_QUEUE):
-            assert (await events.receive())["time"] == number
-        hub.publish({"event": "number", "peer": None, "time": 999.0})
-        assert await events.receive() == {
-            "event": "lost",
-            "peer": None,
-            "time": 999.0,
-            "count": 5,
-        }
-        assert (await events.receive())["time"] == 999.0
+        for _ in range(2):  # it may fall behind again
+            for time in range(queued + 5):
+                hub.publish(number(time))
+            assert events.statistics().current_buffer_used == queued + 1
+            for time in range(queued):
+                assert await events.receive() == number(time)
+            lost = {"event": "lost", "peer": None, "time": float(queued), "count": 5}
+            assert await events.receive() == lost
+        hub.publish(number(999))
+        assert await events.receive() == number(999)
+
+
+async def test_each_gap_is_told_in_its_place():
+    hub = EventHub()
+    queued = control.EVENT_QUEUE
+    async with hub.subscribe() as events:
+        for time in range(queued + 3):
+            hub.publish(number(time))
+        assert await events.receive() == number(0)
+        hub.publish(number(queued + 3))  # no place yet: the loss itself has one
+        assert await events.receive() == number(1)
+        hub.publish(number(queued + 4))
+        hub.publish(number(queued + 5))
+        for time in range(2, queued):
+            assert await events.receive() == number(time)
+        assert (await events.receive())["count"] == 4
+        assert await events.receive() == number(queued + 4)
+        assert (await events.receive())["count"] == 1
+
+
+async def test_listener_that_reads_on_is_told_what_it_lost(
+    server, connect, commands, autojump_clock
+):
+    autojump_clock.autojump_threshold = 0.01
+    client = await connect()
+    await client.send("monitor")
+    await wait_all_tasks_blocked()
+    published = 5000
+    for time in range(published):
+        commands.hub.publish(number(time) | {"filling": "x" * 1000})
+        await trio.lowlevel.checkpoint()
+    await trio.sleep(control.WRITE_SECONDS + 1)
+    seen = 0
+    while (event := await client.receive())["event"] == "number":
+        assert event["time"] == seen
+        seen += 1
+    assert event["event"] == "lost"
+    assert seen + event["count"] == published
+    commands.hub.publish(number(published))
+    assert await client.receive() == number(published)
 
 
 # The socket and its file
