@@ -7,6 +7,7 @@ from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 
+import attrs
 import click
 import pytest
 from alpha_trio_cli.main import main
@@ -17,7 +18,7 @@ from alpha_trio.proto.batch import Drop, Event, EventKind
 from alpha_trio.proto.session import State
 from alpha_trio.proto.verdict import RelayDrop, RelayEvent, RelayEventKind
 from alpha_trio.relaypath import Loss
-from alpha_trio.settings import Mode
+from alpha_trio.settings import Mode, PeerSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -182,6 +183,14 @@ def test_every_line_of_the_log_is_explained(level):
 
 
 # Commands
+
+
+def test_every_setting_of_a_peer_is_in_the_control_protocol():
+    lines = section("docs/control.md", "Commands").splitlines()
+    (line,) = [line for line in lines if line.startswith("- `settings`")]
+    listed = line.partition(" with any of ")[2].partition(", with values")[0]
+    settings = {field.name for field in attrs.fields(PeerSettings)} - {"name"}
+    assert set(re.findall("`(.*?)`", listed)) == settings
 
 
 def commands(command, *path):
