@@ -55,10 +55,7 @@ class Tun:
         Raises StartError with the remedy if that is not possible.
         """
         if Path("/sys/class/net", name).exists():
-            raise StartError(
-                f"an interface named {name} exists already: choose another one with "
-                f"--interface, or remove it with 'ip link delete {name}'"
-            )
+            raise _taken(name)
         tun = cls(name)
         try:
             tun._fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -162,6 +159,25 @@ class Tun:
 
 def _is_uso(parts: list[Buffer]) -> bool:
     return parts[0][1] == frames.GSO_UDP_L4
+
+
+def _taken(name: str) -> StartError:
+    text = (
+        f"an interface named {name} exists already: choose another name with "
+        "--interface"
+    )
+    # Others are a network card, or somebody's bridge: nothing to be deleted lightly.
+    if _is_tun(name):
+        text += f", or, if nobody needs it, remove it with 'ip link delete {name}'"
+    return StartError(text)
+
+
+def _is_tun(name: str) -> bool:
+    try:
+        flags = Path("/sys/class/net", name, "tun_flags").read_text()
+    except OSError:  # only TUN and TAP devices have it
+        return False
+    return bool(int(flags, 16) & _IFF_TUN)
 
 
 def _no_device(error: OSError) -> StartError:

@@ -45,6 +45,19 @@ _LINK_LOCAL = b"\xfe\x80"
 _BAD_SOURCE = frozenset({errno.EINVAL, errno.ENETUNREACH})  # IPv6 and IPv4 say so
 _CANNOT_SEGMENT = frozenset({errno.EIO, errno.EINVAL, errno.ENOPROTOOPT})
 
+# What a host says that does not have an address family, or has switched it off.
+_NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+
+_REFUSALS = {
+    errno.EADDRINUSE: (
+        "UDP port {port} is taken by another process: choose another one with --port, "
+        "or see 'ss -lunp'"
+    ),
+    errno.EACCES: (
+        "no permission for UDP port {port}: choose another one with --port, or grant "
+        "CAP_NET_BIND_SERVICE"
+    ),
+}
 
 Ancillary = list[tuple[int, int, bytes]]
 
@@ -89,7 +102,7 @@ class UdpSocket:
         host: str = "",
         transparent: bool = False,
     ) -> UdpSocket:
-        """Bind to ``port`` on all addresses.  Raises StartError if it is taken.
+        """Bind to ``port`` on all addresses.  Raises StartError if we may not have it.
 
         ``mark`` (0: none) is set on what we send, so that the kernel notes a path's
         MTU where our datagrams find it; see docs/routing.md.  ``transparent``: it can
@@ -108,11 +121,8 @@ class UdpSocket:
             sock.bind((host, port))
         except OSError as error:
             sock.close()
-            if error.errno == errno.EADDRINUSE:
-                raise StartError(
-                    f"UDP port {port} is taken by another process: choose another one "
-                    "with --port, or see 'ss -lunp'"
-                ) from None
+            if error.errno in _REFUSALS:
+                raise StartError(_REFUSALS[error.errno].format(port=port)) from None
             raise
         segments = Offload.SEGMENT not in disabled and _has(sock, _UDP_SEGMENT, 0)
         groups = Offload.GRO not in disabled and _has(sock, _UDP_GRO, 1)
@@ -306,8 +316,10 @@ class Udp:
                         family, port, disabled, mark, transparent=transparent
                     )
                 except OSError as error:
+                    if error.errno not in _NO_FAMILY:
+                        raise
                     _log.info("No %s here (%s).", family.name, error.strerror)
-        except StartError:
+        except BaseException:
             cls(sockets).close()
             raise
         if not sockets:

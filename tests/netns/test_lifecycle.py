@@ -217,10 +217,34 @@ def test_start_with_the_port_taken(pair):
     assert vm1.snapshot() == before
 
 
+@pytest.mark.parametrize("port", ["80", "1023"])
+def test_start_at_a_port_that_is_not_for_everyone(pair, port):
+    vm1, _ = pair
+    before = vm1.snapshot()
+    bounded = "setpriv --bounding-set=-net_bind_service"
+    command = (*bounded.split(), str(PROGRAM), "run", "--port", port)
+    environment = Daemon(vm1).environment
+    done = vm1.run(*command, check=False, env=environment)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"alpha-trio: no permission for UDP port {port}: choose another one with "
+        "--port, or grant CAP_NET_BIND_SERVICE"
+    )
+    assert "No AF_INET" not in done.stderr
+    assert vm1.snapshot() == before
+
+
 def test_start_with_the_interface_name_taken(pair):
-    line = start_and_fail(pair[0], "--interface", "eth0")
+    vm1, _ = pair
+    line = start_and_fail(vm1, "--interface", "eth0")
     assert "eth0 exists already" in line
     assert "--interface" in line
+    assert "delete" not in line
+    for kind, can_be_deleted in (("tun", True), ("tap", False)):
+        vm1.run("ip", "tuntap", "add", "dev", f"{kind}7", "mode", kind)
+        line = start_and_fail(vm1, "--interface", f"{kind}7")
+        assert f"{kind}7 exists already" in line
+        assert ("'ip link delete tun7'" in line) == can_be_deleted
 
 
 def test_start_with_an_address_that_cannot_be_set(pair):
