@@ -23,7 +23,7 @@ from tests.netns.traffic import (
     ping,
     send_udp,
 )
-from tools.lab import Daemon, wait_until
+from tools.lab import PROGRAM, Daemon, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -289,3 +289,40 @@ def test_what_an_onlooker_reads(pair, mode):
             assert stream.finish() == secret * 10_000
             seen = b"".join(packet.bytes for packet in tap.packets())
         assert (secret in seen) == (mode == "plain")
+
+
+def test_only_what_changes_is_told(pair, tmp_path):
+    one, two = map(Daemon, pair)
+    heard = tmp_path / "events"
+    with one, heard.open("w") as events:
+        monitor = str(PROGRAM), "monitor", "--json"
+        one.host.popen(*monitor, stdout=events, env=one.environment)
+
+        def told(*kinds):
+            happened = [
+                json.loads(line)["event"] for line in heard.read_text().splitlines()
+            ]
+            return [event for event in happened if event in kinds]
+
+        def listening():
+            add(one, "somebody", "192.0.2.1")
+            one.request("peers.remove", name="somebody")
+            return told("peer-removed")
+
+        wait_until(listening, "the monitor to hear of peers")
+        with two:
+            introduce(one, two)
+            ping(one.host, two.host.address)
+        for settings in (
+            ["--keepalive", "25"],
+            ["--key", ""],
+            ["--key", STRANGERS_KEY],
+        ):
+            for _ in range(2):
+                one.cli("peers", "set", "vm2", *settings)
+        one.cli("peers", "set", "vm2", "--key", "")  # none was pinned meanwhile
+        one.cli("reload")
+        wait_until(lambda: told("reloaded"), "the monitor to hear of all that")
+        assert told("peer-changed", "key-forgotten") == [
+            *("peer-changed", "key-forgotten", "peer-changed", "peer-changed")
+        ]
