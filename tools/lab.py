@@ -15,6 +15,7 @@ removes those).  Needs root.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import os
 import re
@@ -632,17 +633,15 @@ def shell_command(host: Host, daemon: Daemon | None = None) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Build two hosts that stay, or remove those that stayed."""
-    if not arguments:
-        return _up()
-    if list(arguments) == ["down"]:
-        names = remove(lambda _, owner: owner == "keep")
-        print(f"Removed: {', '.join(names) or 'nothing, there were no hosts'}")
-        return 0
-    print(
-        f"tools/lab: {' '.join(arguments)}: not known; say tools/lab or tools/lab down",
-        file=sys.stderr,
+    parser = argparse.ArgumentParser(prog="tools/lab", description=main.__doc__)
+    parser.add_argument(
+        "down", nargs="?", choices=["down"], help="remove the hosts that stayed"
     )
-    return 2
+    if parser.parse_args(arguments).down is None:
+        return _up()
+    names = remove(lambda _, owner: owner == "keep")
+    print(f"Removed: {', '.join(names) or 'nothing, there were no hosts'}")
+    return 0
 
 
 def _up() -> int:

@@ -163,6 +163,19 @@ def test_kept_hosts_stay_until_they_are_removed():
     assert traces(lab.name) == []
 
 
+def tool(*arguments):
+    command = [sys.executable, "-m", "tools.lab", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_tool_says_what_it_takes():
+    done = tool("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: tools/lab")
+    assert "down" in done.stdout
+    assert tool("up").returncode == tool("down", "now").returncode == 2
+
+
 def test_socket_of_either_family_and_kind(pair):
     vm1, vm2 = pair
     with vm2.socket(socket.AF_INET6, socket.SOCK_STREAM) as server:
