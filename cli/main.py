@@ -164,7 +164,7 @@ peers.add_command(remove, "del")
 @peers.command("list")
 @as_json
 def list_peers(as_json: bool) -> None:
-    """List the peers and their settings."""
+    """List the peers and their settings; under KEY whether one was given."""
     with connect() as client:
         listed = client.call("peers.list")
     if as_json:

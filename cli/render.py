@@ -22,6 +22,7 @@ from .words import (
     mismatch,
     mix,
     node,
+    place,
     reached,
     relayed,
     relayed_end,
@@ -177,13 +178,13 @@ def settings_page(peer: Document) -> list[RenderableType]:
 
 def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
     """The settings of all peers, as `peers list` has them."""
-    columns = (
-        *("name", "endpoint", "port", "allow", "only", "keepalive", "mode"),
-        "origin",
-    )
-    table = _table(*(column.upper() for column in columns))
+    columns = ("allow", "only", "keepalive", "mode", "reliable", "key", "origin")
+    table = _table("NAME", "ENDPOINT", *(column.upper() for column in columns))
     for peer in peers:
-        table.add_row(*(Text(_setting(peer.get(column))) for column in columns))
+        # The key itself would leave no room for the rest; `peers show` has it.
+        shown = {**peer, "key": "yes" if peer.get("key") else None}
+        cells = peer["name"], place(peer), *(_setting(shown.get(c)) for c in columns)
+        table.add_row(*map(Text, cells))
     return [table]
 
 

@@ -32,6 +32,14 @@ def reached(peer: Document) -> str:
     return sentence
 
 
+def place(peer: Document) -> str:
+    """The endpoint and port of a peer's settings, as they are typed; may be empty."""
+    host, port = peer.get("endpoint") or "", peer.get("port")
+    if port is None:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def trust(key: str | None, contact: str) -> str:
     """One sentence: which key a peer that was just configured must have."""
     if key:

@@ -119,6 +119,23 @@ def test_add_and_list(node):
     assert line.split() == ["vm2", "192.168.10.61", "state"]
 
 
+def test_list_shows_all_settings_and_fits_a_terminal(served):
+    call("peers", "add", "vm2", "192.168.100.161", "--allow", "10.1.0.0/16")
+    call("peers", "add", "vm3", "192.168.10.62", "--key", KEY)
+    call("peers", "set", "vm2", "--reliable", "on")
+    call("peers", "add", "vm4", "[fd00::1]:5555", "--mode", "cm")
+    page = on_terminal("peers", "list", TERM="dumb", COLUMNS="80").decode()
+    assert [line.split() for line in page.splitlines()] == [
+        [
+            *("NAME", "ENDPOINT", "ALLOW", "ONLY", "KEEPALIVE", "MODE", "RELIABLE"),
+            *("KEY", "ORIGIN"),
+        ],
+        ["vm2", "192.168.100.161", "10.1.0.0/16", "on", "state"],
+        ["vm3", "192.168.10.62", "yes", "state"],
+        ["vm4", "[fd00::1]:5555", "cm", "state"],
+    ]
+
+
 def test_add_with_everything(node):
     call(
         *("peers", "add", "vm2", "192.168.10.61:5555", "--keepalive", "25"),
