@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Container
-
 import trio
 
 from alpha_trio.errors import StateError
 from alpha_trio.journal import Journal
 from alpha_trio.state import PeerStore
-
-_log = logging.getLogger("alpha_trio")
 
 
 class Pins:
@@ -31,16 +26,6 @@ class Pins:
         """Take what was saved.  Raises StateError."""
         self.keys = await trio.to_thread.run_sync(self._store.pins)
         self._saved = dict(self.keys)
-
-    async def keep(self, names: Container[str]) -> None:
-        """Drop the pins of all other names, for good.
-
-        Or the next peer that gets such a name would have to show the key of another.
-        """
-        for name in [name for name in self.keys if name not in names]:
-            del self.keys[name]
-            _log.info("Forgetting the pinned key of %s, which is no peer now.", name)
-        await self.save()
 
     async def save(self) -> None:
         """Keep all pins; if that fails they hold until the next start."""

@@ -152,7 +152,6 @@ class Registry:
             )
         added = [peer for peer in saved if peer.name not in names]
         self._check_files(self._file_peers, added)
-        await self._pins.keep(names | {peer.name for peer in saved})
         for peer in self._file_peers:
             self._enter(peer, FROM_CONFIG)
         for peer in added:
@@ -359,12 +358,17 @@ class Registry:
         )
         before = self._snapshot()
         for settings in wanted:
+            if settings.name not in self.peers:
+                # Somebody else had the name, in a file, until nobody ran.  Not dropped
+                # at the start: a file may be missing, and its pins be wanted again.
+                self._pins.keys.pop(settings.name, None)
             self._enter(settings, FROM_STATE)
         try:
             await self._route(replaced)
         except RoutingError:
             await self._restore(before)
             raise
+        await self._pins.save()
 
     def _give_way(self, taker: PeerSettings) -> list[PeerSettings]:
         """The other peers' settings without the prefixes that ``taker`` takes over."""
