@@ -50,17 +50,18 @@ def test_packets_pass_soon_on_a_link_that_loses_at_random(
         seconds_to_begin(
             Simulation(seed, Hostile(Random(seed), loss), "adaptive", reliable)
         )
-        for seed in range(40)
+        for seed in range(20)
     )
     assert times[len(times) // 2] <= median
     assert times[-1] <= worst
 
 
-@pytest.mark.parametrize("phase", range(12))
-@pytest.mark.parametrize("n", [3, 4, 5])
+@pytest.mark.parametrize(
+    ("n", "phase"), [(n, phase) for n in (3, 4, 5) for phase in range(n)]
+)
 def test_packets_pass_soon_on_a_link_that_loses_in_step(n, phase):
     """Repetitions in step with the link would lose the same message every time."""
-    sim = Simulation(phase, LosesEvery(n, phase % n), "adaptive", reliable=True)
+    sim = Simulation(phase, LosesEvery(n, phase), "adaptive", reliable=True)
     assert seconds_to_begin(sim) <= 6
 
 

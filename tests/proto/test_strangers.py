@@ -88,7 +88,7 @@ def test_they_displace_no_answer_to_a_peer_where_it_is_known_to_be(renewing):
         sim.run(REKEY_AFTER - 5)
     strangers = Strangers(sim, vm2, vm1), Strangers(sim, vm1, vm2)
     to_vm1, to_vm2 = [], []
-    for step in range(1000):
+    for step in range(500):
         for stranger in strangers:
             stranger.ask(step % 8, f"203.0.113.{step % 8}")
         if step >= 100 and step % 10 == 0:  # by now they have all their cookies
@@ -99,7 +99,7 @@ def test_they_displace_no_answer_to_a_peer_where_it_is_known_to_be(renewing):
     assert set(to_vm1) <= set(vm1.payloads())
     assert set(to_vm2) <= set(vm2.payloads())
     acks = Counter(sent.source for sent in sim.messages(Kind.ACK))
-    assert min(acks.values()) > 100  # they did get answers
+    assert min(acks.values()) > 50  # they did get answers
 
 
 def test_a_peer_that_comes_from_somewhere_new_has_a_chance_against_them():
@@ -111,7 +111,7 @@ def test_a_peer_that_comes_from_somewhere_new_has_a_chance_against_them():
     for at, of in ((vm1, vm2), (vm2, vm1)):
         require_key(sim, at, of)
     strangers = Strangers(sim, vm2, vm1)
-    for step in range(3000):
+    for step in range(1500):
         strangers.ask(step % 8, f"203.0.113.{step % 8}")
         if step % 10 == 0:
             sim.send("vm1", "vm2")
