@@ -111,7 +111,7 @@ def test_a_peer_that_comes_from_somewhere_new_has_a_chance_against_them():
     for at, of in ((vm1, vm2), (vm2, vm1)):
         require_key(sim, at, of)
     strangers = Strangers(sim, vm2, vm1)
-    for step in range(1500):
+    for step in range(1000):
         strangers.ask(step % 8, f"203.0.113.{step % 8}")
         if step % 10 == 0:
             sim.send("vm1", "vm2")
