@@ -56,8 +56,10 @@ class Answers:
 
     def is_other(self, syn: Syn) -> bool:
         """Whether there are answers, but none to a SYN with this nonce."""
-        nonces = [kept.syn.nonce for kept in self]
-        return bool(nonces) and syn.nonce not in nonces
+        for kept in self._kept.values():  # a loop: it is asked for each SYN of a flood
+            if kept.syn.nonce == syn.nonce:
+                return False
+        return len(self._kept) > 0
 
     def put(self, half_open: HalfOpen, *, known: bool) -> None:
         """Keep one more, in the place of another if there is need.
