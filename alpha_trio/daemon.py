@@ -204,9 +204,7 @@ class Node:
 
     async def set_peer(self, peer: PeerSettings, take_over: bool) -> None:
         """See Registry.set."""
-        before = self._registry.find(peer.name).settings
-        await self._registry.set(peer, take_over=take_over)
-        if peer != before:
+        if await self._registry.set(peer, take_over=take_over):
             self._journal.publish("peer-changed", peer.name)
 
     async def remove_peer(self, name: str) -> None:
@@ -216,9 +214,7 @@ class Node:
 
     async def forget_pin(self, name: str) -> None:
         """See Registry.forget_pin."""
-        was_pinned = status.key_source(self._registry.find(name)) == "pinned"
-        await self._registry.forget_pin(name)
-        if was_pinned:
+        if await self._registry.forget_pin(name):
             self._journal.publish("key-forgotten", name)
 
     async def reload(self) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ import logging
 import socket
 from base64 import b64decode
 from collections.abc import Container, Iterable, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 
 import trio
@@ -199,13 +199,18 @@ class Registry:
         elif event.kind in (EventKind.GAVE_UP, EventKind.SILENT):
             peer.lost.set()  # if it has a name, ask where it is now
 
-    async def forget_pin(self, name: str) -> None:
-        """Let the next contact decide about a peer's key.  Raises StateError."""
+    async def forget_pin(self, name: str) -> bool:
+        """Let the next contact decide about a peer's key; False if it does already.
+
+        Raises StateError.
+        """
         async with self._lock:
             peer = self.find(name)
-            if await self._pins.forget(name) and peer.settings.key is None:
+            forgotten = await self._pins.forget(name) and peer.settings.key is None
+            if forgotten:
                 peer.session.reset()
                 self._configure(peer)
+            return forgotten
 
     # -- changes -------------------------------------------------------------
 
@@ -270,18 +275,20 @@ class Registry:
             await self._change([wanted], take_over)
             return True
 
-    async def set(self, wanted: PeerSettings, *, take_over: bool = False) -> None:
+    async def set(self, wanted: PeerSettings, *, take_over: bool = False) -> bool:
         """Replace a peer's settings; its session lives on if its endpoint stays.
 
-        Raises UnknownPeer and what ``add`` raises; then nothing has changed.
+        False if it has these already.  Raises UnknownPeer and what ``add`` raises;
+        then nothing has changed.
         """
         async with self._lock:
             peer = self.find(wanted.name)
             if peer.settings == wanted:
-                return
+                return False
             _refuse_config_peer(peer, self._settings)
             self._refuse_ourselves(wanted)
             await self._change([wanted], take_over)
+            return True
 
     async def remove(self, name: str) -> None:
         """Remove a peer.  Raises UnknownPeer, PeerError, StateError."""
@@ -393,7 +400,7 @@ class Registry:
         peer = self.peers.get(settings.name)
         if settings.allow or peer is None or _place(peer.settings) != _place(settings):
             return settings
-        return evolve(settings, allow=tuple(map(ip_network, peer.addresses)))
+        return evolve(settings, allow=tuple(map(values.prefix_of, peer.addresses)))
 
     def _refuse_ourselves(self, settings: PeerSettings) -> None:
         """A host is no peer of itself: neither at its address nor with its key."""
@@ -474,7 +481,7 @@ class Registry:
         self._configure(peer)
 
     def _configure(self, peer: Peer) -> None:
-        networks = tuple(ip_network(address) for address in peer.addresses)
+        networks = tuple(values.prefix_of(address) for address in peer.addresses)
         peer.prefixes = peer.settings.allow or networks
         self._table.configure(
             peer.session,
@@ -578,7 +585,7 @@ class Registry:
         if address.is_loopback or _is_own(address):
             raise PeerError(f"{address} is an address of this host")
         remote = _remote(address, peer.settings.port)
-        wanted = peer.settings.allow or (ip_network(address),)
+        wanted = peer.settings.allow or (values.prefix_of(address),)
         for other in self.peers.values():
             if other is peer:
                 continue

@@ -78,7 +78,7 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
         "configured_mode": str(settings.mode),
         "reliable": settings.reliable,
         "key": _key(statistics.key),
-        "key_source": key_source(peer),
+        "key_source": _key_source(peer),
         "offered_key": _key(statistics.offered_key),
         "latest_handshake_seconds": _seconds(statistics.handshake_age),
         "latest_receive_seconds": _seconds(statistics.receive_age),
@@ -113,8 +113,7 @@ def _key(public: bytes | None) -> str | None:
     return None if public is None else key_text(public)
 
 
-def key_source(peer: Peer) -> str:
-    """Why a peer has to have the key it has: "configured", "pinned" or "none"."""
+def _key_source(peer: Peer) -> str:
     if peer.settings.key:
         return "configured"
     return "pinned" if peer.session.negotiation.key else "none"

@@ -27,7 +27,7 @@ class Answers:
 
     random: RandomBytes
     free_id: Callable[[int], None]
-    _kept: dict[tuple[bool, str], HalfOpen] = field(factory=dict)  # the oldest first
+    _kept: dict[tuple[bool, str], HalfOpen] = field(factory=dict)
 
     def __len__(self) -> int:
         """How many wait for an ACKACK."""
@@ -55,7 +55,11 @@ class Answers:
         return None
 
     def is_other(self, syn: Syn) -> bool:
-        """Whether there are answers, but none to a SYN with this nonce."""
+        """Whether another SYN than this one was answered and waits for its ACKACK.
+
+        Then this one has to show a cookie: who cannot receive what we send must not
+        displace the answer to somebody who can.
+        """
         for kept in self._kept.values():  # a loop: it is asked for each SYN of a flood
             if kept.syn.nonce == syn.nonce:
                 return False
@@ -85,8 +89,9 @@ class Answers:
 
     def expire(self, now: float) -> None:
         """Forget what is too old."""
-        while self._kept and now >= self.deadline:
-            self.forget(next(iter(self)))
+        for kept in self:
+            if now >= kept.created + HALF_OPEN_LIFETIME:
+                self.forget(kept)
 
     def clear(self) -> None:
         """Forget all."""

@@ -138,6 +138,8 @@ class Initiation:
     started: float  # seconds, like every time here
     resend_at: float
     attempts: int = 0
+    turn: int = 0  # whose of the peer's addresses it is to be asked
+    seen_at: Remote | None = None  # where the peer asked from itself since
     sent_at: float = -inf
     delay: float = RETRY_FIRST  # until the next one, without jitter
     answered_cookie: bool = False
@@ -174,7 +176,8 @@ class Initiation:
         self.sent_at = now
 
     def schedule(self, now: float, random: RandomBytes) -> None:
-        """It was its turn; choose when it goes again, or is given up."""
+        """It went where it had to; choose when it goes again, or is given up."""
+        self.turn, self.seen_at = self.turn + 1, None
         share = int.from_bytes(random(2)) / 0x10000
         again = now + self.delay * (1 + RETRY_JITTER * share)
         self.resend_at = min(again, self.started + GIVE_UP_AFTER)
@@ -182,19 +185,20 @@ class Initiation:
 
     def restart(self) -> None:
         """There is somewhere else to ask: send at once, as if for the first time."""
-        self.attempts = 0
-        self.delay = RETRY_FIRST
+        self.attempts = self.turn = 0
+        self.encourage()
         self.resend_at = -inf
 
     def encourage(self) -> None:
         """The peer is there, as it seems: repeat as soon as at first."""
         self.delay = RETRY_FIRST
 
-    def hurry(self, now: float) -> None:
-        """The peer is there and asks itself: repeat the SYN that it has to answer.
+    def hurry(self, seen_at: Remote, now: float) -> None:
+        """The peer asks itself, from there: repeat the SYN that it has to answer.
 
         Nothing proves that it is the peer, so no more often than at first.
         """
+        self.seen_at = seen_at
         self.encourage()
         self.resend_at = min(self.resend_at, max(now, self.sent_at + RETRY_FIRST))
 

@@ -80,8 +80,6 @@ class Negotiation:
     rtt: float | None = None  # s, of the last handshake in which one was certain
     offered_key: bytes | None = None  # shown by somebody at the peer's address
     _wrong_suite: bool = False
-    _turn: int = 0  # whose of the remotes it is to be asked
-    _seen_at: Remote | None = None  # where the peer asked from, and got no answer
     _answered: _Answered | None = None
     _ackack_repeats: int = 0
     _ackack_at: float = inf  # when the ACKACK is to be repeated
@@ -105,7 +103,6 @@ class Negotiation:
         """From now on the peer is to be asked at ``remotes``."""
         if remotes != self.remotes and self.initiation is not None:
             self.initiation.restart()
-            self._turn = 0
         self.remotes = remotes
 
     # -- asking --------------------------------------------------------------
@@ -122,17 +119,17 @@ class Negotiation:
         self.initiation = Initiation.begin(
             self.identity, self.suite, self.take_id(), self.random, now, renewal
         )
-        self._turn, self._seen_at = 0, None
         if self.answers:
             # The peer was faster; its ACKACK should be on its way.
             self.initiation.resend_at = now + OWN_SYN_AFTER
 
     def _ask(self, initiation: Initiation, now: float, out: Outbox) -> None:
         """Send the SYN where it is its turn, and where the peer asks from itself."""
-        places = [] if self._seen_at is None else [self._seen_at]
+        places = []
         if self.remotes:  # else its name is still being resolved
-            places.insert(0, self.remotes[self._turn % len(self.remotes)])
-        self._turn, self._seen_at = self._turn + 1, None
+            places.append(self.remotes[initiation.turn % len(self.remotes)])
+        if initiation.seen_at is not None:
+            places.append(initiation.seen_at)
         self._send_syn(initiation, places, now, out)
         initiation.schedule(now, self.random)
 
@@ -189,14 +186,6 @@ class Negotiation:
 
     # -- answering -----------------------------------------------------------
 
-    def is_answering(self, syn: Syn) -> bool:
-        """Whether another SYN than this one was answered and waits for its ACKACK.
-
-        Then this one has to show a cookie: who cannot receive what we send must not
-        displace the answer to somebody who can.
-        """
-        return self.answers.is_other(syn)
-
     def on_syn(
         self,
         syn: Syn,
@@ -221,8 +210,7 @@ class Negotiation:
         elif self._wins_against(syn):
             if self.initiation is not None:
                 # It may be elsewhere than we think, and where we ask nobody hear us.
-                self._seen_at = remote
-                self.initiation.hurry(now)
+                self.initiation.hurry(remote, now)
             return
         elif not (known and any(syn.cookie)) and not self._answering.take(now):
             self.counters.drop(Drop.RATE)

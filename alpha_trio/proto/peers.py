@@ -378,7 +378,7 @@ class PeerTable:
         renews = session.is_renewal(syn, now)
         admitted: bool | None = renews
         if not renews:
-            wary = session.negotiation.is_answering(syn)
+            wary = session.negotiation.answers.is_other(syn)
             admitted = self._door.admit(remote, syn.cookie, now, wary=wary)
         cookie = self._door.cookie(remote, now) if admitted is None else None
         if cookie is not None:

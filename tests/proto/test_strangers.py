@@ -58,6 +58,11 @@ class Strangers:
         for sent in self.sim.sent[before:]:
             self.read(sent)
 
+    def ask_from_networks(self, count: int) -> None:
+        """Send a SYN from each of so many IPv6 networks."""
+        for number in range(count):
+            self.ask(number, f"2001:db8:0:{number:x}::1")
+
     def read(self, sent: Sent) -> None:
         if sent.kind == Kind.COOKIE:
             cookie = parse_cookie_untrusted(sent.data)
@@ -125,14 +130,12 @@ def test_addresses_without_number_get_no_more_work_done_than_the_rate():
     vm1, vm2 = strict_pair(sim)
     strangers = Strangers(sim, vm2, vm1)
     for _ in range(2):
-        for number in range(100):
-            strangers.ask(number, f"2001:db8:0:{number:x}::1")
+        strangers.ask_from_networks(100)
     assert len(strangers.cookies) > 90
     sim.run(2)
     sim.sent.clear()
     for _ in range(20):
-        for number in range(100):
-            strangers.ask(number, f"2001:db8:0:{number:x}::1")
+        strangers.ask_from_networks(100)
         sim.run(0.05)
     assert ANSWER_RATE / 2 < len(sim.messages(Kind.ACK)) <= ANSWER_BURST + ANSWER_RATE
     assert vm2.drops()[Drop.RATE] > 1000
