@@ -108,8 +108,13 @@ def modules() -> dict[str, Path]:
 
 
 def loaded_by(*names: str) -> set[str]:
-    """The top-level modules in a fresh interpreter that imported ``names``."""
-    code = f"import sys, {', '.join(names)}; print(*sys.modules)"
+    """The modules in a fresh interpreter that imported ``names``."""
+    return loaded_after(f"import {', '.join(names)}")
+
+
+def loaded_after(code: str) -> set[str]:
+    """The modules in a fresh interpreter that has run ``code``."""
+    code = f"import sys\n{code}\nprint(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -167,6 +172,21 @@ def test_the_command_line_talks_to_the_daemon_and_does_not_load_it():
 def test_a_daemon_that_is_no_relay_does_not_hold_one():
     loaded = loaded_by("alpha_trio.daemon")
     assert not loaded & {"alpha_trio.relaypath", "alpha_trio.proto.relay"}
+
+
+LOOKING_UP = """
+from ipaddress import ip_address
+from alpha_trio.net import kernel
+with kernel.connect(99) as routing:
+    assert routing.look_up(ip_address("127.0.0.1"), 1234).local
+"""
+
+
+def test_of_pyroute2_only_what_is_used_is_loaded():
+    databases = "pyroute2.ndb.main"
+    assert databases not in loaded_by("alpha_trio.daemon")
+    assert databases not in loaded_after(LOOKING_UP)
+    assert databases in loaded_after(f"{LOOKING_UP}\nfrom pyroute2 import NDB")
 
 
 def test_only_the_commands_without_a_daemon_reach_beyond_rpc():

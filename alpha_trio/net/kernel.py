@@ -11,14 +11,19 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from attrs import define, field, frozen
-from pyroute2.iproute.linux import IPRoute
-from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, nlmsg
-from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTM_GETROUTE, rt_type
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from alpha_trio.config import IPAddress, IPInterface, IPNetwork
 from alpha_trio.errors import RoutingError
+from alpha_trio.net.netlink import (
+    NLM_F_ACK,
+    NLM_F_REQUEST,
+    RTM_GETROUTE,
+    IPRoute,
+    NetlinkError,
+    nlmsg,
+    rt_type,
+    rtmsg,
+)
 from alpha_trio.net.plan import Action, Route, Rule
 
 _UDP = 17
