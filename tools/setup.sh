@@ -57,5 +57,7 @@ set_up() {
     install_packages
     make_environment
     PYTHON=$ROOT/.venv/bin/python
+    # Hundreds of daemons start here: not each of them should compile its modules.
+    unset PYTHONDONTWRITEBYTECODE
     export PYTHONPATH="$ROOT"
 }
