@@ -260,14 +260,16 @@ def _interface_sysctls() -> list[str]:
 class Lab:
     """Owner of hosts and links; as a context manager removes all of them again."""
 
-    def __init__(self, *, keep: bool = False) -> None:
+    def __init__(self, *, keep: bool = False, strict: bool = True) -> None:
         """Make an empty lab; ``keep``: let it outlive this process, see ``remove``.
 
-        What killed runs left behind is removed first.
+        ``strict``: whether the reverse-path filters of its hosts are, or loose.  What
+        killed runs left behind is removed first.
         """
         if os.geteuid() != 0:
             raise LabError("hosts as network namespaces need root; run it with sudo")
         self._keep = keep
+        self._rp_filter = 1 if strict else 2
         self._hosts: list[Host] = []
         remove(_is_abandoned)
         owner = "keep" if keep else os.getpid()
@@ -295,14 +297,14 @@ class Lab:
         remove(lambda name, _: name == self.name)
 
     def host(self, name: str) -> Host:
-        """Add a host without links; its reverse-path filter is strict."""
+        """Add a host without links."""
         directory = self.directory / name
         directory.mkdir()
         host = Host(name, f"{self.name}-{name}", directory)
         _ip("netns", "add", host.namespace)
         self._hosts.append(host)
         for scope in ("all", "default"):
-            host.sysctl(f"net.ipv4.conf.{scope}.rp_filter", 1)
+            host.sysctl(f"net.ipv4.conf.{scope}.rp_filter", self._rp_filter)
             # Usable at once, not after a second of asking who else has the address.
             host.sysctl(f"net.ipv6.conf.{scope}.accept_dad", 0)
         _ip("-n", host.namespace, "link", "set", "lo", "up")

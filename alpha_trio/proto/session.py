@@ -632,6 +632,13 @@ class Session:
             return f"no answer to handshakes for {GIVE_UP_AFTER:.0f} s"
         return None
 
+    @property
+    def queued(self) -> int:
+        """Packets from here that wait, for a session or in it."""
+        current = self.current
+        rounds = current.sender if isinstance(current, AlphaTransport) else None
+        return self.waiting.packets + (rounds.queued_packets if rounds else 0)
+
     def statistics(self, now: float) -> Statistics:
         """A snapshot for the control plane."""
         current, negotiation = self.current, self.negotiation
@@ -643,7 +650,7 @@ class Session:
             handshake_age=None if current is None else now - current.established,
             receive_age=None if current is None else now - current.heard,
             rtt=(rounds and rounds.rtt.smoothed) or negotiation.rtt,
-            queued=self.waiting.packets + (rounds.queued_packets if rounds else 0),
+            queued=self.queued,
             counters=self.counters,
             key=negotiation.key,
             offered_key=negotiation.offered_key,

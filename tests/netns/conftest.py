@@ -21,8 +21,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as lab:
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    # Strict filters are harder on routing, and cost each daemon 255 rules.
+    with Lab(strict=request.node.get_closest_marker("loose") is None) as lab:
         yield lab
 
 

@@ -26,7 +26,7 @@ from tests.netns.traffic import (
 )
 from tools.lab import Daemon, Lab, wait_until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.loose]
 
 
 @pytest.fixture

@@ -46,8 +46,11 @@ CLOSED = '[relay]\nenabled = true\nfail = "closed"\n'
 
 @pytest.fixture
 def chain(lab):
-    """vm1, r1, r2 and vm2."""
-    return lab.chain(2)
+    """vm1, r1, r2 and vm2; strict reverse-path filters on the routers only."""
+    hosts = lab.chain(2)
+    for end in (hosts[0], hosts[-1]):
+        end.sysctl("net.ipv4.conf.all.rp_filter", 2)
+    return hosts
 
 
 def assert_nothing_wrong(daemon):

@@ -17,7 +17,7 @@ from tools.attacker import InLine
 from tools.lab import Daemon, Host, Lab, LabError, wait_until
 from tools.numbered import Numbered
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.loose]
 
 RELAY = "[relay]\nenabled = true\ntrace = true\n"
 SILENT = "[relay]\nenabled = true\n"

@@ -142,6 +142,7 @@ class Path:
     addresses: tuple = (HERE, THERE)
     watched: Watched = None
     now: float = 100.0
+    checked: bool = True  # whether each datagram is followed by assert_sound
     keys: tuple[Identity, Identity] = field(init=False)
     syn: bytes = field(init=False)
     ack: bytes = field(init=False)
@@ -219,7 +220,8 @@ class Path:
         for data in datagrams:
             each = stride or len(data)
             self.watched.through(data, each, source, destination, self.now)
-        assert_sound(self.relay)
+        if self.checked:
+            assert_sound(self.relay)
         return self.watched.passed[before:]
 
     def opened(self) -> tuple[bytes, bytes, list[bytes]]:

@@ -13,6 +13,7 @@ Every test that runs here also proves, at every single step, that
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from heapq import heappop, heappush
 from ipaddress import ip_address, ip_network
 from itertools import count
@@ -187,7 +188,7 @@ class Host:
         drops = self.drops()
         outward = sum(n for reason, n in drops.items() if reason in OUTGOING_DROPS)
         sessions = self.table.sessions.values()
-        outward += sum(s.statistics(0).queued + s.counters.tx_packets for s in sessions)
+        outward += sum(s.queued + s.counters.tx_packets for s in sessions)
         outward += sum(send.packets for send in self.out.sends)
         inward = sum(n for reason, n in drops.items() if reason in _DATA_DROPS)
         inward += sum(s.counters.rx_packets for s in sessions)
@@ -458,6 +459,7 @@ class Simulation:
             self.emit(host.name, reply.frame())
 
 
+@cache
 def remote_of(address: str) -> tuple:
     """The UDP address of the daemon there, as a socket reports it."""
     if ip_address(address).version == 4:
