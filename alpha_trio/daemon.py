@@ -19,7 +19,7 @@ from alpha_trio import config, hops, status
 from alpha_trio.clock import boottime
 from alpha_trio.commands import commands
 from alpha_trio.control import ControlServer, Event
-from alpha_trio.datapath import DataPath
+from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut
 from alpha_trio.journal import Journal
 from alpha_trio.net import tproxy
@@ -29,6 +29,7 @@ from alpha_trio.net.udp import Udp
 from alpha_trio.privileges import has_net_admin
 from alpha_trio.proto.identity import Identity
 from alpha_trio.proto.peers import PeerTable
+from alpha_trio.proto.wire import Kind
 from alpha_trio.registry import Registry
 from alpha_trio.settings import Backend, PeerSettings, Settings
 from alpha_trio.state import PeerStore
@@ -114,6 +115,7 @@ class Node:
             settings.port,
             settings.disabled_offloads,
             mark,
+            handshake=Kind.SYN,
             transparent=settings.relay.enabled,
         )
         stack.callback(self._udp.close)
@@ -159,6 +161,8 @@ class Node:
             nursery.start_soon(self._datapath.read_tun)
             for sock in self._udp:
                 nursery.start_soon(self._datapath.receive, sock)
+            for sock in self._udp.handshakes:
+                nursery.start_soon(self._datapath.receive, sock, SYNS_PER_WAKE)
             nursery.start_soon(self._datapath.run_timer)
             _notify("READY=1")
 

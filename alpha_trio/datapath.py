@@ -27,6 +27,9 @@ from alpha_trio.proto.peers import PeerTable
 _PACKETS_PER_BATCH = 64
 _BATCHES_PER_WAKE = 8
 _RECEIVES_PER_WAKE = 32
+SYNS_PER_WAKE = 8
+"""While packets wait; each costs as much as a dozen of them."""
+
 _ENOUGH = 100_000
 """Frames of so many bytes fill a round, and should go while they are in the cache."""
 
@@ -99,13 +102,16 @@ class DataPath:
 
     # -- in ------------------------------------------------------------------
 
-    async def receive(self, sock: UdpSocket) -> None:
-        """Carry datagrams from one socket to the TUN, until cancelled."""
+    async def receive(self, sock: UdpSocket, most: int = _RECEIVES_PER_WAKE) -> None:
+        """Carry datagrams from one socket to the TUN, until cancelled.
+
+        After ``most`` receives others have their turn.
+        """
         out = Outbox()
         while True:
             await sock.wait_readable()
             now, tracing = boottime(), trace.enabled()
-            for _ in range(_RECEIVES_PER_WAKE):
+            for _ in range(most):
                 received = sock.receive_nowait()
                 if received is None:
                     break

@@ -9,7 +9,7 @@ from typing import Any
 from alpha_trio import __version__
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
-from alpha_trio.proto.batch import Counters
+from alpha_trio.proto.batch import Counters, Drop
 from alpha_trio.proto.identity import fingerprint, key_text
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.session import State
@@ -59,7 +59,7 @@ def document(
             for host, knock in table.knocking.items()
         ],
         "relay": relay,
-        "drops": _drops(table.counters),
+        "drops": _drops(table.counters) | _unreceived(udp),
         "health": _health(settings, tun, udp, peers, routing_error),
     }
 
@@ -125,6 +125,12 @@ def _seconds(age: float | None) -> float | None:
 
 def _drops(counters: Counters) -> dict[str, int]:
     return {str(reason): count for reason, count in counters.drops.items() if count}
+
+
+def _unreceived(udp: Udp) -> dict[str, int]:
+    """What was dropped before it reached us, in the way of ``_drops``."""
+    count = udp.dropped
+    return {str(Drop.NO_ROOM): count} if count else {}
 
 
 def _health(

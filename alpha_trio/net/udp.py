@@ -4,6 +4,10 @@
 as one buffer with a stride; ``UDP_SEGMENT`` takes such a run.  Either can be
 missing, in the kernel or on the way to one destination; then datagrams go one by
 one, and ``status`` says so.
+
+Handshakes, which anybody can send, are received by sockets of their own: when there
+is a flood of them their small buffer is full, and the kernel drops the rest without
+any of our time, while what belongs to sessions arrives as before.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import logging
 import socket
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from ctypes import addressof, create_string_buffer
 from functools import cached_property
 from struct import Struct
 from typing import NamedTuple
@@ -31,14 +36,22 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DO = 10, 23, 2
 _IP_PKTINFO = 8
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_SO_ATTACH_REUSEPORT_CBPF, _SO_MEMINFO = 51, 55
 _BUFFER_BYTES = 8 << 20
 """Kernel buffer per direction: what arrives in a millisecond must find room."""
+
+_HANDSHAKE_BYTES = 512 << 10
+"""Kernel buffer for SYNs: some hundred, more than come at once without a flood."""
 
 _DATAGRAM_ROOM = 1 << 16
 _ANCILLARY_ROOM = 128
 _UNSEGMENTED_KEPT = 1024
 _STRIDE = Struct("=H")
 _INT = Struct("=i")
+_MEMINFO = Struct("=9I")  # the last: datagrams dropped, for want of room or a checksum
+_BPF = Struct("=HBBI")  # struct sock_filter: code, jump if true, if false, operand
+_BPF_PROGRAM = Struct("@HP")  # struct sock_fprog: how many, where
+_BPF_LOAD_BYTE, _BPF_JUMP_IF_EQUAL, _BPF_RETURN = 0x30, 0x15, 0x06
 _LINK_LOCAL = b"\xfe\x80"
 
 # What a kernel says that cannot segment, or cannot on the way to this destination.
@@ -101,12 +114,14 @@ class UdpSocket:
         *,
         host: str = "",
         transparent: bool = False,
+        shared: bool = False,
     ) -> UdpSocket:
         """Bind to ``port`` on all addresses.  Raises StartError if we may not have it.
 
         ``mark`` (0: none) is set on what we send, so that the kernel notes a path's
         MTU where our datagrams find it; see docs/routing.md.  ``transparent``: it can
         send from addresses that are not ours, and be bound to one as ``host``.
+        ``shared``: others that are may be bound to the same port.
 
         Raises OSError EAFNOSUPPORT or EADDRNOTAVAIL if the host has no such family.
         """
@@ -118,6 +133,8 @@ class UdpSocket:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             if transparent:
                 set_transparent(sock)
+            if shared:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind((host, port))
         except OSError as error:
             sock.close()
@@ -143,6 +160,17 @@ class UdpSocket:
     def unsegmented(self) -> frozenset[Remote]:
         """Destinations to which datagrams go one by one."""
         return frozenset(self._unsegmented)
+
+    @property
+    def dropped(self) -> int:
+        """Datagrams that the kernel dropped: there was no room, or a checksum wrong."""
+        try:
+            told = self._socket.getsockopt(
+                socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size
+            )
+            return int(_MEMINFO.unpack(told)[-1])
+        except OSError:  # a kernel before 4.12
+            return 0
 
     async def wait_readable(self) -> None:
         """Wait until a datagram is there.  A checkpoint; cancelling loses nothing."""
@@ -284,6 +312,32 @@ class UdpSocket:
             error.strerror,
         )
 
+    def send_elsewhere(self, first_byte: int) -> bool:
+        """Have the second socket of this port receive what begins with a byte.
+
+        False if the kernel cannot; then it chooses as it likes.
+        """
+        program = b"".join(
+            _BPF.pack(*instruction)
+            for instruction in (
+                (_BPF_LOAD_BYTE, 0, 0, 0),
+                (_BPF_JUMP_IF_EQUAL, 0, 1, first_byte),
+                (_BPF_RETURN, 0, 0, 1),  # which socket, in the order of binding
+                (_BPF_RETURN, 0, 0, 0),
+            )
+        )
+        kept = create_string_buffer(program, len(program))
+        where = _BPF_PROGRAM.pack(len(program) // _BPF.size, addressof(kept))
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, where)
+        except OSError:
+            return False
+        return True
+
+    def shrink(self, size: int) -> None:
+        """Have the kernel keep ``size`` bytes at most of what arrives."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size // 2)
+
     def close(self) -> None:
         """Close the socket.  May be called twice."""
         if self._socket.fileno() >= 0:
@@ -297,6 +351,7 @@ class Udp:
     """The sockets of both families, as far as the host has them."""
 
     sockets: dict[int, UdpSocket]  # by length of an address tuple: 2 or 4
+    handshakes: tuple[UdpSocket, ...] = ()  # that receive nothing else
 
     @classmethod
     def open(
@@ -305,26 +360,59 @@ class Udp:
         disabled: Collection[Offload] = (),
         mark: int = 0,
         *,
+        handshake: int | None = None,
         transparent: bool = False,
     ) -> Udp:
-        """Bind IPv4 and IPv6.  A host without one of them is served by the other."""
-        sockets: dict[int, UdpSocket] = {}
+        """Bind IPv4 and IPv6.  A host without one of them is served by the other.
+
+        ``handshake``: the first byte of the datagrams that are to be received apart.
+        Where tproxy hands over what it redirects, so with ``transparent``, there is
+        no telling which of two sockets it takes, and all arrives at one.
+        """
+        udp = cls({})
         try:
             for family, length in ((socket.AF_INET, 2), (socket.AF_INET6, 4)):
                 try:
-                    sockets[length] = UdpSocket.open(
+                    first = UdpSocket.open(
                         family, port, disabled, mark, transparent=transparent
                     )
                 except OSError as error:
                     if error.errno not in _NO_FAMILY:
                         raise
                     _log.info("No %s here (%s).", family.name, error.strerror)
+                    continue
+                udp.sockets[length] = first
+                if handshake is not None and not transparent:
+                    udp._part(length, handshake, port, disabled, mark)
         except BaseException:
-            cls(sockets).close()
+            udp.close()
             raise
-        if not sockets:
+        if not udp.sockets:
             raise StartError("this host has neither IPv4 nor IPv6 sockets")
-        return cls(sockets)
+        return udp
+
+    def _part(
+        self,
+        length: int,
+        handshake: int,
+        port: int,
+        disabled: Collection[Offload],
+        mark: int,
+    ) -> None:
+        """Two sockets in place of one, if the kernel can tell what is for which.
+
+        The one was not ``shared``: so nobody else has the port, even one who shares.
+        """
+        family = self.sockets[length].family
+        self.sockets[length].close()
+        several = UdpSocket.open(family, port, disabled, mark, shared=True)
+        self.sockets[length] = several
+        apart = UdpSocket.open(family, port, disabled, mark, shared=True)
+        if several.send_elsewhere(handshake):
+            apart.shrink(_HANDSHAKE_BYTES)
+            self.handshakes += (apart,)
+        else:
+            apart.close()
 
     def socket_for(self, remote: Remote) -> UdpSocket | None:
         """The socket of the family of ``remote``; None if the host has none."""
@@ -339,12 +427,17 @@ class Udp:
         """The batch facilities in use, for ``status``."""
         return next(iter(self.sockets.values())).offloads
 
+    @property
+    def dropped(self) -> int:
+        """Datagrams that the kernel dropped instead of having us receive them."""
+        return sum(sock.dropped for sock in (*self, *self.handshakes))
+
     def __iter__(self) -> Iterator[UdpSocket]:
         return iter(self.sockets.values())
 
     def close(self) -> None:
         """Close all sockets.  May be called twice."""
-        for sock in self.sockets.values():
+        for sock in (*self, *self.handshakes):
             sock.close()
 
 

@@ -47,6 +47,7 @@ class Drop(StrEnum):
     REFUSED = "refused"  # the peer got the packet and says that it does not take it
     UNACKNOWLEDGED = "unacknowledged"  # the peer never said whether it got the packet
     # From the network, on the way in
+    NO_ROOM = "no-room"  # the kernel had no more room for what we have not received yet
     MALFORMED = "malformed"  # no message of ours, or cut short
     VERSION = "version"  # another version of the protocol
     STRANGER = "stranger"  # a handshake from no configured peer
