@@ -11,11 +11,12 @@ import logging
 import socket
 from base64 import b64decode
 from collections.abc import Container, Iterable, Sequence
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, frozen
 
 from alpha_trio import config, values
 from alpha_trio.clock import boottime
@@ -29,6 +30,7 @@ from alpha_trio.errors import (
     UnknownPeer,
 )
 from alpha_trio.journal import Journal
+from alpha_trio.names import Search
 from alpha_trio.net.routes import PeerRoute, Router, Underlay
 from alpha_trio.pins import Pins
 from alpha_trio.proto import session
@@ -45,9 +47,6 @@ FROM_CONFIG, FROM_STATE = "config", "state"
 
 _OUTER = {4: 20 + 8, 6: 40 + 8}
 """Bytes of IP and UDP header by IP version."""
-
-RESOLVE_RETRY_FIRST = 5.0  # s, doubled after each failure
-RESOLVE_RETRY_MAX = 60.0  # s
 
 
 def overhead(version: int, mode: str) -> int:
@@ -66,9 +65,12 @@ class Peer:
     remotes: tuple[Remote, ...] = ()  # the same, as the UDP sockets name them
     prefixes: tuple[IPNetwork, ...] = ()  # inner addresses that are this peer's
     underlay: Underlay | None = None
-    error: str | None = None  # why its name cannot be resolved
-    resolving: trio.CancelScope | None = None
-    lost: trio.Event = field(factory=trio.Event)  # set when it has to be found again
+    search: Search | None = None  # if it is known by a name
+
+    @property
+    def error(self) -> str | None:
+        """Why its name cannot be resolved, or what it stands for not be used."""
+        return self.search.error if self.search else None
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -196,8 +198,8 @@ class Registry:
             self._pins.keys[peer.settings.name] = key
             assert self._nursery is not None
             self._nursery.start_soon(self._pins.save)
-        elif event.kind in (EventKind.GAVE_UP, EventKind.SILENT):
-            peer.lost.set()  # if it has a name, ask where it is now
+        elif event.kind in (EventKind.GAVE_UP, EventKind.SILENT) and peer.search:
+            peer.search.lost()
 
     async def forget_pin(self, name: str) -> bool:
         """Let the next contact decide about a peer's key; False if it does already.
@@ -451,14 +453,14 @@ class Registry:
                 self._configure(peer)
                 return
             peer.session.reset()
-            self._stop_resolving(peer)
+            self._stop_search(peer)
             peer.addresses = peer.remotes = ()
         _log.info("Adding host %s (%s).", settings.name, _host(settings))
         self._locate(peer)
 
     def _leave(self, name: str) -> None:
         peer = self.peers.pop(name)
-        self._stop_resolving(peer)
+        self._stop_search(peer)
         self._table.remove(name)
         if self._pins.keys.pop(name, None) is not None and self._nursery is not None:
             self._nursery.start_soon(self._pins.save)
@@ -469,8 +471,9 @@ class Registry:
             found = [ip_address(_host(peer.settings))]
         except ValueError:
             assert self._nursery is not None
-            peer.resolving = trio.CancelScope()
-            self._nursery.start_soon(self._keep_resolved, peer, peer.resolving)
+            resolved = partial(self._resolved, peer)
+            peer.search = Search(_host(peer.settings), resolved, self._journal)
+            self._nursery.start_soon(peer.search.run)
             found = []
         self._move(peer, found)
 
@@ -500,44 +503,13 @@ class Registry:
             return b64decode(peer.settings.key)
         return self._pins.keys.get(peer.settings.name)
 
-    def _stop_resolving(self, peer: Peer) -> None:
-        if peer.resolving is not None:
-            peer.resolving.cancel()
-            peer.resolving = None
-
-    async def _keep_resolved(self, peer: Peer, scope: trio.CancelScope) -> None:
-        """Find the addresses of a named peer, now and whenever it is lost.
-
-        An address that works is never replaced: names are asked again only when
-        nothing is heard of the peer.
-        """
-        host, delay = _host(peer.settings), RESOLVE_RETRY_FIRST
-        with scope:
-            while True:
-                try:
-                    await self._resolved(peer, await _resolve(host))
-                except (OSError, AlphaTrioError) as error:
-                    self._not_resolved(peer, host, error)
-                    await trio.sleep(delay)
-                    delay = min(2 * delay, RESOLVE_RETRY_MAX)
-                    continue
-                delay = RESOLVE_RETRY_FIRST
-                peer.error = None
-                self._journal.recovered(f"name {host}")
-                await peer.lost.wait()
-                peer.lost = trio.Event()
-                await trio.sleep(RESOLVE_RETRY_FIRST)
-
-    def _not_resolved(
-        self, peer: Peer, host: str, error: OSError | AlphaTrioError
-    ) -> None:
-        why = error.strerror if isinstance(error, OSError) else error
-        peer.error = f"cannot resolve {host}: {why}"
-        line = f"Cannot resolve {host} ({why}). Trying on."
-        self._journal.failure(f"name {host}", "resolving failed", line)
+    def _stop_search(self, peer: Peer) -> None:
+        if peer.search is not None:
+            peer.search.stop()
+            peer.search = None
 
     async def _resolved(self, peer: Peer, found: list[IPAddress]) -> None:
-        """Reach a peer at what its name stands for now.
+        """Reach a peer at what its name stands for now; what works is not replaced.
 
         Raises ConfigError or PeerError if that is of no use, RoutingError if routing
         refuses it; then the peer stays where it was.
@@ -665,15 +637,6 @@ def _remote(address: IPAddress, port: int) -> Remote:
     if address.version == 4:
         return str(address), port
     return str(address), port, 0, 0
-
-
-async def _resolve(host: str) -> list[IPAddress]:
-    """All addresses of a name, in the system's order.  Raises OSError."""
-    found = await trio.to_thread.run_sync(
-        lambda: socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM),
-        abandon_on_cancel=True,
-    )
-    return list(dict.fromkeys(ip_address(entry[4][0]) for entry in found))
 
 
 def _refuse_config_peer(peer: Peer, settings: Settings) -> None:

@@ -99,7 +99,7 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
 
 
 def _state(peer: Peer, state: State) -> State:
-    unknown = peer.resolving is not None and not peer.addresses
+    unknown = peer.search is not None and not peer.addresses
     return State.RESOLVING if unknown else state
 
 
