@@ -145,9 +145,13 @@ def carry(mallory, datagrams):
 
 
 def kernel_errors(host):
-    """What the kernel of a host found wrong with packets it was given."""
+    """What the kernel of a host found wrong with packets it was given.
+
+    Not that it had no room for some: that is what happens to floods.
+    """
     names = (
         "UdpInErrors",
+        "UdpRcvbufErrors",
         "UdpNoPorts",
         "IpInHdrErrors",
         "IpInAddrErrors",
@@ -156,6 +160,7 @@ def kernel_errors(host):
     lines = host.run("nstat", "-asz", *names).stdout.splitlines()[1:]
     counted = {line.split()[0]: int(line.split()[1]) for line in lines}
     assert counted.keys() == {*names}
+    counted["UdpInErrors"] -= counted.pop("UdpRcvbufErrors")
     return {name: number for name, number in counted.items() if number}
 
 

@@ -63,7 +63,7 @@ def test_no_s1_has_more_roots_than_relays_keep(mode, limit, most):
     sim.pair()
     sim.link = Relayed(limit)
     sent = sim.send("vm1", "vm2", 20) + sim.send("vm2", "vm1", 20)
-    for _ in range(40):
+    for _ in range(12):
         sent += sim.send("vm1", "vm2", 20) + sim.send("vm2", "vm1", 20)
         sim.run(0.05)
     sim.run(3)
