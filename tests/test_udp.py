@@ -10,7 +10,7 @@ from alpha_trio.net.udp import Udp
 
 HANDSHAKE, OTHER = 1, 7
 LOCALHOST = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-MANY = 3000  # more than the kernel keeps of handshakes
+MANY = 10_000  # more than the kernel keeps of handshakes
 
 pytestmark = pytest.mark.skipif(
     not socket.has_dualstack_ipv6(), reason="needs IPv4 and IPv6"

@@ -40,8 +40,8 @@ _SO_ATTACH_REUSEPORT_CBPF, _SO_MEMINFO = 51, 55
 _BUFFER_BYTES = 8 << 20
 """Kernel buffer per direction: what arrives in a millisecond must find room."""
 
-_HANDSHAKE_BYTES = 512 << 10
-"""Kernel buffer for SYNs: some hundred, more than come at once without a flood."""
+_HANDSHAKE_BYTES = 2 << 20
+"""Kernel buffer for SYNs: some two thousand, as when a thousand peers come at once."""
 
 _DATAGRAM_ROOM = 1 << 16
 _ANCILLARY_ROOM = 128
