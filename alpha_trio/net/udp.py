@@ -15,10 +15,10 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from ctypes import addressof, create_string_buffer
-from functools import cached_property
+from functools import cached_property, partial
 from struct import Struct
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ _BUFFER_BYTES = 8 << 20
 """Kernel buffer per direction: what arrives in a millisecond must find room."""
 
 _HANDSHAKE_BYTES = 2 << 20
-"""Kernel buffer for SYNs: some two thousand, as when a thousand peers come at once."""
+"""Kernel buffer for SYNs: some 1,600, as when a thousand peers come at once."""
 
 _DATAGRAM_ROOM = 1 << 16
 _ANCILLARY_ROOM = 128
@@ -334,9 +334,10 @@ class UdpSocket:
             return False
         return True
 
-    def shrink(self, size: int) -> None:
+    def keep(self, size: int) -> None:
         """Have the kernel keep ``size`` bytes at most of what arrives."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size // 2)
+        # It takes twice what it is told, to have room for what it adds.
+        _set_buffer(self._socket, _SO_RCVBUFFORCE, socket.SO_RCVBUF, size // 2)
 
     def close(self) -> None:
         """Close the socket.  May be called twice."""
@@ -372,18 +373,16 @@ class Udp:
         udp = cls({})
         try:
             for family, length in ((socket.AF_INET, 2), (socket.AF_INET6, 4)):
+                bind = partial(UdpSocket.open, family, port, disabled, mark)
                 try:
-                    first = UdpSocket.open(
-                        family, port, disabled, mark, transparent=transparent
-                    )
+                    udp.sockets[length] = bind(transparent=transparent)
                 except OSError as error:
                     if error.errno not in _NO_FAMILY:
                         raise
                     _log.info("No %s here (%s).", family.name, error.strerror)
                     continue
-                udp.sockets[length] = first
                 if handshake is not None and not transparent:
-                    udp._part(length, handshake, port, disabled, mark)
+                    udp._part(length, handshake, partial(bind, shared=True))
         except BaseException:
             udp.close()
             raise
@@ -391,25 +390,16 @@ class Udp:
             raise StartError("this host has neither IPv4 nor IPv6 sockets")
         return udp
 
-    def _part(
-        self,
-        length: int,
-        handshake: int,
-        port: int,
-        disabled: Collection[Offload],
-        mark: int,
-    ) -> None:
+    def _part(self, length: int, handshake: int, bind: Callable[[], UdpSocket]) -> None:
         """Two sockets in place of one, if the kernel can tell what is for which.
 
         The one was not ``shared``: so nobody else has the port, even one who shares.
         """
-        family = self.sockets[length].family
         self.sockets[length].close()
-        several = UdpSocket.open(family, port, disabled, mark, shared=True)
-        self.sockets[length] = several
-        apart = UdpSocket.open(family, port, disabled, mark, shared=True)
-        if several.send_elsewhere(handshake):
-            apart.shrink(_HANDSHAKE_BYTES)
+        self.sockets[length] = bind()
+        apart = bind()
+        if self.sockets[length].send_elsewhere(handshake):
+            apart.keep(_HANDSHAKE_BYTES)
             self.handshakes += (apart,)
         else:
             apart.close()
@@ -451,14 +441,15 @@ def set_transparent(sock: socket.socket) -> None:
 
 def grow_buffers(sock: socket.socket) -> None:
     """Have the kernel keep what arrives, or is to be sent, for some milliseconds."""
-    for forced, plain in (
-        (_SO_RCVBUFFORCE, socket.SO_RCVBUF),
-        (_SO_SNDBUFFORCE, socket.SO_SNDBUF),
-    ):
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, forced, _BUFFER_BYTES)
-        except OSError:  # without CAP_NET_ADMIN the host's limit applies
-            sock.setsockopt(socket.SOL_SOCKET, plain, _BUFFER_BYTES)
+    _set_buffer(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _BUFFER_BYTES)
+    _set_buffer(sock, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _BUFFER_BYTES)
+
+
+def _set_buffer(sock: socket.socket, forced: int, plain: int, size: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, forced, size)
+    except OSError:  # without CAP_NET_ADMIN the host's limit applies
+        sock.setsockopt(socket.SOL_SOCKET, plain, size)
 
 
 def _configure(sock: socket.socket) -> None:
