@@ -47,6 +47,9 @@ KNOCK_RATE, KNOCK_BURST = 1.0, 20.0
 """Events of strangers a second, and at once: their source addresses may be made up."""
 
 _CACHED_LOOKUPS = 4096
+_DUE_AT_ONCE = 16
+"""Sessions whose deadlines are looked at in one go: about as much as a batch costs."""
+
 _STALE_PLANS = 256  # deadlines that no longer hold, beside as many as there are peers
 
 _WORD = Struct("!Q")
@@ -55,6 +58,9 @@ _PORTS = Struct("!HH")
 _SESSION_KINDS = frozenset({Kind.DATA, Kind.S1, Kind.A1, Kind.S2, Kind.A2})
 
 IPNetwork = IPv4Network | IPv6Network
+
+_Plan = tuple[float, int, float, Session]
+"""When to look at a session, order among those at once, its ``wake`` then, itself."""
 
 
 @frozen
@@ -133,8 +139,8 @@ class PeerTable:
     _endpoints: set[bytes] = field(factory=set)  # packed address and port
     _unpushed: dict[Session, None] = field(factory=dict)  # in the order of their frames
     _indexed: bool = False  # whether the look-ups above reflect the peers
-    _heap: list[tuple[float, int, Session]] = field(factory=list)
-    _planned: dict[Session, float] = field(factory=dict)
+    _heap: list[_Plan] = field(factory=list)
+    _planned: dict[Session, float] = field(factory=dict)  # which wake of it holds
     _order: count[int] = field(factory=count)
 
     def __attrs_post_init__(self) -> None:
@@ -196,12 +202,12 @@ class PeerTable:
     def connect(self, session: Session, now: float) -> None:
         """Begin a handshake as a first packet would, unless there is a session."""
         session.connect(now)
-        self._plan(session)
+        self._plan(session, now)
 
     def trace(self, session: Session, seconds: float, now: float) -> Trace | None:
         """See Session.trace."""
         trace = session.trace(seconds, now)
-        self._plan(session)
+        self._plan(session, now)
         return trace
 
     def remove(self, name: str) -> None:
@@ -288,7 +294,7 @@ class PeerTable:
         """Send what was handed in since the last call."""
         for session in self._unpushed:
             session.push(now, out)
-            self._plan(session)
+            self._plan(session, now)
         self._unpushed.clear()
 
     def _refuse(self, frame: memoryview, multicast: bool, out: Outbox) -> None:
@@ -341,7 +347,7 @@ class PeerTable:
                 at += session.incoming(
                     transport, view[at:], stride, remote, local, now, out
                 )
-                self._plan(session)
+                self._plan(session, now)
             else:
                 datagram = bytes(view[at : at + stride])
                 self._control_untrusted(datagram, remote, local, now, out)
@@ -389,7 +395,7 @@ class PeerTable:
         else:
             known = renews or session.is_at(remote)
             session.on_syn(syn, remote, local, now, out, known=known)
-            self._plan(session)
+            self._plan(session, now)
 
     def _peer_of(self, syn: Syn, remote: Remote) -> Session | None:
         """Who asks: by its key, wherever it is now, or by its address."""
@@ -421,10 +427,18 @@ class PeerTable:
                     session.on_cookie_untrusted(cookie, remote, now, out)
             except BadPacket:
                 session.counters.drop(Drop.BAD_PROOF)
-            if session.negotiation.key != known:  # pinned
-                self._indexed = False
-                self._let_in(session)
-            self._plan(session)
+            if session.negotiation.key != known:
+                self._note_pinned(session)
+            self._plan(session, now)
+
+    def _note_pinned(self, session: Session) -> None:
+        """Its key is known from now on.
+
+        Nothing else is indexed anew: a thousand first contacts may come at once.
+        """
+        assert session.negotiation.key is not None
+        self._by_key.setdefault(session.negotiation.key, session)
+        self._let_in(session)
 
     def _on_report_untrusted(self, datagram: bytes, now: float) -> None:
         session = self._by_id.get(int.from_bytes(datagram[4:8]))
@@ -435,7 +449,7 @@ class PeerTable:
             session.on_report_untrusted(datagram, now)
         except BadPacket:
             session.counters.drop(Drop.BAD_REPORT)
-        self._plan(session)
+        self._plan(session, now)
 
     def _on_lost_data(self, remote: Remote, now: float) -> None:
         """Data of a session we do not have: after a restart we ask anew.
@@ -475,32 +489,42 @@ class PeerTable:
         """When on_deadline should be called, in seconds; inf when nothing is due."""
         return self._heap[0][0] if self._heap else inf
 
-    def _plan(self, session: Session) -> None:
+    def _plan(self, session: Session, now: float = -inf) -> None:
         # hot path: one look-up and one comparison
         if session.wake < self._planned.get(session, inf):
             self._planned[session] = session.wake
-            heappush(self._heap, (session.wake, next(self._order), session))
+            # Who wants its turn at once waits behind those that have been due before.
+            due = max(session.wake, now)
+            heappush(self._heap, (due, next(self._order), session.wake, session))
             if len(self._heap) > _STALE_PLANS + 2 * len(self._planned):
                 self._forget_stale_plans()
 
     def _forget_stale_plans(self) -> None:
         """Each packet may move a deadline forward, and leaves the later one behind."""
-        plans = self._planned.items()
-        self._heap = [(when, next(self._order), session) for session, when in plans]
+        valid = {plan[-1]: plan for plan in self._heap if self._holds(plan)}
+        self._heap = list(valid.values())
         heapify(self._heap)
 
-    def on_deadline(self, now: float, out: Outbox) -> None:
-        """Let every session whose time has come do what is due, once.
+    def _holds(self, plan: _Plan) -> bool:
+        """Or else it was moved forward, or its peer removed."""
+        *_, wake, session = plan
+        return self._planned.get(session) == wake
 
-        One that works in slices is due again at once; packets come in between.
+    def on_deadline(self, now: float, out: Outbox) -> None:
+        """Let sessions whose time has come do what is due, once, the longest due first.
+
+        Not all of a thousand in one go, and only one that works in slices: who is left
+        is due at once, and packets come in between.
         """
-        due = []
-        while self._heap and self._heap[0][0] <= now:
-            when, _, session = heappop(self._heap)
-            if self._planned.get(session) != when:
-                continue  # it was moved forward, or its peer removed
+        for _ in range(_DUE_AT_ONCE):
+            if not self._heap or self._heap[0][0] > now:
+                return
+            plan = heappop(self._heap)
+            if not self._holds(plan):
+                continue
+            *_, wake, session = plan
             del self._planned[session]
-            due.append(session)
-        for session in due:
             session.on_deadline(now, out)
-            self._plan(session)
+            self._plan(session, now)
+            if wake == -inf:
+                return

@@ -9,8 +9,9 @@ import pytest
 from alpha_trio.proto import alpha
 from alpha_trio.proto.alpha import LATER_SPACING
 from alpha_trio.proto.batch import Drop, EventKind, Outbox
+from alpha_trio.proto.chain import HashChain
 from alpha_trio.proto.identity import Identity
-from alpha_trio.proto.peers import KNOCK_BURST, KNOCKING_HOSTS, PeerTable
+from alpha_trio.proto.peers import KNOCK_BURST, KNOCKING_HOSTS, PeerTable, Prefixes
 from alpha_trio.proto.session import Session
 from alpha_trio.proto.wire import (
     DATA,
@@ -490,6 +491,68 @@ def test_long_work_is_done_in_slices_with_room_for_packets_between(monkeypatch):
     sim.run(1)
     assert vm1.table.deadline > sim.now
     assert session.statistics(sim.now).associations == before + 1
+
+
+def test_many_that_work_in_slices_keep_no_packet_waiting(monkeypatch):
+    monkeypatch.setattr(alpha, "LATER_SPACING", LATER_SPACING)
+    sim = Simulation(mode="adaptive")
+    vm1, sessions = _crowd(sim, 40)
+    for session in sessions:
+        session.current._open_one()
+    for number in range(len(sessions)):
+        sim.send("vm1", f"peer{number}")  # which lets the table see that there is work
+    made = []
+    make_some = HashChain.make_some
+    monkeypatch.setattr(
+        HashChain, "make_some", lambda chain: made.append(chain) or make_some(chain)
+    )
+    for number in range(1, 2 * len(sessions) + 1):
+        vm1.table.on_deadline(sim.now, vm1.out)
+        assert len(made) == number, "one slice each time"
+    assert [made.count(chain) for chain in dict.fromkeys(made)] == [2] * len(sessions)
+
+
+def test_sessions_whose_time_has_come_at_once_take_turns():
+    sim = Simulation()
+    vm1, sessions = _crowd(sim, 40, keepalive=10.0)
+    vm1.out = Outbox()
+    later, served = sim.now + 11.0, []
+    for _ in range(3):
+        vm1.table.on_deadline(later, vm1.out)
+        served.append(sum(session.last_sent == later for session in sessions))
+    assert served == [16, 32, 40]
+    assert vm1.table.deadline > later
+
+
+def _crowd(sim: Simulation, count: int, keepalive: float = 0.0):
+    """A host, and its sessions with so many others."""
+    vm1 = sim.host("vm1", "10.1.0.1")
+    sessions = []
+    for number in range(count):
+        sim.host(f"peer{number}", f"10.1.1.{number + 1}")
+        sessions.append(sim.peer("vm1", f"peer{number}", keepalive))
+        sim.peer(f"peer{number}", "vm1")
+    for number in range(count):
+        sim.send("vm1", f"peer{number}")
+    sim.run(1)
+    assert all(session.current is not None for session in sessions)
+    return vm1, sessions
+
+
+def test_first_contacts_do_not_index_all_peers_anew(monkeypatch):
+    """There may be a thousand of them within seconds."""
+    rebuilt = []
+    rebuild = Prefixes.rebuild
+    monkeypatch.setattr(
+        Prefixes, "rebuild", lambda *args: rebuilt.append(args) or rebuild(*args)
+    )
+    sim = Simulation()
+    vm1, sessions = _crowd(sim, 20)
+    assert len(rebuilt) == len(sim.hosts)
+    # Their keys are known all the same: a peer may come from another address.
+    for session in sessions:
+        syn = Syn(5, bytes(16), session.negotiation.key, *OFFER[2:], suite=SUITE_PLAIN)
+        assert vm1.table._peer_of(syn, ("192.0.2.1", 5)) is session
 
 
 def test_sessions_over_ipv6_carry_both_families():
