@@ -15,7 +15,7 @@ from alpha_trio.proto.wire import Kind
 from tools.attacker import PORT, Beside, Flood, InLine, Watch, Way
 from tools.lab import wait_until
 
-pytestmark = [pytest.mark.netns, pytest.mark.loose]
+pytestmark = pytest.mark.netns
 
 UDP_SEGMENT = 103
 S2 = bytes([Kind.S2, 1, 0, 0]) + bytes(range(100))

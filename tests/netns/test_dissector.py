@@ -15,7 +15,6 @@ from tests.reference import alpha, vectors
 from tools.lab import Daemon, wait_until
 
 pytestmark = [
-    pytest.mark.loose,
     pytest.mark.netns,
     pytest.mark.skipif(
         shutil.which("tshark") is None, reason="needs tshark (apt-get install tshark)"

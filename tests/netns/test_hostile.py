@@ -40,7 +40,7 @@ from tools.forgeries import forged_syn
 from tools.lab import Daemon, wait_until
 from tools.numbered import Numbered
 
-pytestmark = [pytest.mark.netns, pytest.mark.loose]
+pytestmark = pytest.mark.netns
 
 DATAGRAMS = int(os.environ.get("ALPHA_TRIO_HOSTILE", "20000"))
 HOSTILE_SHARE = 0.1

@@ -12,7 +12,7 @@ import pytest
 
 from tools.lab import DIRECTORIES, NAMESPACES, Daemon, Lab, LabError, remove, wait_until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.strict]
 
 
 def traces(name: str) -> list[str]:

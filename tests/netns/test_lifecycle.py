@@ -60,6 +60,7 @@ def files_of(host):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, None])
+@pytest.mark.strict
 def test_stop_leaves_the_host_as_it_was(pair, number):
     vm1, vm2 = pair
     before = vm1.snapshot()
@@ -120,6 +121,7 @@ def test_a_signal_during_the_start_stops_it_in_order(pair):
     assert files_of(vm1) <= {"state/host.key"}
 
 
+@pytest.mark.strict
 def test_after_kill_9_the_next_start_and_stop_tidy_up(pair):
     vm1, vm2 = pair
     before = vm1.snapshot()
@@ -134,6 +136,7 @@ def test_after_kill_9_the_next_start_and_stop_tidy_up(pair):
     assert files_of(vm1) == {"state/host.key", "state/peers.json"}
 
 
+@pytest.mark.strict
 def test_cleanup_after_kill_9(pair):
     vm1, vm2 = pair
     before = vm1.snapshot()
@@ -301,6 +304,7 @@ def test_start_with_peers_that_clash_between_file_and_state(pair):
     assert vm1.snapshot() == before
 
 
+@pytest.mark.strict
 def test_two_daemons_on_one_host(pair):
     vm1, vm2 = pair
     directory = vm1.directory / "second"

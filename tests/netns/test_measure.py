@@ -7,7 +7,7 @@ import pytest
 from tools import measure
 from tools.lab import LabError
 
-pytestmark = [pytest.mark.netns, pytest.mark.loose]
+pytestmark = pytest.mark.netns
 
 
 def test_tcp_counts_payload_and_the_cpu_of_processes(pair):

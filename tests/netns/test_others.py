@@ -9,7 +9,7 @@ from tools.others import OTHERS, OtherTunnel
 
 from .test_delay import pids_on
 
-pytestmark = [pytest.mark.netns, pytest.mark.loose]
+pytestmark = pytest.mark.netns
 
 
 @pytest.mark.parametrize("tunnel", OTHERS.values(), ids=list(OTHERS))

@@ -46,7 +46,7 @@ CLOSED = '[relay]\nenabled = true\nfail = "closed"\n'
 
 @pytest.fixture
 def chain(lab):
-    """vm1, r1, r2 and vm2; strict reverse-path filters on the routers only."""
+    """vm1, r1, r2 and vm2; the marker "strict" is for the routers only."""
     hosts = lab.chain(2)
     for end in (hosts[0], hosts[-1]):
         end.sysctl("net.ipv4.conf.all.rp_filter", 2)
@@ -80,6 +80,7 @@ def introduce6(one, two):
 
 
 @pytest.mark.parametrize("acquaint", [introduce, introduce6])
+@pytest.mark.strict
 def test_all_of_a_tunnel_crosses_two_relays(chain, acquaint):
     vm1, r1, r2, vm2 = chain
     before = [host.snapshot() for host in chain]
@@ -270,6 +271,7 @@ def test_a_missing_route_is_answered(chain, family):
 
 
 @pytest.mark.parametrize("backend", ["rules", "marks", "none"])
+@pytest.mark.strict
 def test_a_relay_can_be_an_end_as_well(chain, backend):
     vm1, r1, _, vm2 = chain
     before = r1.snapshot()
@@ -361,6 +363,7 @@ def progress(stream, size=4 << 20):
 
 
 @pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill9])
+@pytest.mark.strict
 def test_closed_nothing_crosses_without_the_relay(chain, end):
     vm1, r1, _, vm2 = chain
     before = r1.snapshot()
@@ -396,6 +399,7 @@ def test_a_start_that_is_not_closed_opens(chain, config):
     assert r1.snapshot() == before
 
 
+@pytest.mark.strict
 def test_cleanup_after_kill_9(chain):
     _, r1, _, _ = chain
     before = r1.snapshot()

@@ -27,7 +27,7 @@ from tools.forgeries import TELLABLE, UNTELLABLE, altered, unsigned
 from tools.lab import Daemon, Host, Lab, wait_until
 from tools.numbered import Numbered
 
-pytestmark = [pytest.mark.netns, pytest.mark.loose]
+pytestmark = pytest.mark.netns
 
 INJECTED = int(os.environ.get("ALPHA_TRIO_INJECTED", "20000"))
 FEWER = 2_000  # where the number proves nothing
@@ -59,7 +59,12 @@ class Ground:
 
 @pytest.fixture(scope="module")
 def ground():
-    with Lab() as lab, InLine() as within, Beside(lab) as beside, ExitStack() as stack:
+    with (
+        Lab(strict=False) as lab,
+        InLine() as within,
+        Beside(lab) as beside,
+        ExitStack() as stack,
+    ):
         hosts = lab.chain(2, wires={0: beside.wire, 1: within.wire})
         configs = "", STRICT, STRICT, ""
         daemons = [

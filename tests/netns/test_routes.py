@@ -20,7 +20,7 @@ from alpha_trio.errors import RoutingError
 from alpha_trio.net.routes import cleanup
 from tools.lab import wait_until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.strict]
 
 ROOT = Path(__file__).parents[2]
 TCP, UDP, ICMP = 6, 17, 1

@@ -9,7 +9,7 @@ import pytest
 
 from tools import scale
 
-pytestmark = [pytest.mark.netns, pytest.mark.loose]
+pytestmark = pytest.mark.netns
 
 SESSIONS = 100
 RELAYED_SESSION_KB = 4

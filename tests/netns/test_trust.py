@@ -25,7 +25,7 @@ from tests.netns.traffic import (
 )
 from tools.lab import PROGRAM, Daemon, wait_until
 
-pytestmark = [pytest.mark.netns, pytest.mark.loose]
+pytestmark = pytest.mark.netns
 
 STRANGERS_KEY = key_text(bytes(range(32)))
 

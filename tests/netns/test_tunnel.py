@@ -266,6 +266,7 @@ def test_status_has_what_scripts_rely_on(pair, mode):
 
 
 @pytest.mark.parametrize("backend", ["rules", "marks"])
+@pytest.mark.strict
 def test_only_what_was_selected_takes_the_tunnel(pair, backend):
     vm1, vm2 = pair
     before = [host.snapshot() for host in pair]
@@ -284,6 +285,7 @@ def test_only_what_was_selected_takes_the_tunnel(pair, backend):
 
 
 @pytest.mark.parametrize("backend", ["marks", "none"])
+@pytest.mark.strict
 def test_other_ways_to_lead_packets_into_the_tunnel(pair, backend):
     vm1, vm2 = pair
     before = [host.snapshot() for host in pair]
@@ -304,6 +306,7 @@ def test_other_ways_to_lead_packets_into_the_tunnel(pair, backend):
 # Addresses of its own, and prefixes behind a peer
 
 
+@pytest.mark.strict
 def test_an_overlay_of_its_own(pair):
     vm1, vm2 = pair
     with (
@@ -352,6 +355,7 @@ def test_a_destination_of_no_peer_is_answered_unreachable(pair):
         assert drops(one)["no-peer"] == 1
 
 
+@pytest.mark.strict
 def test_everything_through_a_peer_but_what_has_a_better_route(lab):
     """vm1 === r1 --- vm2: vm1 reaches 203.0.113.5, at vm2, by the tunnel to r1."""
     vm1, r1, vm2 = lab.chain()
