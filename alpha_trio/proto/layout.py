@@ -28,7 +28,7 @@ from alpha_trio.proto.wire import ROUND_HEAD_SIZE, S2_TAIL
 
 HEADS_SIZE = S2_TAIL.size + FRAME_WORD_SIZE  # in front of each segment or packet
 
-_OBJECTS, _SEGMENT = 150, 50  # bytes of the objects that hold a frame, and a segment
+_OBJECTS, _SEGMENT = 210, 50  # bytes of the objects that hold a frame, and a segment
 _ROOM = bytes(ROOM)
 _WORD = Struct("!Q")
 # By depth: round head, room for the branch, index, zero, offset.

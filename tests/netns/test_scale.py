@@ -37,3 +37,9 @@ def test_memory_of_a_session_in_the_core():
     assert 1 < figures["core_idle_kb"] < IDLE_SESSION_KB
     # As much as may wait, and what keeps account of it.
     assert 7_000 < figures["core_loaded_kb"] < LOADED_SESSION_KB
+
+
+def test_memory_of_a_session_full_of_small_packets():
+    """They are mostly the objects around them, which count as well."""
+    figures = scale.measure_small_packets()
+    assert 7_000 < figures["core_small_kb"] < LOADED_SESSION_KB
