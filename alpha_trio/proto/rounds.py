@@ -70,7 +70,8 @@ class FlowQueue:
     def _longest(self) -> deque[Waiting]:
         if not self._front or not self._back:
             return self._front or self._back
-        behind = self._back[0].since < self._front[0].since
+        # Of what came in one batch a flow that has more goes before one that is new.
+        behind = self._back[0].since <= self._front[0].since
         return self._back if behind else self._front
 
     def _taken(self, waiting: Waiting) -> Waiting:
