@@ -12,6 +12,7 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -239,19 +240,28 @@ def tables(
 
 def machine(others: Iterable[OtherTunnel]) -> dict[str, Any]:
     """Return what a reader must know to compare figures with those of elsewhere."""
-    model = re.search(r"^model name\s*: (.*)$", _cpuinfo(), re.MULTILINE)
     iperf = subprocess.run(
         ["iperf3", "--version"], capture_output=True, text=True, check=True
     )
     return {
         "kernel": platform.release(),
-        "cpu": model[1] if model else platform.machine(),
+        "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
+        "python": f"{platform.python_version()} of {sys.base_prefix}",
         "alpha-trio": version("alpha-trio"),
         "iperf3": iperf.stdout.split()[1],
         **{other.name: other.version for other in others},
     }
+
+
+def _cpu() -> str:
+    """Return the processor's name, and, as virtual ones hide theirs, its numbers."""
+    fields = ("model name", "cpu family", "model")
+    found = [
+        re.search(rf"^{name}\s*: (.*)$", _cpuinfo(), re.MULTILINE) for name in fields
+    ]
+    name, family, model = (match[1] if match else "" for match in found)
+    return f"{name} ({family}/{model})" if name else platform.machine()
 
 
 def _cpuinfo() -> str:
