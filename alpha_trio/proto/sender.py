@@ -178,8 +178,9 @@ class Sender:
 
     def outgoing(self, cut: Cut, now: float) -> None:
         """Queue the segments of ``cut``; ``start`` sends them."""
-        headers, flow = bytes(cut.headers), flow_of(cut)
-        self._queue(Waiting(cut.word, headers, cut.segments, now, flow))
+        headers, segments = bytes(cut.headers), cut.segments
+        flow = flow_of(headers or segments[0])
+        self._queue(Waiting(cut.word, headers, segments, now, flow))
 
     def _queue(self, waiting: Waiting, *, in_order: bool = False) -> None:
         if in_order:
