@@ -43,6 +43,13 @@ _log = logging.getLogger("alpha_trio")
 _UNDO_SECONDS = 4.0
 """How long taking back rules and routes may last; the whole stop has five seconds."""
 
+_SWITCH_INTERVAL = 1e-4
+"""Seconds a thread may keep the one that carries packets waiting for Python's lock.
+
+Routing and saving are done in threads.  By default each wake-up, and each system call,
+beside one of them would wait up to 5 ms.
+"""
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -320,6 +327,7 @@ def _notify(state: str) -> None:
 def main(settings: Settings) -> int:
     """Run the daemon in the foreground; the exit code."""
     _log_to_stderr(settings.verbosity)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
         with _only_our_errors():
             trio.run(Node(settings).run)
