@@ -256,16 +256,11 @@ def machine(others: Iterable[OtherTunnel]) -> dict[str, Any]:
 
 def _cpu() -> str:
     """Return the processor's name, and, as virtual ones hide theirs, its numbers."""
-    fields = ("model name", "cpu family", "model")
-    found = [
-        re.search(rf"^{name}\s*: (.*)$", _cpuinfo(), re.MULTILINE) for name in fields
-    ]
-    name, family, model = (match[1] if match else "" for match in found)
-    return f"{name} ({family}/{model})" if name else platform.machine()
-
-
-def _cpuinfo() -> str:
-    return Path("/proc/cpuinfo").read_text()
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    told = dict(re.findall(r"^(.*?)\s*: (.*)$", cpuinfo, re.MULTILINE))
+    if "model name" not in told:
+        return platform.machine()
+    return f"{told['model name']} ({told.get('cpu family')}/{told.get('model')})"
 
 
 def document(options: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:

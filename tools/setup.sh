@@ -12,11 +12,18 @@ need_root() {
         fail "needs root, to make hosts as network namespaces: run sudo $0"
 }
 
+new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+makes_environments() {
+    "$1" -c 'import ensurepip' 2>/dev/null
+}
+
 # The system's interpreter before one of the user's own: distributions build theirs with
 # profiles, and one built without takes a fifth more time for each packet.
 for INTERPRETER in /usr/bin/python3 python3; do
-    "$INTERPRETER" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
-        break
+    new_enough "$INTERPRETER" && makes_environments "$INTERPRETER" && break
 done
 
 # Debian packages whose command is not there.
@@ -26,7 +33,7 @@ missing_packages() {
         tshark:tshark; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
-    "$INTERPRETER" -c 'import ensurepip' 2>/dev/null || echo python3-venv
+    makes_environments "$INTERPRETER" || echo python3-venv
 }
 
 install_packages() {
@@ -48,7 +55,7 @@ install_packages() {
 
 # Up to date means: made for this place from this pyproject.toml.
 make_environment() {
-    "$INTERPRETER" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    new_enough "$INTERPRETER" ||
         fail "needs Python 3.11 or newer, this is $("$INTERPRETER" --version)"
     venv=$ROOT/.venv
     wanted=$(
@@ -56,7 +63,7 @@ make_environment() {
     )
     [ "$(cat "$venv/stamp" 2>/dev/null)" = "$wanted" ] && return
     echo "Making the virtual environment $venv"
-    "$INTERPRETER" -m venv --clear "$venv" || fail "python3 -m venv $venv failed"
+    "$INTERPRETER" -m venv --clear "$venv" || fail "$INTERPRETER -m venv $venv failed"
     "$venv/bin/pip" install -qq --disable-pip-version-check --root-user-action \
         ignore --editable "$ROOT[dev]" || fail "pip install failed, see above"
     echo "$wanted" >"$venv/stamp"

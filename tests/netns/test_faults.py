@@ -223,6 +223,7 @@ def test_answers_from_another_address_are_dropped_with_the_reason(pair):
 # The interface and the link
 
 
+@pytest.mark.strict
 def test_the_interface_deleted_under_the_daemon(pair):
     vm1, vm2 = pair
     before = vm1.snapshot()
@@ -237,6 +238,7 @@ def test_the_interface_deleted_under_the_daemon(pair):
     assert vm1.snapshot() == before
 
 
+@pytest.mark.strict
 def test_the_interface_set_down_and_up(pair):
     vm1, vm2 = pair
     with Daemon(vm1) as one, Daemon(vm2) as two:
@@ -255,6 +257,7 @@ def test_the_interface_set_down_and_up(pair):
 
 
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.strict
 def test_the_link_goes_down_and_comes_back(pair, version):
     vm1, vm2 = pair
     near, far = (
@@ -316,6 +319,7 @@ def test_repeated_failures_are_logged_once(pair):
         one.wait_log("happened 5 times")
 
 
+@pytest.mark.strict
 def test_a_link_that_takes_less_than_before(pair):
     vm1, vm2 = pair
     with Daemon(vm1) as one, Daemon(vm2) as two:
@@ -333,6 +337,7 @@ def test_a_link_that_takes_less_than_before(pair):
 
 
 @pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.strict
 def test_a_path_that_takes_less_than_the_link(lab, version):
     """vm1 ---1500--- r1 ---1440--- r2 ---1500--- vm2: the routers say so, by ICMP."""
     vm1, r1, r2, vm2 = lab.chain(2)

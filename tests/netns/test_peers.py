@@ -212,7 +212,7 @@ def test_nonsense_is_refused_in_one_line_and_changes_nothing(
 @pytest.fixture(scope="module")
 def started():
     """A daemon with one peer, for tests that change nothing."""
-    with Lab(strict=False) as lab:
+    with Lab() as lab:
         vm1, vm2 = lab.lan(2)
         with Daemon(vm1) as one:
             add(one, "vm2", vm2.address, allow=[vm2.address, "10.7.0.0/16"])

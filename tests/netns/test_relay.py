@@ -293,6 +293,7 @@ def test_a_relay_can_be_an_end_as_well(chain, backend):
     assert r1.snapshot() == before
 
 
+@pytest.mark.strict
 def test_reverse_path_checks_may_look_at_marks(chain):
     vm1, r1, _, vm2 = chain
     r1.sysctl("net.ipv4.conf.all.src_valid_mark", 1)
@@ -337,6 +338,7 @@ def test_other_traffic_is_left_alone(chain):
 
 
 @pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill9])
+@pytest.mark.strict
 def test_open_traffic_goes_on_without_the_relay(chain, end):
     vm1, r1, _, vm2 = chain
     before = r1.snapshot()
@@ -427,6 +429,7 @@ def test_cleanup_is_told_which_interface_it_was(chain, end):
     assert r1.snapshot() == before
 
 
+@pytest.mark.strict
 def test_rules_that_are_flushed_come_back(chain):
     vm1, r1, _, vm2 = chain
     with Daemon(vm1) as one, Daemon(vm2) as two, Daemon(r1, config=CLOSED) as relay:
@@ -449,6 +452,7 @@ def test_rules_that_are_flushed_come_back(chain):
 WITHOUT_NFT = "mount --bind /dev/null /usr/sbin/nft"
 
 
+@pytest.mark.strict
 def test_iptables_where_there_is_no_nft(chain):
     vm1, r1, _, vm2 = chain
     before = r1.snapshot()
@@ -474,6 +478,7 @@ def test_iptables_where_there_is_no_nft(chain):
 
 
 @pytest.mark.parametrize("end", [Daemon.stop, Daemon.kill9])
+@pytest.mark.strict
 def test_closed_with_iptables(chain, end):
     vm1, r1, _, vm2 = chain
     relay = Daemon(prepared(r1, WITHOUT_NFT), config=CLOSED)

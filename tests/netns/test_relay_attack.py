@@ -59,12 +59,7 @@ class Ground:
 
 @pytest.fixture(scope="module")
 def ground():
-    with (
-        Lab(strict=False) as lab,
-        InLine() as within,
-        Beside(lab) as beside,
-        ExitStack() as stack,
-    ):
+    with Lab() as lab, InLine() as within, Beside(lab) as beside, ExitStack() as stack:
         hosts = lab.chain(2, wires={0: beside.wire, 1: within.wire})
         configs = "", STRICT, STRICT, ""
         daemons = [

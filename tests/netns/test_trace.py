@@ -84,7 +84,7 @@ def started(stack, hosts, configs):
 @pytest.fixture(scope="module")
 def ground():
     """For tests that change nothing but what the links do."""
-    with Lab(strict=False) as lab, ExitStack() as stack:
+    with Lab() as lab, ExitStack() as stack:
         links = [stack.enter_context(InLine()) for _ in LINKS]
         hosts = lab.chain(2, wires={n: link.wire for n, link in enumerate(links)})
         yield Ground(hosts, started(stack, hosts, ("", RELAY, RELAY, "")), links)

@@ -452,15 +452,11 @@ def test_a_removed_peer_leaves_nothing_behind():
 
 def test_a_hundred_peers_each_find_their_own_packets():
     sim = Simulation()
-    names = [f"vm{i}" for i in range(1, 101)]
-    for i, name in enumerate(names):
-        sim.host(name, f"10.1.0.{i + 1}")
-    for name in names[1:]:
-        sim.peer("vm1", name)
-        sim.peer(name, "vm1")
-    sent = {name: sim.send("vm1", name, 3) for name in names[1:]}
+    _, sessions = _star(sim, 99)
+    names = [session.name for session in sessions]
+    sent = {name: sim.send("vm1", name, 3) for name in names}
     sim.run(1)
-    assert {name: sim.hosts[name].payloads() for name in names[1:]} == sent
+    assert {name: sim.hosts[name].payloads() for name in names} == sent
 
 
 def test_deadlines_do_not_pile_up():
@@ -499,8 +495,7 @@ def test_many_that_work_in_slices_keep_no_packet_waiting(monkeypatch):
     vm1, sessions = _crowd(sim, 40)
     for session in sessions:
         session.current._open_one()
-    for number in range(len(sessions)):
-        sim.send("vm1", f"peer{number}")  # which lets the table see that there is work
+        sim.send("vm1", session.name)  # which lets the table see that there is work
     made = []
     make_some = HashChain.make_some
     monkeypatch.setattr(
@@ -524,16 +519,21 @@ def test_sessions_whose_time_has_come_at_once_take_turns():
     assert vm1.table.deadline > later
 
 
-def _crowd(sim: Simulation, count: int, keepalive: float = 0.0):
-    """A host, and its sessions with so many others."""
+def _star(sim: Simulation, count: int, keepalive: float = 0.0):
+    """A host, and what it has for so many peers."""
     vm1 = sim.host("vm1", "10.1.0.1")
-    sessions = []
-    for number in range(count):
-        sim.host(f"peer{number}", f"10.1.1.{number + 1}")
-        sessions.append(sim.peer("vm1", f"peer{number}", keepalive))
-        sim.peer(f"peer{number}", "vm1")
-    for number in range(count):
-        sim.send("vm1", f"peer{number}")
+    names = [f"peer{number}" for number in range(count)]
+    for number, name in enumerate(names):
+        sim.host(name, f"10.1.1.{number + 1}")
+        sim.peer(name, "vm1")
+    return vm1, [sim.peer("vm1", name, keepalive) for name in names]
+
+
+def _crowd(sim: Simulation, count: int, keepalive: float = 0.0):
+    """The same, and with each of them it has a session."""
+    vm1, sessions = _star(sim, count, keepalive)
+    for session in sessions:
+        sim.send("vm1", session.name)
     sim.run(1)
     assert all(session.current is not None for session in sessions)
     return vm1, sessions
