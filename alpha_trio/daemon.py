@@ -15,28 +15,29 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import fields
 
-from alpha_trio import config, hops, status
-from alpha_trio.clock import boottime
-from alpha_trio.commands import commands
-from alpha_trio.control import ControlServer, Event
+from alpha_trio.control import (
+    ControlServer,
+    commands_for,
+    status_document,
+    trace_document,
+)
 from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut
-from alpha_trio.journal import Journal
+from alpha_trio.journal import Event, Journal, address
 from alpha_trio.net import tproxy
-from alpha_trio.net.routes import Router
+from alpha_trio.net.host import boottime, has_net_admin
+from alpha_trio.net.routing import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
-from alpha_trio.privileges import has_net_admin
-from alpha_trio.proto.identity import Identity
+from alpha_trio.proto.messages import Kind
 from alpha_trio.proto.peers import PeerTable
-from alpha_trio.proto.wire import Kind
+from alpha_trio.proto.primitives import Identity
 from alpha_trio.registry import Registry
-from alpha_trio.settings import Backend, PeerSettings, Settings
+from alpha_trio.settings import Backend, PeerSettings, Settings, load_settings
 from alpha_trio.state import PeerStore
-from alpha_trio.trace import address
 
 if TYPE_CHECKING:
-    from alpha_trio.relaypath import RelayPath
+    from alpha_trio.relaying import RelayPath
 
 _log = logging.getLogger("alpha_trio")
 
@@ -109,7 +110,7 @@ class Node:
                 "no permission to create interfaces and routes (CAP_NET_ADMIN is "
                 "missing): run as root"
             )
-        self._file_settings = config.load(settings.config_file, {})
+        self._file_settings = load_settings(settings.config_file, {})
         store = stack.enter_context(PeerStore(settings.state_dir))
         self._tun = Tun.open(settings.interface, settings.disabled_offloads)
         stack.callback(self._tun.close)
@@ -148,7 +149,7 @@ class Node:
     async def _open_relay(self, stack: AsyncExitStack, identity: Identity) -> None:
         if self.settings.relay.enabled:
             # Most hosts are none, and need not hold what it takes: 1.5 MB.
-            from alpha_trio.relaypath import RelayPath
+            from alpha_trio.relaying import RelayPath
 
             self._relay = RelayPath(self.settings, self._udp, self._journal, identity)
             stack.push_async_callback(self._relay.close)
@@ -157,7 +158,7 @@ class Node:
             await trio.to_thread.run_sync(remove)
 
     async def _serve(self, signals: AsyncIterator[int]) -> None:
-        control = ControlServer(self.settings, commands(self))
+        control = ControlServer(self.settings, commands_for(self))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, signals)
             # A command that came before the saved peers are known would lose them.
@@ -190,7 +191,7 @@ class Node:
     def status(self) -> dict[str, Any]:
         """The document of ``status --json``."""
         now = boottime()
-        return status.document(
+        return status_document(
             self.settings,
             now - self._started,
             now,
@@ -236,7 +237,7 @@ class Node:
         """
         _notify("RELOADING=1")
         try:
-            wanted = config.load(self.settings.config_file, {})
+            wanted = load_settings(self.settings.config_file, {})
             summary = await self._registry.reload(wanted.peers)
         finally:
             _notify("READY=1")
@@ -283,7 +284,7 @@ class Node:
             if peer.session.negotiation.key is not None
         }
         endpoint = address(session.remote) if session.remote else name
-        return hops.document(trace, name, endpoint, names)
+        return trace_document(trace, name, endpoint, names)
 
     def stop(self) -> None:
         """Begin the orderly end."""

@@ -16,9 +16,8 @@ from math import inf
 
 import trio
 
-from alpha_trio import trace
-from alpha_trio.clock import boottime
-from alpha_trio.journal import Journal
+from alpha_trio.journal import Journal, packetlog
+from alpha_trio.net.host import boottime
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp, UdpSocket
 from alpha_trio.proto.batch import Drop, Outbox, Send
@@ -76,13 +75,13 @@ class DataPath:
         now = boottime()
         self._tun.start_batch()
         in_hand = 0  # bytes
-        tracing = trace.enabled()
+        tracing = packetlog.enabled()
         for _ in range(_PACKETS_PER_BATCH):
             frame = self._tun.read_nowait()
             if frame is None:
                 break
             if tracing:
-                trace.from_tun(frame)
+                packetlog.from_tun(frame)
             self._table.outgoing(frame, now, out)
             in_hand += len(frame)
             if in_hand >= _ENOUGH:
@@ -110,14 +109,14 @@ class DataPath:
         out = Outbox()
         while True:
             await sock.wait_readable()
-            now, tracing = boottime(), trace.enabled()
+            now, tracing = boottime(), packetlog.enabled()
             for _ in range(most):
                 received = sock.receive_nowait()
                 if received is None:
                     break
                 view, stride, remote, local = received
                 if tracing:
-                    trace.received(view, stride, remote)
+                    packetlog.received(view, stride, remote)
                 self._table.incoming(view, stride, remote, local, now, out)
                 self._flush(out, now)
                 self._drop_waiting(out)
@@ -172,7 +171,7 @@ class DataPath:
         return done
 
     def _flush_sends(self, out: Outbox) -> bool:
-        tracing = trace.enabled()
+        tracing = packetlog.enabled()
         for done, send in enumerate(out.sends):
             sock = self._udp.socket_for(send.remote)
             try:
@@ -190,7 +189,7 @@ class DataPath:
             if self._failing:
                 self._send_recovered(send)
             if tracing:
-                trace.sent(send)
+                packetlog.sent(send)
         out.sends.clear()
         return True
 
@@ -217,10 +216,10 @@ class DataPath:
             self._journal.recovered(host)
 
     def _flush_delivers(self, out: Outbox) -> None:
-        tracing = trace.enabled()
+        tracing = packetlog.enabled()
         for deliver in out.delivers:
             if tracing:
-                trace.to_tun(deliver)
+                packetlog.to_tun(deliver)
             if self._tun.write_nowait(deliver.parts):
                 counters = deliver.counters
                 counters.rx_packets += deliver.packets

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from attrs import frozen
 
-from alpha_trio.config import Backend, Offload, Settings, load
 from alpha_trio.errors import ConfigError, RoutingError
 from alpha_trio.net import netfilter, tproxy
+from alpha_trio.net.host import has_net_admin, has_net_raw
 from alpha_trio.net.udp import set_transparent
-from alpha_trio.privileges import has_net_admin, has_net_raw
+from alpha_trio.settings import Backend, Offload, Settings, load_settings
 
 _TUN = Path("/dev/net/tun")
 _SYSCTL = Path("/proc/sys/net")
@@ -84,7 +84,7 @@ def _config_file(settings: Settings) -> Check:
     if settings.config_file is None:
         return Check(True, "no config file, the defaults apply")
     try:
-        load(settings.config_file, {})
+        load_settings(settings.config_file, {})
     except ConfigError as error:
         return Check(False, str(error), "correct the config file")
     return Check(True, f"config file {settings.config_file} is valid")

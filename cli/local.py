@@ -15,7 +15,7 @@ from .app import Command, given_socket
 from .words import counted
 
 if TYPE_CHECKING:
-    from alpha_trio.config import Settings
+    from alpha_trio.settings import Settings
 
 OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
 
@@ -51,10 +51,12 @@ interface_option = click.option(
 )
 
 
-def load_settings(config: str | None, **options: Any) -> Settings:
-    from alpha_trio.config import load
+def settings_of(config: str | None, **options: Any) -> Settings:
+    from alpha_trio.settings import load_settings
 
-    return load(Path(config) if config else None, {"socket": given_socket(), **options})
+    return load_settings(
+        Path(config) if config else None, {"socket": given_socket(), **options}
+    )
 
 
 @click.command(cls=Command)
@@ -78,7 +80,7 @@ def load_settings(config: str | None, **options: Any) -> Settings:
 @click.option("--check", is_flag=True, help="Only check the configuration.")
 def run(config: str | None, check: bool, **options: Any) -> None:
     """Run the daemon in the foreground; it logs to stderr."""
-    settings = load_settings(config, **options)
+    settings = settings_of(config, **options)
     if check:
         peers = counted(len(settings.peers), "peer")
         click.echo(f"The configuration is good; it has {peers}.")
@@ -102,15 +104,15 @@ def start(settings: Settings) -> int:
 )
 def cleanup(config: str | None, keep_closed: bool, **options: Any) -> None:
     """Remove what a killed daemon has left in the kernel."""
-    settings = load_settings(config, **options)
+    settings = settings_of(config, **options)
     from alpha_trio import control
-    from alpha_trio.net import routes, tproxy
+    from alpha_trio.net import routing, tproxy
 
     # First the socket: this is where a daemon that lives is noticed.
     removed = [
         *control.cleanup(settings.socket),
         *tproxy.remove(settings.interface, closed=not keep_closed),
-        *routes.cleanup(settings),
+        *routing.cleanup(settings),
     ]
     for line in removed or ["There was nothing to clean up."]:
         click.echo(line)
@@ -120,7 +122,7 @@ def cleanup(config: str | None, keep_closed: bool, **options: Any) -> None:
 @settings_options
 def doctor(config: str | None, state_dir: str | None) -> None:
     """Check whether this host has what the tunnel needs."""
-    settings = load_settings(config, state_dir=state_dir)
+    settings = settings_of(config, state_dir=state_dir)
     from alpha_trio.doctor import checks
 
     found = checks(settings)
@@ -135,9 +137,9 @@ def doctor(config: str | None, state_dir: str | None) -> None:
 
 def saved_key(config: str | None, state_dir: str | None) -> str | None:
     """The public key of this host as the daemon saved it; None if it made none yet."""
-    settings = load_settings(config, state_dir=state_dir)
-    from alpha_trio.keys import read_identity
-    from alpha_trio.proto.identity import key_text
+    settings = settings_of(config, state_dir=state_dir)
+    from alpha_trio.proto.primitives import key_text
+    from alpha_trio.state import read_identity
 
     identity = read_identity(settings.state_dir)
     return None if identity is None else key_text(identity.public)

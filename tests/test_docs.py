@@ -12,13 +12,16 @@ import click
 import pytest
 from alpha_trio_cli.main import main
 
-from alpha_trio import registry
 from alpha_trio.journal import Journal
 from alpha_trio.proto.batch import Drop, Event, EventKind
-from alpha_trio.proto.session import State
-from alpha_trio.proto.verdict import RelayDrop, RelayEvent, RelayEventKind
-from alpha_trio.relaypath import Loss
+from alpha_trio.proto.peers import State
+from alpha_trio.proto.relay import RelayEvent, RelayEventKind
+from alpha_trio.proto.relay.verdict import RelayDrop
+from alpha_trio.registry.peer import overhead
+from alpha_trio.relaying.journal import record
+from alpha_trio.relaying.path import Loss
 from alpha_trio.settings import Mode, PeerSettings
+from tools.rooms import rooms
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -78,10 +81,20 @@ def test_files_that_are_named_exist(page):
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_every_module_has_its_place_in_the_architecture():
-    modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("alpha_trio/**/*.py")}
-    named = first_cells("docs/architecture.md", "Folders")
-    assert {name for name in modules if not name.endswith("__init__.py")} <= named
+def test_every_room_has_its_paragraph_in_the_architecture():
+    named = re.findall(r"\*\*`([\w.]+)`\*\*", section("docs/architecture.md", "Rooms"))
+    assert sorted(named) == sorted(rooms())
+
+
+@pytest.mark.parametrize("room", sorted(rooms()))
+def test_every_module_is_in_the_list_of_its_room(room):
+    modules = [name.rpartition(".")[2] for name in rooms()[room].modules]
+    if len(modules) > 1:
+        text = import_module(f"alpha_trio.{room}").__doc__
+        named = re.findall(r"^    (\w+) ", text, re.MULTILINE)
+        inside = {name for name in modules if name != room.rpartition(".")[2]}
+        assert set(named) <= {*modules}
+        assert inside <= {*re.findall(r"\w+", text)}
 
 
 def module_of(path):
@@ -133,8 +146,7 @@ def test_every_mode_is_explained_with_its_mtu():
         for mode in re.findall("`(.*?)`", modes)
     }
     assert documented == {
-        str(mode): tuple(1500 - registry.overhead(v, str(mode)) for v in (4, 6))
-        for mode in Mode
+        str(mode): tuple(1500 - overhead(v, str(mode)) for v in (4, 6)) for mode in Mode
     }
 
 
@@ -167,9 +179,9 @@ def test_the_log_line_of_every_event_is_explained(kind, caplog):
 @pytest.mark.parametrize("kind", RelayEventKind)
 def test_the_log_line_of_every_relay_event_is_explained(kind, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "alpha_trio")
-    monkeypatch.setattr("alpha_trio.journal.address", lambda remote: remote[0])
+    monkeypatch.setattr("alpha_trio.relaying.journal.address", lambda remote: remote[0])
     event = RelayEvent(kind, ("INITIATOR", 1), ("RESPONDER", 1), reason="REASON")
-    Journal().record_relay(event)
+    record(Journal(), event)
     assert set(caplog.messages) <= first_cells("docs/operations.md", "Log")
     assert caplog.messages
 

@@ -6,8 +6,8 @@ import socket
 import pytest
 from attrs import evolve
 
-from alpha_trio.config import Settings
 from alpha_trio.doctor import checks
+from alpha_trio.settings import Settings
 
 
 @pytest.fixture

@@ -1,20 +1,136 @@
-"""Imports point downward only, and the protocol core knows no system.
+"""Rooms: who may use whom, and by which face; and the core knows no system.
 
-The rules are those of docs/architecture.md.  Imports are read from the source, so
-that one within a function or for types only counts as well; what a fresh
-interpreter has loaded afterwards tells what they drag in.
+MAY_USE is the order of docs/architecture.md.  What a fresh interpreter has loaded
+afterwards tells what imports drag in.
 """
 
 import ast
 import subprocess
 import sys
-from graphlib import TopologicalSorter
-from pathlib import Path
+from collections.abc import Iterator
+from textwrap import dedent
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tools.rooms import PICTURE, ROOT, Room, imports, picture, rooms
+
 PACKAGE = ROOT / "alpha_trio"
+
+_CORE = ("proto.batch", "proto.messages", "proto.rates", "proto.primitives")
+# Each room and all that it may use, which stands above it.  Who needs more is in the
+# wrong room, or asks for something that belongs further up.
+MAY_USE = {
+    # words that everybody shares
+    "errors": (),
+    "rpc": ("errors",),
+    # the protocol core: time and bytes in, verdicts out
+    "proto.batch": (),
+    "proto.messages": ("proto.batch",),
+    "proto.rates": ("proto.batch",),
+    "proto.primitives": ("proto.batch", "proto.messages"),
+    "proto.packets": ("proto.batch", "proto.messages"),
+    "proto.traces": _CORE,
+    "proto.relay": (*_CORE, "proto.traces"),
+    "proto.handshake": _CORE,
+    "proto.transport": (*_CORE, "proto.packets", "proto.traces", "proto.handshake"),
+    "proto.peers": (
+        *_CORE,
+        "proto.packets",
+        "proto.traces",
+        "proto.handshake",
+        "proto.transport",
+    ),
+    # what the user wants, what people are told, what is kept
+    "settings": ("errors",),
+    "journal": ("proto.batch", "proto.messages", "proto.packets"),
+    "state": ("errors", "settings", "journal", "proto.messages", "proto.primitives"),
+    # the edge to Linux
+    "net.host": (),
+    "net.netfilter": ("errors",),
+    "net.tun": ("errors", "settings", "proto.batch", "proto.packets"),
+    "net.udp": ("errors", "settings", "proto.batch"),
+    "net.routing": ("errors", "settings", "net.netfilter"),
+    "net.tproxy": ("errors", "settings", "net.netfilter"),
+    "net.transit": ("errors", "settings", "proto.batch", "net.udp"),
+    # the daemon
+    "datapath": (
+        "journal",
+        "net.host",
+        "net.tun",
+        "net.udp",
+        "proto.batch",
+        "proto.peers",
+    ),
+    "registry": (
+        "errors",
+        "settings",
+        "journal",
+        "state",
+        "datapath",
+        "net.host",
+        "net.routing",
+        "proto.batch",
+        "proto.peers",
+        "proto.primitives",
+        "proto.traces",
+        "proto.transport",
+    ),
+    "control": (
+        "errors",
+        "rpc",
+        "settings",
+        "journal",
+        "registry",
+        "net.tun",
+        "net.udp",
+        "proto.batch",
+        "proto.peers",
+        "proto.primitives",
+        "proto.traces",
+    ),
+    "relaying": (
+        "proto.batch",
+        "proto.rates",
+        "proto.primitives",
+        "proto.packets",
+        "proto.traces",
+        "proto.relay",
+        "errors",
+        "settings",
+        "journal",
+        "net.host",
+        "net.netfilter",
+        "net.tproxy",
+        "net.transit",
+        "net.udp",
+    ),
+    "doctor": (
+        "errors",
+        "settings",
+        "net.host",
+        "net.netfilter",
+        "net.tproxy",
+        "net.udp",
+    ),
+    "daemon": (
+        "errors",
+        "settings",
+        "journal",
+        "state",
+        "datapath",
+        "registry",
+        "control",
+        "relaying",
+        "net.host",
+        "net.routing",
+        "net.tproxy",
+        "net.tun",
+        "net.udp",
+        "proto.messages",
+        "proto.peers",
+        "proto.primitives",
+    ),
+}
 
 # What the core may import: nothing that can read a clock, sleep, or reach a file, a
 # socket or another thread.
@@ -60,51 +176,41 @@ IMPURE = {
     "tempfile",
     "trio",
 }
-# Layers below the daemon, and all that each may know of the others.
-MAY_IMPORT = {
-    "proto": {"proto"},
-    "net": {"net", "proto.batch", "proto.frames", "config", "settings", "errors"},
-    "rpc": {"errors"},
-    "control": {"rpc", "config", "settings", "errors"},
-    "config": {"settings", "values", "errors"},
-    "values": {"settings", "errors"},
-    "settings": set(),
-    "errors": set(),
-    "clock": set(),
-}
+HOUSE = rooms()
+CORE = sorted(name for name in HOUSE if name.startswith("proto."))
 
 
-def imports(path: Path) -> set[str]:
-    """Every module a file imports, by its full name."""
+def broken_rules(house: dict[str, Room]) -> Iterator[str]:
+    """A line for each import that goes upward, or past a face."""
+    for name, room in house.items():
+        allowed = MAY_USE.get(name, ())
+        for found in room.imports:
+            place = f"{found.path}:{found.line}"
+            other = house[found.room]
+            if found.room not in allowed:
+                may = ", ".join(allowed) or "no other room"
+                yield f"{place}: {name} must not use {found.room}; it may use {may}"
+            elif found.module != f"alpha_trio.{found.room}":
+                yield (
+                    f"{place}: {found.module} is inside of {found.room}; other rooms "
+                    f"use only its face, alpha_trio.{found.room}"
+                )
+            elif other.face is not None and found.name not in {"*", *other.face}:
+                yield (
+                    f"{place}: {found.name} is not in __all__ of {found.room}, which "
+                    "is all that other rooms may use of it"
+                )
+
+
+def imported(path) -> set[str]:
+    """The top-level names of all modules that a file imports."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {_module(node.module or "", alias.name) for alias in node.names}
-    return found
-
-
-def _module(package: str, name: str) -> str:
-    """``from package import name`` imports a module of that name, if there is one."""
-    if package.split(".")[0] != PACKAGE.name:
-        return package
-    path = ROOT.joinpath(*package.split("."), name)
-    is_module = path.is_dir() or path.with_suffix(".py").exists()
-    return f"{package}.{name}" if is_module else package
-
-
-def ours(path: Path) -> set[str]:
-    """The modules of the package that a file imports, without the package's name."""
-    prefix = PACKAGE.name + "."
-    return {name.removeprefix(prefix) for name in imports(path) if prefix in name}
-
-
-def modules() -> dict[str, Path]:
-    """All modules of the package by name, without the package's name."""
-    files = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
-    names = (path.relative_to(PACKAGE).with_suffix("").parts for path in files)
-    return {".".join(name): path for name, path in zip(names, files, strict=True)}
+            found.add(node.module)
+    return {name.split(".")[0] for name in found}
 
 
 def loaded_by(*names: str) -> set[str]:
@@ -125,39 +231,78 @@ def loaded_after(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def _within(name: str, allowed: set[str]) -> bool:
-    return any(name == other or name.startswith(other + ".") for other in allowed)
+def test_every_room_has_its_rule_and_stands_below_all_it_uses():
+    assert set(MAY_USE) == set(HOUSE)
+    order = list(MAY_USE)
+    for name, used in MAY_USE.items():
+        assert all(order.index(other) < order.index(name) for other in used), name
 
 
-@pytest.mark.parametrize("name", sorted(n for n in modules() if n.startswith("proto.")))
+def test_no_rule_allows_what_nobody_does():
+    unused = {
+        name: set(allowed) - HOUSE[name].uses for name, allowed in MAY_USE.items()
+    }
+    assert not {name: rooms for name, rooms in unused.items() if rooms}
+
+
+def test_imports_go_downward_and_through_faces():
+    assert list(broken_rules(HOUSE)) == []
+
+
+def test_every_room_says_what_it_is_for_and_every_package_has_a_face():
+    for name, room in HOUSE.items():
+        assert room.purpose, name
+        if len(room.modules) > 1:
+            assert room.face, name
+
+
+WRONG = [
+    ("from alpha_trio.proto.transport import Line", "must not use proto.transport"),
+    ("from alpha_trio.proto.primitives.chain import HashChain", "is inside of"),
+    ("from alpha_trio.proto.primitives import _cut", "is not in __all__"),
+    ("def late():\n    from alpha_trio import daemon", "must not use daemon"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), WRONG)
+def test_a_wrong_import_is_named_with_its_rule(tmp_path, line, said):
+    for name in ("daemon", "proto.transport", "proto.primitives", "proto.relay"):
+        path = tmp_path.joinpath("alpha_trio", *name.split("."), "__init__.py")
+        path.parent.mkdir(parents=True)
+        path.write_text(
+            dedent('''\
+            """A room."""
+            __all__ = ["HashChain"]
+            ''')
+        )
+    (tmp_path / "alpha_trio/proto/relay/witness.py").write_text(line + "\n")
+    (told,) = broken_rules(rooms(tmp_path))
+    assert "alpha_trio/proto/relay/witness.py:" in told
+    assert said in told
+
+
+def test_the_picture_is_current():
+    assert PICTURE.read_text() == picture(HOUSE), "draw it anew: tools/rooms"
+
+
+@pytest.mark.parametrize("name", CORE)
 def test_the_core_imports_only_what_is_pure(name):
-    roots = {module.split(".")[0] for module in imports(modules()[name])}
-    assert roots <= PURE | {PACKAGE.name}
+    for path in HOUSE[name].modules.values():
+        assert imported(path) <= PURE | {PACKAGE.name}, path
 
 
 def test_the_core_loads_no_system():
-    core = [f"alpha_trio.{name}" for name in modules() if name.startswith("proto.")]
+    core = {module for name in CORE for module in HOUSE[name].modules}
     loaded = loaded_by(*core)
     assert not loaded & IMPURE
-    assert {name for name in loaded if name.startswith("alpha_trio.")} == {
-        "alpha_trio.proto",
-        *core,
-    }
+    ours = {name for name in loaded if name.startswith("alpha_trio.")}
+    assert ours == {"alpha_trio.proto", *core}
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_point_downward(name):
-    layer = name.split(".")[0]
-    if layer in MAY_IMPORT:
-        wrong = {n for n in ours(modules()[name]) if not _within(n, MAY_IMPORT[layer])}
-        assert not wrong
-    roots = {module.split(".")[0] for module in imports(modules()[name])}
-    assert "alpha_trio_cli" not in roots
-
-
-def test_no_modules_import_each_other():
-    graph = {name: ours(path) for name, path in modules().items()}
-    assert list(TopologicalSorter(graph).static_order())
+def test_nothing_imports_the_command_line():
+    for room in HOUSE.values():
+        for path in room.modules.values():
+            assert "alpha_trio_cli" not in imported(path), path
 
 
 def test_the_command_line_talks_to_the_daemon_and_does_not_load_it():
@@ -171,12 +316,13 @@ def test_the_command_line_talks_to_the_daemon_and_does_not_load_it():
 
 def test_a_daemon_that_is_no_relay_does_not_hold_one():
     loaded = loaded_by("alpha_trio.daemon")
-    assert not loaded & {"alpha_trio.relaypath", "alpha_trio.proto.relay"}
+    for room in ("alpha_trio.relaying", "alpha_trio.proto.relay"):
+        assert not {name for name in loaded if name.startswith(room)}
 
 
 LOOKING_UP = """
 from ipaddress import ip_address
-from alpha_trio.net import kernel
+from alpha_trio.net.routing import kernel
 with kernel.connect(99) as routing:
     assert routing.look_up(ip_address("127.0.0.1"), 1234).local
 """
@@ -192,4 +338,5 @@ def test_of_pyroute2_only_what_is_used_is_loaded():
 def test_only_the_commands_without_a_daemon_reach_beyond_rpc():
     for path in (ROOT / "cli").glob("*.py"):
         if path.name != "local.py":
-            assert ours(path) <= {"errors", "rpc"}, path.name
+            used = {found.room for found in imports("alpha_trio_cli", path, ROOT)}
+            assert used <= {"errors", "rpc"}, path

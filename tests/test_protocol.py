@@ -6,15 +6,17 @@ from operator import attrgetter
 
 import pytest
 
-from alpha_trio.proto import alpha, frames, report, wire
 from alpha_trio.proto.batch import Drop
+from alpha_trio.proto.messages import Control, data, handshake, header
+from alpha_trio.proto.packets import frames
+from alpha_trio.proto.traces import report
 from tests.test_docs import ROOT, section
 
 PAGE = "docs/protocol.md"
 TEXT = (ROOT / PAGE).read_text()
-CONSTANT = re.compile(r"^\| `(\w+)\.(\w+)` \| ([\d.]+) \|", re.MULTILINE)
+CONSTANT = re.compile(r"^\| `([\w.]+)\.(\w+)` \| ([\d.]+) \|", re.MULTILINE)
 ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
-COOKIE_SIZE = wire.HEADER_SIZE + wire.NONCE_SIZE + wire.COOKIE_SIZE
+COOKIE_SIZE = header.HEADER_SIZE + header.NONCE_SIZE + handshake.COOKIE_SIZE
 
 
 def below(heading):
@@ -52,21 +54,21 @@ def size_of_row(row):
 @pytest.mark.parametrize(
     ("heading", "size"),
     [
-        ("Header", wire.HEADER_SIZE),
-        ("SYN", wire.SYN_SIZE),
-        ("ACK", wire.ACK_SIZE),
-        ("ACKACK", wire.ACKACK_SIZE),
+        ("Header", header.HEADER_SIZE),
+        ("SYN", handshake.SYN_SIZE),
+        ("ACK", handshake.ACK_SIZE),
+        ("ACKACK", handshake.ACKACK_SIZE),
         ("COOKIE", COOKIE_SIZE),
-        ("Rounds", wire.ROUND_HEAD_SIZE),
-        ("S1", wire.S1_FIXED_SIZE + 8),
-        ("A1", wire.A1_SIZE),
-        ("S2", wire.S2_SIZE),
-        ("A2", wire.ROUND_HEAD_SIZE + wire.A2_OPENING.size + 8),
+        ("Rounds", data.ROUND_HEAD_SIZE),
+        ("S1", data.S1_FIXED_SIZE + 8),
+        ("A1", data.A1_SIZE),
+        ("S2", data.S2_SIZE),
+        ("A2", data.ROUND_HEAD_SIZE + data.A2_OPENING.size + 8),
         ("Bodies", frames.FRAME_WORD_SIZE),
         ("Associations", 4 + 16),
         ("Traces", 4 + 16),
         ("REPORT", report.REPORT_SIZE),
-        ("Plain mode", wire.DATA_SIZE),
+        ("Plain mode", data.DATA_SIZE),
     ],
 )
 def test_drawings_have_the_size_of_the_messages(heading, size):
@@ -74,7 +76,7 @@ def test_drawings_have_the_size_of_the_messages(heading, size):
 
 
 @pytest.mark.parametrize(
-    ("heading", "numbers"), [("Header", wire.Kind), ("Associations", alpha.Control)]
+    ("heading", "numbers"), [("Header", header.Kind), ("Associations", Control)]
 )
 def test_numbers_of_messages(heading, numbers):
     rows = re.findall(r"^\| (\d+) \| `?(\w+)`? \|", below(heading), re.MULTILINE)
@@ -85,7 +87,7 @@ def test_numbers_of_messages(heading, numbers):
 
 def test_functions_that_hold_the_rules_exist():
     named = re.findall(
-        r"`(\w+)\.([A-Za-z]\w*(?:\.\w+)?)`", section(PAGE, "Security argument")
+        r"`(\w+\.\w+)\.([A-Za-z]\w*(?:\.\w+)?)`", section(PAGE, "Security argument")
     )
     assert len(named) > 20
     for module, path in named:

@@ -6,23 +6,33 @@ from collections.abc import Iterable
 import pytest
 from attrs import evolve
 
-from alpha_trio.proto import acks, chain, cipher, cookies, presign
-from alpha_trio.proto.alpha import LATER_SPACING, AlphaTransport, trace_message
 from alpha_trio.proto.batch import Counters, Drop, Outbox
-from alpha_trio.proto.frames import Cut
-from alpha_trio.proto.handshake import FIRST_SPACING, HalfOpen, Initiation
-from alpha_trio.proto.identity import Identity
-from alpha_trio.proto.line import Line
-from alpha_trio.proto.plain import Arrival, PlainTransport
-from alpha_trio.proto.report import Counts, Report, Role, parse_report_untrusted
-from alpha_trio.proto.sender import MODES
-from alpha_trio.proto.wire import (
+from alpha_trio.proto.handshake import cookies
+from alpha_trio.proto.handshake.exchange import FIRST_SPACING, HalfOpen, Initiation
+from alpha_trio.proto.messages import (
     Cookie,
     parse_ack_untrusted,
     parse_ackack_untrusted,
     parse_cookie_untrusted,
     parse_syn_untrusted,
 )
+from alpha_trio.proto.packets import Cut
+from alpha_trio.proto.primitives import Identity, acks, chain, cipher, presign
+from alpha_trio.proto.traces import (
+    Counts,
+    Report,
+    Role,
+    parse_report_untrusted,
+    trace_message,
+)
+from alpha_trio.proto.transport import (
+    MODES,
+    AlphaTransport,
+    Arrival,
+    Line,
+    PlainTransport,
+)
+from alpha_trio.proto.transport.alpha import LATER_SPACING
 from tests.reference import vectors
 from tests.reference.alpha import unlimited
 

@@ -37,8 +37,14 @@ from random import Random
 from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
-from alpha_trio.proto import frames
-from alpha_trio.proto.wire import CONTROL, HEADER_SIZE, RELIABLE, ROUND_HEAD_SIZE, Kind
+from alpha_trio.proto.messages import (
+    CONTROL,
+    HEADER_SIZE,
+    RELIABLE,
+    ROUND_HEAD_SIZE,
+    Kind,
+)
+from alpha_trio.proto.packets import frames
 from tools.lab import Host, Lab, join
 
 PORT = 1234

@@ -23,8 +23,8 @@ from attrs import asdict, evolve, frozen
 from rich.console import Console
 from rich.table import Table
 
-from alpha_trio import values
 from alpha_trio.errors import ConfigError
+from alpha_trio.settings import values
 from tools import measure
 from tools.contenders import AlphaTrio, Contender, PlainLink, Relayed, Session
 from tools.lab import Host, Lab, run_tool

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from alpha_trio.proto.wire import CONTROL, Kind
+from alpha_trio.proto.messages import CONTROL, Kind
 from tools import measure, relay_demo
 from tools.lab import Daemon, Host, Lab, LabError, run_tool, shell_command, wait_until
 from tools.stage import alpha_trio, heading, show, show_command, start, stop

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from random import Random
 from struct import Struct
 
-from alpha_trio.proto.wire import (
+from alpha_trio.proto.messages import (
     A1_SIZE,
-    ANCHOR_SIZE,
     CONTROL,
     HEADER_SIZE,
     KEY_SIZE,
@@ -29,6 +28,7 @@ from alpha_trio.proto.wire import (
     Kind,
     Syn,
 )
+from alpha_trio.proto.messages.handshake import ANCHOR_SIZE
 from tools.attacker import Forgery, Sight
 
 _TAG_SIZE = 8

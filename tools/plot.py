@@ -28,7 +28,7 @@ from xml.sax.saxutils import escape
 from attrs import frozen
 from rich.console import Console
 
-from alpha_trio.proto.wire import ROUND_HEAD_SIZE, Kind
+from alpha_trio.proto.messages import ROUND_HEAD_SIZE, Kind
 from tools.attacker import Beside, Flood, Sight
 from tools.bench import machine, number, writable
 from tools.lab import Daemon, Host, Lab, LabError, run_tool

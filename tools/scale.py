@@ -30,14 +30,14 @@ import trio
 from attrs import define, field
 from rich.console import Console
 
-from alpha_trio.clock import boottime
+from alpha_trio.net.host import boottime
 from alpha_trio.net.udp import UdpSocket
 from alpha_trio.proto.batch import Outbox
-from alpha_trio.proto.handshake import HalfOpen, Initiation
-from alpha_trio.proto.identity import Identity
+from alpha_trio.proto.handshake.exchange import HalfOpen, Initiation
+from alpha_trio.proto.messages import SUITE_ALPHA
 from alpha_trio.proto.peers import PeerTable
+from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.relay import Relay, RelayPolicy
-from alpha_trio.proto.wire import SUITE_ALPHA
 from tools import measure
 from tools.bench import number
 from tools.contenders import next_hop

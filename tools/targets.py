@@ -19,10 +19,8 @@ from tempfile import TemporaryDirectory
 
 from attrs import Factory, define, field, frozen
 
-from alpha_trio import config, rpc
+from alpha_trio import rpc
 from alpha_trio.errors import ConfigError, StateError
-from alpha_trio.proto import frames, plain, sender, wire
-from alpha_trio.proto.alpha import MOST_ASSOCIATIONS, AlphaTransport, Control
 from alpha_trio.proto.batch import (
     MAX_DATAGRAMS,
     MAX_SEND_BYTES,
@@ -30,16 +28,38 @@ from alpha_trio.proto.batch import (
     Counters,
     Outbox,
 )
-from alpha_trio.proto.cookies import ADDRESSES_KEPT
-from alpha_trio.proto.frames import Cut
-from alpha_trio.proto.identity import Identity
-from alpha_trio.proto.peers import KNOCKING_HOSTS, PeerTable
-from alpha_trio.proto.plain import Transport
-from alpha_trio.proto.receiver import MAX_ASSOCIATIONS
-from alpha_trio.proto.report import Counts, Report, Role, parse_report_untrusted
-from alpha_trio.proto.runs import Bodies, split
-from alpha_trio.proto.session import QUEUE_PACKETS, Session
-from alpha_trio.proto.wire import BadPacket
+from alpha_trio.proto.messages import (
+    COOKIE_SIZE,
+    HEADER,
+    MAX_ASSOCIATIONS,
+    NONCE_SIZE,
+    VERSION,
+    Ack,
+    AckAck,
+    BadPacket,
+    Bodies,
+    Control,
+    Cookie,
+    Kind,
+    Syn,
+    parse_ack_untrusted,
+    parse_ackack_untrusted,
+    parse_cookie_untrusted,
+    parse_syn_untrusted,
+    split,
+)
+from alpha_trio.proto.packets import Cut, frames
+from alpha_trio.proto.peers import PeerTable, Session
+from alpha_trio.proto.peers.table import KNOCKING_HOSTS
+from alpha_trio.proto.peers.waiting import QUEUE_PACKETS
+from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.rates import ADDRESSES_KEPT
+from alpha_trio.proto.traces import Counts, Report, Role, parse_report_untrusted
+from alpha_trio.proto.transport import AlphaTransport, Transport
+from alpha_trio.proto.transport.alpha import MOST_ASSOCIATIONS
+from alpha_trio.proto.transport.delivery import deliver_untrusted
+from alpha_trio.proto.transport.sender import HELD_BYTES
+from alpha_trio.settings import load_settings
 from alpha_trio.state import PeerStore
 
 PORT = 1234
@@ -276,7 +296,7 @@ def bounds(end: End) -> Iterator[tuple[str, int, int]]:
     """What could grow, how large it is, and how large it may be."""
     table, session = end.table, end.session
     yield "connection ids", len(table._by_id), 4
-    yield "first words", len(table._by_word), 2 * len(wire.Kind)
+    yield "first words", len(table._by_word), 2 * len(Kind)
     yield "strangers", len(table.knocking), KNOCKING_HOSTS
     yield "proven addresses", len(table._door._addresses), ADDRESSES_KEPT
     yield "planned deadlines", len(table._heap), 1_000
@@ -289,7 +309,7 @@ def bounds(end: End) -> Iterator[tuple[str, int, int]]:
 def _bounds_of_rounds(transport: AlphaTransport) -> Iterator[tuple[str, int, int]]:
     rounds, receiver = transport.sender, transport.receiver
     held = rounds.queued_bytes + rounds.under_way_bytes
-    yield "bytes held", held, sender.HELD_BYTES
+    yield "bytes held", held, HELD_BYTES
     yield "associations out", len(rounds.associations), 2 * MOST_ASSOCIATIONS
     yield "associations in", len(receiver.associations), MAX_ASSOCIATIONS
     yield "chains being made", len(transport._making), MAX_ASSOCIATIONS
@@ -334,10 +354,10 @@ def mangled(world: World, choices: Choices) -> tuple[bytes, int, str]:
 
 def invented(end: End, choices: Choices) -> bytes:
     """Bytes of the fuzzer's, mostly with a head that leads to a session."""
-    kind, text = 1 + choices.number(len(wire.Kind)), choices.text()
+    kind, text = 1 + choices.number(len(Kind)), choices.text()
     ids = [*end.table._by_id, 0]
     receiver = ids[choices.number(len(ids))]
-    return wire.HEADER.pack(kind, wire.VERSION, 0, receiver) + text
+    return HEADER.pack(kind, VERSION, 0, receiver) + text
 
 
 def peers(data: bytes) -> None:
@@ -358,10 +378,10 @@ def peers(data: bytes) -> None:
 
 def messages(data: bytes) -> None:
     """Messages read field by field: BadPacket, or what packs to the same bytes."""
-    parsers: tuple[Callable[[bytes], wire.Syn | wire.Ack | wire.AckAck], ...] = (
-        wire.parse_syn_untrusted,
-        wire.parse_ack_untrusted,
-        wire.parse_ackack_untrusted,
+    parsers: tuple[Callable[[bytes], Syn | Ack | AckAck], ...] = (
+        parse_syn_untrusted,
+        parse_ack_untrusted,
+        parse_ackack_untrusted,
     )
     for parse in parsers:
         with suppress(BadPacket):
@@ -369,7 +389,7 @@ def messages(data: bytes) -> None:
             # Of kind and version the caller has made sure; fillers may be anything.
             insist(packed[4:12] == data[4:12], "what was parsed packs as it came")
     with suppress(BadPacket):
-        cookie = wire.parse_cookie_untrusted(data).pack()
+        cookie = parse_cookie_untrusted(data).pack()
         insist(cookie[4:] == data[4:], "what was parsed packs as it came")
     with suppress(BadPacket):
         report = parse_report_untrusted(data)
@@ -395,7 +415,7 @@ def joining(data: bytes) -> None:
     words = words[: -(-len(text) // size)]
     out = Outbox()
     counters = Counters()
-    plain.deliver_untrusted(words, bodies, has_header, out, counters)
+    deliver_untrusted(words, bodies, has_header, out, counters)
     for deliver in out.delivers:
         packets = frames.finished(deliver.parts)
         insist(len(packets) == deliver.packets, "a delivery has its packets")
@@ -425,7 +445,7 @@ def settings(data: bytes) -> None:
     """A config file: ConfigError of one line, or settings."""
     _CONFIG.write_bytes(data)
     try:
-        config.load(_CONFIG, {})
+        load_settings(_CONFIG, {})
     except ConfigError as error:
         insist("\n" not in str(error), "an error is one line")
 
@@ -459,8 +479,8 @@ def _handshake() -> list[bytes]:
     """SYN, ACK and ACKACK of a genuine handshake, a COOKIE and a REPORT."""
     world = World("adaptive", Random(1))
     world.meet(3)
-    cookie = wire.Cookie(7, bytes(wire.NONCE_SIZE), bytes(wire.COOKIE_SIZE))
-    identity, nonce = Identity(bytes(32)), bytes(wire.NONCE_SIZE)
+    cookie = Cookie(7, bytes(NONCE_SIZE), bytes(COOKIE_SIZE))
+    identity, nonce = Identity(bytes(32)), bytes(NONCE_SIZE)
     report = Report(7, nonce, identity.public, Role.RELAY, Counts(1), Counts(2))
     return [*list(world.old)[:3], cookie.pack(), report.signed(identity)]
 

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 
-from alpha_trio.config import Fail, Settings
 from alpha_trio.errors import RoutingError
 from alpha_trio.net import netfilter
+from alpha_trio.settings import Fail, Settings
 
 _LOOPBACKS = {4: "127.0.0.1", 6: "::1"}
 _ENDS = ("dport", "sport")  # answers to a host behind NAT have only the second

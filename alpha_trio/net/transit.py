@@ -18,16 +18,10 @@ from typing import NamedTuple
 import trio
 from attrs import define, field
 
-from alpha_trio.config import Backend, Offload, Settings
 from alpha_trio.errors import StartError
-from alpha_trio.net.udp import (
-    Ancillary,
-    Udp,
-    UdpSocket,
-    grow_buffers,
-    set_transparent,
-)
+from alpha_trio.net.udp import Ancillary, Udp, UdpSocket, grow_buffers, set_transparent
 from alpha_trio.proto.batch import Remote
+from alpha_trio.settings import Backend, Offload, Settings
 
 _SOL_UDP, _UDP_GRO = 17, 104
 _IP_PKTINFO, _IP_RECVTTL, _IP_RECVTOS, _IP_MTU, _IP_ORIGDSTADDR = 8, 12, 13, 14, 20

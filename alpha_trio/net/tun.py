@@ -19,10 +19,10 @@ from struct import Struct
 import trio
 from attrs import define, field
 
-from alpha_trio.config import Offload
 from alpha_trio.errors import DeviceLost, StartError
-from alpha_trio.proto import frames
 from alpha_trio.proto.batch import Buffer
+from alpha_trio.proto.packets import frames
+from alpha_trio.settings import Offload
 
 _DEVICE = "/dev/net/tun"
 _IFREQ = Struct("16sH22x")  # interface name, flags

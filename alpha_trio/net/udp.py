@@ -25,9 +25,9 @@ from typing import NamedTuple
 import trio
 from attrs import define, field
 
-from alpha_trio.config import Offload
 from alpha_trio.errors import StartError
 from alpha_trio.proto.batch import Remote, Send
+from alpha_trio.settings import Offload
 
 _log = logging.getLogger(__name__)
 

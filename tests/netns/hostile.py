@@ -13,7 +13,7 @@ import random
 from collections import Counter, deque
 from pathlib import Path
 
-from alpha_trio.proto.wire import (
+from alpha_trio.proto.messages import (
     HEADER_SIZE,
     KEY_SIZE,
     ROUND,

@@ -16,9 +16,10 @@ from ipaddress import ip_address, ip_interface, ip_network
 
 import trio
 
-from alpha_trio.config import Backend, RoutingSettings, Selection, Settings
 from alpha_trio.errors import RoutingError
-from alpha_trio.net.routes import PeerRoute, Router
+from alpha_trio.net.routing import PeerRoute, Router
+from alpha_trio.settings import Backend, Selection, Settings
+from alpha_trio.settings.model import RoutingSettings
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from alpha_trio.proto.wire import Kind
+from alpha_trio.proto.messages import Kind
 from tools.attacker import PORT, Beside, Flood, InLine, Watch, Way
 from tools.lab import wait_until
 

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from alpha_trio.proto.wire import Kind
+from alpha_trio.proto.messages import Kind
 from tests.netns.traffic import Forger, introduce, peer, ping, send_tcp
 from tests.reference import alpha, vectors
 from tools.lab import Daemon, wait_until

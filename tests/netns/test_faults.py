@@ -10,7 +10,8 @@ import random
 
 import pytest
 
-from alpha_trio.proto.wire import ANCHOR_SIZE, HEADER, KEY_SIZE, VERSION, Kind, Syn
+from alpha_trio.proto.messages import HEADER, KEY_SIZE, VERSION, Kind, Syn
+from alpha_trio.proto.messages.handshake import ANCHOR_SIZE
 from tests.netns.traffic import (
     OVERHEAD,
     Forger,

@@ -19,7 +19,7 @@ from random import Random
 
 import pytest
 
-from alpha_trio.proto.wire import KEY_SIZE
+from alpha_trio.proto.messages import KEY_SIZE
 from tests.netns.hostile import (
     DEEDS,
     Mallory,

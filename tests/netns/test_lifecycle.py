@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from alpha_trio.proto.wire import Kind
+from alpha_trio.proto.messages import Kind
 from tests.netns.traffic import (
     Tap,
     add,

@@ -16,7 +16,7 @@ import struct
 
 import pytest
 
-from alpha_trio.proto.wire import Kind
+from alpha_trio.proto.messages import Kind
 from tests.netns.test_lifecycle import start_and_fail
 from tests.netns.traffic import (
     PATIENCE,

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from attrs import define, frozen
 
-from alpha_trio.proto.wire import Kind
+from alpha_trio.proto.messages import Kind
 from tests.netns.hostile import memory
 from tests.netns.test_hostile import kernel_errors
 from tests.netns.traffic import add, flowing, introduce, peer, ping

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from alpha_trio.config import RoutingSettings, Settings
 from alpha_trio.errors import RoutingError
-from alpha_trio.net.routes import cleanup
+from alpha_trio.net.routing import cleanup
+from alpha_trio.settings import Settings
+from alpha_trio.settings.model import RoutingSettings
 from tools.lab import wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.strict]

@@ -11,8 +11,8 @@ from base64 import b64decode
 
 import pytest
 
-from alpha_trio.proto.identity import fingerprint, key_text
-from alpha_trio.proto.wire import Kind
+from alpha_trio.proto.messages import Kind
+from alpha_trio.proto.primitives import fingerprint, key_text
 from tests.netns.traffic import (
     Stream,
     Tap,

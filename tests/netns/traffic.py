@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import ip_address
 
-from alpha_trio.proto import frames
+from alpha_trio.proto.packets import frames
 from tools.lab import Host, wait_until
 
 PORT = 1234

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from alpha_trio.proto import alpha
+from alpha_trio.proto.transport import alpha
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,17 +9,15 @@ from random import Random
 
 from attrs import define, field, frozen
 
-from alpha_trio.proto import frames
-from alpha_trio.proto.alpha import AlphaTransport
 from alpha_trio.proto.batch import Counters, Drop, Outbox
-from alpha_trio.proto.frames import Cut, cut
-from alpha_trio.proto.handshake import Agreement, Offer
-from alpha_trio.proto.identity import Identity
-from alpha_trio.proto.line import Line
-from alpha_trio.proto.plain import Arrival
-from alpha_trio.proto.sender import MODES
-from alpha_trio.proto.wire import HEADER_SIZE, ROUND, Ack, Kind, Syn
-from tests.proto.packets import Packet
+from alpha_trio.proto.handshake import Agreement
+from alpha_trio.proto.handshake.exchange import Offer
+from alpha_trio.proto.messages import HEADER_SIZE, ROUND, Ack, Kind, Syn
+from alpha_trio.proto.packets import Cut, frames
+from alpha_trio.proto.packets.frames import cut
+from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.transport import MODES, AlphaTransport, Arrival, Line
+from tests.proto.inner import Packet
 
 HERE, THERE = ("192.168.10.60", 1234), ("192.168.10.61", 1234)
 ELSEWHERE = ("192.0.2.7", 4321)

@@ -10,11 +10,12 @@ from random import Random
 
 from attrs import define, field
 
-from alpha_trio.proto.handshake import HalfOpen, Initiation
-from alpha_trio.proto.identity import Identity
-from alpha_trio.proto.relay import Relay, RelayDrop, RelayPolicy, Unseen
-from alpha_trio.proto.wire import SUITE_ALPHA, Kind
-from alpha_trio.proto.witness import ASSOCIATION_COST
+from alpha_trio.proto.handshake.exchange import HalfOpen, Initiation
+from alpha_trio.proto.messages import SUITE_ALPHA, Kind
+from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.relay import Relay, RelayPolicy, Unseen
+from alpha_trio.proto.relay.verdict import RelayDrop
+from alpha_trio.proto.relay.witness import ASSOCIATION_COST
 from tests.proto.ends import HERE, SIZE, THERE, End, _end, batch, of_kind
 from tests.proto.simulation import Link, Simulation, remote_of
 

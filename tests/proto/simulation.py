@@ -22,14 +22,13 @@ from random import Random
 
 from attrs import Factory, define, field, frozen
 
-from alpha_trio.proto import frames
 from alpha_trio.proto.batch import Deliver, Drop, Event, EventKind, Outbox
-from alpha_trio.proto.identity import Identity
-from alpha_trio.proto.peers import PeerTable
-from alpha_trio.proto.plain import OVERHEAD
-from alpha_trio.proto.session import Session, State
-from alpha_trio.proto.wire import SUITE_PLAIN, Kind, Syn
-from tests.proto.packets import ICMP, Packet, Parsed, parse
+from alpha_trio.proto.messages import SUITE_PLAIN, Kind, Syn
+from alpha_trio.proto.packets import frames
+from alpha_trio.proto.peers import PeerTable, Session, State
+from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.transport.modes import PLAIN_OVERHEAD
+from tests.proto.inner import ICMP, Packet, Parsed, parse
 
 PORT = 1234
 DELAY = 0.01  # seconds a datagram takes
@@ -325,7 +324,7 @@ class Simulation:
         host.table.incoming(view, stride, sender, b"local", self.now, host.out)
         # Messages without a packet in them may be dropped and counted, too.
         messages = [data[i : i + stride] for i in range(0, len(data), stride)]
-        carrying = sum(m[0] == Kind.DATA and len(m) > OVERHEAD for m in messages)
+        carrying = sum(m[0] == Kind.DATA and len(m) > PLAIN_OVERHEAD for m in messages)
         inward = host.ledger()[1] - before[1]
         if host.exact:
             assert carrying <= inward <= len(messages), host.drops() - drops

@@ -7,18 +7,18 @@ import pytest
 from attrs import evolve
 
 from alpha_trio.proto.batch import Drop, Outbox
-from alpha_trio.proto.cookies import SECRET_LIFETIME, Doorkeeper
-from alpha_trio.proto.handshake import HalfOpen, Initiation
-from alpha_trio.proto.identity import Identity
-from alpha_trio.proto.peers import PeerTable
-from alpha_trio.proto.session import Session, State
-from alpha_trio.proto.wire import (
+from alpha_trio.proto.handshake import Doorkeeper
+from alpha_trio.proto.handshake.cookies import SECRET_LIFETIME
+from alpha_trio.proto.handshake.exchange import HalfOpen, Initiation
+from alpha_trio.proto.messages import (
     Kind,
     parse_ack_untrusted,
     parse_cookie_untrusted,
     parse_syn_untrusted,
 )
-from tests.proto.packets import Packet
+from alpha_trio.proto.peers import PeerTable, Session, State
+from alpha_trio.proto.primitives import Identity
+from tests.proto.inner import Packet
 from tests.proto.simulation import Simulation
 
 PEER = ("192.168.10.61", 1234)

@@ -19,27 +19,36 @@ from random import Random
 import pytest
 
 import alpha_trio
-from alpha_trio.proto import chain, sender
-from alpha_trio.proto.acks import AckTree
-from alpha_trio.proto.alpha import LATER_SPACING, RENEW_BELOW, Control
 from alpha_trio.proto.batch import Drop
-from alpha_trio.proto.chain import MAX_SKIP, ChainVerifier, HashChain
-from alpha_trio.proto.presign import NODE_SIZE, Checker, Presigner, key_block
-from alpha_trio.proto.receiver import MAX_ASSOCIATIONS
-from alpha_trio.proto.wire import (
+from alpha_trio.proto.messages import (
     CONTROL,
     HEADER_SIZE,
+    MAX_ASSOCIATIONS,
     MAX_RELIABLE,
+    NODE_SIZE,
     RELIABLE,
     ROUND,
     ROUND_HEAD_SIZE,
     S1_COUNTS,
     S1_FIXED_SIZE,
     S2_TAIL,
+    Control,
     Kind,
 )
+from alpha_trio.proto.primitives import (
+    AckTree,
+    ChainVerifier,
+    Checker,
+    HashChain,
+    Presigner,
+    chain,
+)
+from alpha_trio.proto.primitives.chain import MAX_SKIP
+from alpha_trio.proto.primitives.presign import key_block
+from alpha_trio.proto.transport import sender
+from alpha_trio.proto.transport.alpha import LATER_SPACING, RENEW_BELOW
 from tests.proto.ends import Ends, batch, changed, head, of_kind, packets_of
-from tests.proto.packets import Packet
+from tests.proto.inner import Packet
 from tests.proto.simulation import Hostile, Simulation
 
 TAG = 8

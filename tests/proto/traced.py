@@ -8,11 +8,10 @@ from heapq import heappush
 
 from attrs import define, field
 
-from alpha_trio.proto.alpha import Control
-from alpha_trio.proto.identity import Identity
+from alpha_trio.proto.messages import CONTROL, HEADER_SIZE, S2_SIZE, Control, Kind
+from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.relay import Relay, RelayPolicy, Unseen
-from alpha_trio.proto.report import Report, Role, packed_address
-from alpha_trio.proto.wire import CONTROL, HEADER_SIZE, S2_SIZE, Kind
+from alpha_trio.proto.traces import Report, Role, packed_address
 from tests.proto.simulation import DELAY, Sent, Simulation, remote_of
 
 HOPS = 64  # hop limit of what a host sends

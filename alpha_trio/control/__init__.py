@@ -1,0 +1,26 @@
+"""The control plane: who asks the daemon, and what it answers.
+
+In come requests over a Unix socket; out go documents, events, and calls of the node.
+The messages themselves are in rpc.py, which the command line shares: it must not load
+all of this.
+
+    server      a task for each client
+    listener    the socket: whose it is, who may connect, what is left of it
+    commands    what each command takes, checks, asks of the node, and answers
+    status      the document of ``status --json``
+    hops        the document of ``trace --json``
+"""
+
+from alpha_trio.control.commands import commands_for
+from alpha_trio.control.hops import trace_document
+from alpha_trio.control.listener import cleanup
+from alpha_trio.control.server import ControlServer
+from alpha_trio.control.status import status_document
+
+__all__ = [
+    "ControlServer",
+    "cleanup",
+    "commands_for",
+    "status_document",
+    "trace_document",
+]

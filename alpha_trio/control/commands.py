@@ -1,0 +1,205 @@
+"""The control commands: what each takes, checks, asks of the node, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import trio
+
+from alpha_trio.control.server import Command
+from alpha_trio.errors import PeerError, UnknownPeer
+from alpha_trio.journal import Event
+from alpha_trio.settings import PeerSettings, Settings, parse_peer, peer_values
+
+Args = Mapping[str, Any]
+
+STOPPING: Event = {"event": "stopping"}
+DEFAULT_SECONDS = 2.0  # of a trace
+MOST_SECONDS = 3600.0
+
+
+class NodeAPI(Protocol):
+    """What the commands need of the running daemon."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    def status(self) -> dict[str, Any]:
+        """The document of ``status --json``."""
+
+    def peers(self) -> list[tuple[PeerSettings, str]]:
+        """Every peer with its origin: ``config`` (the file) or ``state`` (added)."""
+
+    async def add_peer(self, peer: PeerSettings, take_over: bool) -> bool:
+        """Return False if it was there already with the same settings.
+
+        ``take_over``: its prefixes may be taken from peers that hold them now.
+        Raise PeerError if it exists with other settings, or cannot be added.
+        """
+
+    async def set_peer(self, peer: PeerSettings, take_over: bool) -> None:
+        """Replace the settings of an existing peer; raise UnknownPeer, PeerError."""
+
+    async def remove_peer(self, name: str) -> None:
+        """Raise UnknownPeer."""
+
+    async def forget_pin(self, name: str) -> None:
+        """Forget the key a peer showed at the first contact; the next one counts.
+
+        Nothing happens if none is pinned.  Raise UnknownPeer, StateError.
+        """
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Names of the peers under ``added``, ``changed`` and ``removed``.
+
+        Raise ConfigError if the file is bad; then nothing was changed.
+        """
+
+    async def wait_established(self, name: str) -> None:
+        """Ask the peer for a session, return when there is one; raise UnknownPeer."""
+
+    async def trace(self, name: str, seconds: float) -> dict[str, Any]:
+        """The document of ``trace --json``; it takes ``seconds`` and a moment more.
+
+        Raise UnknownPeer, PeerError if there is nothing to trace, TimedOut.
+        """
+
+    def stop(self) -> None:
+        """Begin the orderly end of the daemon."""
+
+    def subscribe(
+        self,
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Event]]:
+        """All events from here on; see control.EventHub."""
+
+
+def commands_for(node: NodeAPI) -> dict[str, Command]:
+    """All commands by the name they have on the socket."""
+    handlers = Handlers(node)
+    return {
+        "status": handlers.status,
+        "peers.add": handlers.add,
+        "peers.set": handlers.set,
+        "peers.remove": handlers.remove,
+        "peers.list": handlers.list,
+        "peers.show": handlers.show,
+        "reload": handlers.reload,
+        "wait": handlers.wait,
+        "trace": handlers.trace,
+        "stop": handlers.stop,
+        "monitor": handlers.monitor,
+    }
+
+
+class Handlers:
+    """One method per command; ``args`` is what the client sent, unchecked."""
+
+    def __init__(self, node: NodeAPI) -> None:
+        self._node = node
+
+    async def status(self, args: Args) -> dict[str, Any]:
+        return self._node.status()
+
+    async def add(self, args: Args) -> dict[str, Any]:
+        name = _name(args)
+        peer = parse_peer(name, _settings(args), "peers add")
+        added = await self._node.add_peer(peer, _take_over(args))
+        return {"added": added}
+
+    async def set(self, args: Args) -> None:
+        """Change only the settings that are named; the others stay.
+
+        To empty the key is to trust the next contact, so a pinned key goes as well.
+        """
+        current, _ = self._find(args)
+        given = _settings(args)
+        values = peer_values(current)
+        if "endpoint" in given:
+            # HOST[:PORT] is one setting: a new host does not inherit the old port.
+            values.pop("port", None)
+        values |= given
+        peer = parse_peer(current.name, values, "peers set")
+        await self._node.set_peer(peer, _take_over(args))
+        if "key" in given and peer.key is None:
+            await self._node.forget_pin(peer.name)
+
+    async def remove(self, args: Args) -> None:
+        await self._node.remove_peer(_name(args))
+
+    async def list(self, args: Args) -> list[dict[str, Any]]:
+        return [_document(peer, origin) for peer, origin in self._node.peers()]
+
+    async def show(self, args: Args) -> dict[str, Any]:
+        """The settings, and the key that counts, which may have been pinned."""
+        peer, origin = self._find(args)
+        listed = self._node.status()["peers"]
+        entry = next(entry for entry in listed if entry["name"] == peer.name)
+        known = {"key": entry["key"], "key_source": entry["key_source"]}
+        return _document(peer, origin) | known
+
+    async def reload(self, args: Args) -> dict[str, Any]:
+        return dict(await self._node.reload())
+
+    async def wait(self, args: Args) -> AsyncGenerator[Event, None]:
+        """A stream of one event: unlike a plain result it ends when the client goes."""
+        name = _name(args)
+        await self._node.wait_established(name)
+        yield {"event": "established", "peer": name}
+
+    async def trace(self, args: Args) -> AsyncGenerator[Event, None]:
+        """A stream of one event, too: nobody waits for the answers in vain."""
+        yield await self._node.trace(_name(args), _seconds(args))
+
+    async def stop(self, args: Args) -> AsyncGenerator[Event, None]:
+        """Answer first: once the daemon stops, nothing is sent any more."""
+        yield STOPPING
+        self._node.stop()
+
+    async def monitor(self, args: Args) -> AsyncGenerator[Event, None]:
+        async with self._node.subscribe() as events:
+            async for event in events:
+                yield event
+
+    def _find(self, args: Args) -> tuple[PeerSettings, str]:
+        name = _name(args)
+        for peer, origin in self._node.peers():
+            if peer.name == name:
+                return peer, origin
+        raise UnknownPeer(f"no peer is called {name!r}: see 'alpha-trio peers list'")
+
+
+def _name(args: Args) -> str:
+    name = args.get("name")
+    if not isinstance(name, str):
+        raise PeerError(f"the name of a peer must be text, not {name!r}: give a name")
+    return name
+
+
+def _seconds(args: Args) -> float:
+    seconds = args.get("seconds", DEFAULT_SECONDS)
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds <= MOST_SECONDS:
+        raise PeerError(
+            f"the seconds of a trace must be a number from 0 to {MOST_SECONDS:g}, not "
+            f"{seconds!r}"
+        )
+    return float(seconds)
+
+
+def _settings(args: Args) -> Mapping[str, object]:
+    settings = args.get("settings", {})
+    if not isinstance(settings, dict):
+        raise PeerError(
+            f"the settings of a peer must be a map, not {settings!r}: see "
+            "docs/control.md"
+        )
+    return settings
+
+
+def _take_over(args: Args) -> bool:
+    return args.get("take_over") is True
+
+
+def _document(peer: PeerSettings, origin: str) -> dict[str, Any]:
+    return {"name": peer.name, "origin": origin, **peer_values(peer)}

@@ -1,0 +1,205 @@
+"""The control server: commands over a Unix socket, one task per client.
+
+A client may be slow, broken or hostile, and may not hold up the daemon:
+
+- its whole existence is one cancel scope.  Whatever goes wrong with it (it hangs up,
+  stalls, is evicted) cancels that scope, and nothing is raised into the nursery;
+- at most MAX_CLIENTS are served.  When all places are taken, the one that has kept us
+  waiting for a request longest loses its place: idle connections cannot lock out the
+  operator.  If none is idle the newcomer is refused;
+- reading a request and writing a reply have deadlines, and lengths are checked before a
+  byte of the body is read;
+- events have none: whoever listens may stop reading for a while, as a pager does.  They
+  wait in a bounded queue that counts its losses, so that costs little memory and holds
+  up nobody, and it is noticed when the client leaves.
+
+Who may connect is decided by the file system alone: the socket is 0600 in a directory
+of 0700, or 0660 in 0750 for the group of the configuration.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Mapping,
+)
+from contextlib import aclosing, suppress
+from typing import Any, NoReturn
+
+import trio
+from attrs import define
+
+from alpha_trio import rpc
+from alpha_trio.control.listener import ControlSocket
+from alpha_trio.errors import AlphaTrioError
+from alpha_trio.journal import Event
+from alpha_trio.settings import Settings
+
+MAX_CLIENTS = 64
+READ_SECONDS = 10.0  # for a whole request, from the previous reply on
+WRITE_SECONDS = 10.0  # for one result or error
+
+Command = Callable[[Mapping[str, Any]], Awaitable[Any] | AsyncGenerator[Event, None]]
+
+log = logging.getLogger(__name__)
+
+
+class ControlServer:
+    """Serves ``commands``: name to a coroutine function (its value is the result) or
+    an async generator function (its values are events, its end is the result).
+
+    A coroutine runs to its end even if the client leaves, so that nothing is left half
+    done; a generator is cancelled when the client leaves.
+    """
+
+    def __init__(self, settings: Settings, commands: Mapping[str, Command]) -> None:
+        self._settings = settings
+        self._commands = commands
+        self._clients = 0
+        self._idle: dict[_Client, None] = {}  # owe us a request; longest first
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Open the socket, report started, serve until cancelled, remove the socket.
+
+        Raise StartError if the socket cannot be had.
+        """
+        listener = await ControlSocket.open(
+            self._settings.socket, self._settings.socket_group
+        )
+        async with listener:
+            task_status.started()
+            await trio.serve_listeners(self._serve, [listener])
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        with trio.CancelScope() as scope:
+            client = _Client(stream, scope)
+            if not self._make_room():
+                await client.send(_refusal(f"{MAX_CLIENTS} clients are served already"))
+                return
+            self._clients += 1
+            try:
+                while True:
+                    await self._answer(client, await self._next_request(client))
+            except rpc.BadFrame as error:
+                # Where the next frame begins is anyone's guess now: answer, hang up.
+                await client.send(_refusal(str(error)))
+            finally:
+                self._clients -= 1
+
+    def _make_room(self) -> bool:
+        if self._clients < MAX_CLIENTS:
+            return True
+        for client in self._idle:
+            del self._idle[client]
+            client.scope.cancel()
+            return True
+        return False
+
+    async def _next_request(self, client: _Client) -> rpc.Request:
+        self._idle[client] = None
+        try:
+            return await client.receive()
+        finally:
+            self._idle.pop(client, None)
+
+    async def _answer(self, client: _Client, request: rpc.Request) -> None:
+        command = self._commands.get(request.command)
+        if command is None:
+            known = ", ".join(sorted(self._commands))
+            text = f"unknown command {request.command!r}: this daemon knows {known}"
+            await client.send(_refusal(text))
+            return
+        answer = command(request.args)
+        if isinstance(answer, AsyncGenerator):
+            reply = await self._stream(client, answer)
+        else:
+            reply = await _reply(request.command, answer)
+        await client.send(reply)
+
+    async def _stream(
+        self, client: _Client, events: AsyncGenerator[Event, None]
+    ) -> bytes:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.watch)
+            reply = await _reply("stream", _forward(client, events))
+            nursery.cancel_scope.cancel()
+        return reply
+
+
+async def _forward(client: _Client, events: AsyncGenerator[Event, None]) -> None:
+    async with aclosing(events):
+        async for event in events:
+            await client.send_patiently(rpc.encode_event(event))
+
+
+async def _reply(command: str, answer: Awaitable[Any]) -> bytes:
+    """What ``answer`` comes to, as a frame; a bug in a command must not end the tunnel.
+
+    (Everything in here is our own doing: what a client does wrong cancels its scope.)
+    """
+    try:
+        return rpc.encode_result(await answer)
+    except AlphaTrioError as error:
+        return rpc.encode_error(str(error), error.exit_code)
+    except Exception:
+        log.exception("The control command %s failed.", command)
+        return _refusal("the daemon failed to carry this out: its log says why")
+
+
+def _refusal(text: str) -> bytes:
+    return rpc.encode_error(text, AlphaTrioError.exit_code)
+
+
+@define(eq=False)
+class _Client:
+    """One connection; every failure of it cancels ``scope``."""
+
+    stream: trio.SocketStream
+    scope: trio.CancelScope
+
+    async def hang_up(self) -> NoReturn:
+        self.scope.cancel()
+        await trio.sleep_forever()
+
+    async def receive(self) -> rpc.Request:
+        """The next request; raise BadFrame if there comes something else."""
+        with trio.move_on_after(READ_SECONDS):
+            header = await self._receive_exactly(rpc.HEADER.size)
+            length = rpc.body_length_untrusted(header, rpc.MAX_REQUEST)
+            return rpc.decode_request_untrusted(await self._receive_exactly(length))
+        return await self.hang_up()
+
+    async def _receive_exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            data += await self._receive_some(size - len(data))
+        return bytes(data)
+
+    async def _receive_some(self, limit: int) -> bytes:
+        with suppress(trio.BrokenResourceError):
+            if data := await self.stream.receive_some(limit):
+                return bytes(data)
+        return await self.hang_up()
+
+    async def send(self, frame: bytes) -> None:
+        with trio.move_on_after(WRITE_SECONDS):
+            await self.send_patiently(frame)
+            return
+        await self.hang_up()
+
+    async def send_patiently(self, frame: bytes) -> None:
+        """Wait until the client has taken it; with ``watch`` beside, or a deadline."""
+        with suppress(trio.BrokenResourceError):
+            await self.stream.send_all(frame)
+            return
+        await self.hang_up()
+
+    async def watch(self) -> None:
+        """End the client when it leaves, or says anything, while a stream runs."""
+        await self._receive_some(1)
+        await self.hang_up()

@@ -1,0 +1,171 @@
+"""The ``status --json`` document: what runs, how each peer stands, what was lost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from alpha_trio import __version__
+from alpha_trio.journal import address
+from alpha_trio.net.tun import Tun
+from alpha_trio.net.udp import Udp
+from alpha_trio.proto.batch import Counters, Drop
+from alpha_trio.proto.peers import PeerTable, State
+from alpha_trio.proto.primitives import fingerprint, key_text
+from alpha_trio.registry import Peer
+from alpha_trio.settings import Mode, Offload, Settings
+
+SCHEMA = 1
+
+UNPROTECTED = (
+    "peer {}: mode plain: its packets are neither authenticated nor encrypted; anyone "
+    "on the path can read, alter and forge them"
+)
+
+
+def status_document(
+    settings: Settings,
+    uptime: float,
+    now: float,
+    tun: Tun,
+    udp: Udp,
+    table: PeerTable,
+    peers: Collection[Peer],
+    relay: dict[str, Any] | None,
+    routing_error: str | None,
+) -> dict[str, Any]:
+    """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
+    return {
+        "schema": SCHEMA,
+        "version": __version__,
+        "uptime_seconds": round(uptime, 3),
+        "interface": {
+            "name": tun.name,
+            "mtu": _mtu(tun.name),
+            "offloads": {"tun": list(tun.offloads), "udp": list(udp.offloads)},
+        },
+        "port": settings.port,
+        "key": key_text(table.identity.public),
+        "peers": [_peer(peer, now) for peer in peers],
+        "knocking": [
+            {
+                "address": host,
+                "key": key_text(knock.key),
+                "fingerprint": fingerprint(knock.key),
+                "count": knock.count,
+            }
+            for host, knock in table.knocking.items()
+        ],
+        "relay": relay,
+        "drops": _drops(table.counters) | _unreceived(udp),
+        "health": _health(settings, tun, udp, peers, routing_error),
+    }
+
+
+def _peer(peer: Peer, now: float) -> dict[str, Any]:
+    settings = peer.settings
+    statistics = peer.session.statistics(now)
+    counters = statistics.counters
+    return {
+        "name": settings.name,
+        "endpoint": address(statistics.remote) if statistics.remote else None,
+        "configured_endpoint": settings.endpoint or settings.name,
+        "state": str(_state(peer, statistics.state)),
+        "reason": peer.error or _unreachable(peer) or statistics.reason,
+        "mode": "plain" if settings.mode is Mode.PLAIN else "alpha",
+        "configured_mode": str(settings.mode),
+        "reliable": settings.reliable,
+        "key": _key(statistics.key),
+        "key_source": _key_source(peer),
+        "offered_key": _key(statistics.offered_key),
+        "latest_handshake_seconds": _seconds(statistics.handshake_age),
+        "latest_receive_seconds": _seconds(statistics.receive_age),
+        "rtt_ms": None if statistics.rtt is None else round(statistics.rtt * 1000, 3),
+        "mtu": peer.session.mtu,
+        "allowed": [str(prefix) for prefix in peer.prefixes],
+        "tx_packets": counters.tx_packets,
+        "tx_bytes": counters.tx_bytes,
+        "rx_packets": counters.rx_packets,
+        "rx_bytes": counters.rx_bytes,
+        "queued": statistics.queued,
+        "rounds": statistics.rounds,
+        "reliable_rounds": counters.reliable_rounds,
+        "associations": statistics.associations,
+        "elements_left": statistics.elements_left,
+        "drops": _drops(counters),
+    }
+
+
+def _state(peer: Peer, state: State) -> State:
+    unknown = peer.search is not None and not peer.addresses
+    return State.RESOLVING if unknown else state
+
+
+def _unreachable(peer: Peer) -> str | None:
+    if peer.refused:
+        return peer.refused[0]
+    return peer.underlay.error if peer.underlay else None
+
+
+def _key(public: bytes | None) -> str | None:
+    return None if public is None else key_text(public)
+
+
+def _key_source(peer: Peer) -> str:
+    if peer.settings.key:
+        return "configured"
+    return "pinned" if peer.session.negotiation.key else "none"
+
+
+def _seconds(age: float | None) -> float | None:
+    return None if age is None else round(age, 3)
+
+
+def _drops(counters: Counters) -> dict[str, int]:
+    return {str(reason): count for reason, count in counters.drops.items() if count}
+
+
+def _unreceived(udp: Udp) -> dict[str, int]:
+    """What was dropped before it reached us, in the way of ``_drops``."""
+    count = udp.dropped
+    return {str(Drop.NO_ROOM): count} if count else {}
+
+
+def _health(
+    settings: Settings,
+    tun: Tun,
+    udp: Udp,
+    peers: Iterable[Peer],
+    routing_error: str | None,
+) -> list[str]:
+    """Sentences about what an operator should know, the worst first."""
+    plain = [p.settings.name for p in peers if p.settings.mode is Mode.PLAIN]
+    lines = [UNPROTECTED.format(name) for name in plain]
+    if routing_error is not None:
+        lines.append(f"not all packets take the tunnel that should: {routing_error}")
+    lines += [
+        f"peer {peer.settings.name}: not all its packets take the tunnel: {reason}"
+        for peer in peers
+        for reason in peer.refused
+    ]
+    have = {*udp.offloads, *(name.rstrip("46") for name in tun.offloads)}
+    for offload in Offload:
+        if offload in have:
+            continue
+        why = "switched off" if offload in settings.disabled_offloads else "not offered"
+        lines.append(f"offload {offload} is {why}: slower")
+    lines += [
+        f"datagrams to {address(remote)} go one by one: the way there takes no "
+        "batches; slower"
+        for sock in udp
+        for remote in sorted(sock.unsegmented)
+    ]
+    return lines
+
+
+def _mtu(interface: str) -> int | None:
+    try:
+        return int(Path("/sys/class/net", interface, "mtu").read_text())
+    except OSError:  # just deleted
+        return None

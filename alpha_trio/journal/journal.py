@@ -1,0 +1,104 @@
+"""What happened, for people: one log line and one monitor event for each.
+
+The wording of the handshake lines is relied on by scripts.  A failure that repeats
+is logged once; when it ends, a line says how often it happened.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from alpha_trio.journal.hub import EventHub
+from alpha_trio.proto.batch import Event, EventKind
+
+_log = logging.getLogger("alpha_trio")
+
+_FAILURES_KEPT = 4096
+
+_LINES = {
+    EventKind.SYN_SENT: "Initiating handshake with {host}, sending SYN.",
+    EventKind.ACK_RECEIVED: (
+        "Got ACK packet. Handshake with {host} is done! Sending ACKACK."
+    ),
+    EventKind.ESTABLISHED: "Got ACKACK packet. Handshake with {host} is done!",
+    EventKind.PINNED: "Pinned the key of {peer} ({host}): from now on it must have it.",
+    EventKind.TRACED: "Traced the way to {peer} ({host}).",
+    EventKind.EXPIRED: "Forgetting the session with {peer}: it is too old.",
+}
+
+_FAILURES = {
+    # None if the handshake comes to its end; but anyone can begin one as the peer.
+    EventKind.SYN_RECEIVED: (
+        "Got SYN packet. {host} has initiated a handshake! Sending ACK."
+    ),
+    EventKind.GAVE_UP: "No answer from {peer} ({host}). New traffic will try again.",
+    EventKind.SILENT: (
+        "Nothing heard from {peer} ({host}) although we send. Asking it anew."
+    ),
+    EventKind.KNOCK: (
+        "Unknown host {host} asks for a handshake and gets no answer. "
+        "'alpha-trio status' tells its key and how to accept it."
+    ),
+    EventKind.WRONG_KEY: (
+        "REFUSED: {host} shows another key than {peer} must have. "
+        "'alpha-trio status {peer}' tells both keys and how to accept the new one."
+    ),
+    EventKind.WRONG_MODE: (
+        "{peer} ({host}) wants another mode than we do: set the same on both sides."
+    ),
+    EventKind.WRONG_ADDRESS: (
+        "Dropping packets of {peer}: they come from {host}, which is not its endpoint."
+    ),
+}
+
+_SUCCESSES = frozenset({EventKind.ACK_RECEIVED, EventKind.ESTABLISHED})
+
+
+class Journal:
+    """Turns events of the core and of the daemon into log lines and monitor events."""
+
+    def __init__(self) -> None:
+        self.hub = EventHub()
+        self.listeners: list[Callable[[Event], None]] = []  # told before all others
+        self._failures: dict[tuple[str, str], int] = {}  # (subject, what) -> times
+
+    def record(self, event: Event) -> None:
+        """Log and publish one event of the protocol core."""
+        for listener in self.listeners:
+            listener(event)
+        host = event.remote[0] if event.remote else "unknown address"
+        text = {"peer": event.peer, "host": host}
+        if event.kind in _FAILURES:
+            line = _FAILURES[event.kind].format(**text)
+            self.failure(event.peer or host, event.kind, line)
+        elif event.kind is EventKind.SYN_SENT and event.count > 1:
+            _log.debug("Repeating SYN to %s (attempt %d).", host, event.count)
+        else:
+            _log.info(_LINES[event.kind].format(**text))
+        if event.kind in _SUCCESSES and event.peer:
+            self.recovered(event.peer)
+        self.publish(event.kind, event.peer, address=host, count=event.count)
+
+    def failure(self, subject: str, what: str, line: str) -> None:
+        """Log ``line`` the first time ``what`` befalls ``subject``, then only count."""
+        times = self._failures.get((subject, what), 0)
+        if not times:
+            _log.info("%s", line)
+            if len(self._failures) >= _FAILURES_KEPT:
+                self._failures.clear()  # strangers choose their addresses freely
+        self._failures[subject, what] = times + 1
+
+    def recovered(self, subject: str) -> None:
+        """Close the failures of ``subject``: from now on they are news again."""
+        for key in [key for key in self._failures if key[0] == subject]:
+            times = self._failures.pop(key)
+            if times > 1:
+                _log.info("%s: %s happened %d times until now.", *key, times)
+
+    def publish(self, event: str, peer: str | None, **details: object) -> None:
+        """Tell ``monitor``; times are seconds since the epoch."""
+        self.hub.publish(
+            {"event": str(event), "peer": peer, "time": time.time(), **details}
+        )

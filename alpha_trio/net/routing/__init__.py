@@ -1,0 +1,20 @@
+"""Rules and routes that lead a peer's packets into the tunnel, and only those.
+
+In come the peers with their prefixes; out goes the kernel's state, and how each peer is
+reached.  All of it bears our tag and is taken back.
+
+    router      makes it so, notices changes, undoes it
+    plan        which rules and routes should be there, as a pure function
+    remnants    what in the kernel is ours, and what a killed daemon left
+    kernel      rules, routes, links and look-ups in our words
+    netlink     what is used of pyroute2, without all the rest of it
+    marks       the marking backend: nft and iptables rules as text
+    notices     what the kernel tells of changes
+    sysctl      settings of the host that decide about our packets
+"""
+
+from alpha_trio.net.routing.plan import PeerRoute, Underlay
+from alpha_trio.net.routing.remnants import cleanup
+from alpha_trio.net.routing.router import Router
+
+__all__ = ["PeerRoute", "Router", "Underlay", "cleanup"]

@@ -1,0 +1,104 @@
+"""Our answers to SYNs in a peer's name, until an ACKACK proves one of them.
+
+A SYN proves nothing: whoever knows the peer's public key can send one, and from an
+address of its own it gets our cookies, too.  So a SYN displaces only the answer to one
+from the same place, and one from elsewhere none that went where the peer is known to
+be.  What strangers are left to fight for is the place of a peer that comes from
+somewhere new, and chance decides there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import inf
+
+from attrs import define, field
+
+from alpha_trio.proto.handshake.exchange import HalfOpen, RandomBytes
+from alpha_trio.proto.messages import HALF_OPEN_LIFETIME, Syn
+from alpha_trio.proto.rates import network_of
+
+MOST_ANSWERS = 8  # to places the peer is known to be at, and as many to others
+
+
+@define(eq=False)
+class Answers:
+    """All half-open answers of one peer, one for each place."""
+
+    random: RandomBytes
+    free_id: Callable[[int], None]
+    _kept: dict[tuple[bool, str], HalfOpen] = field(factory=dict)
+
+    def __len__(self) -> int:
+        """How many wait for an ACKACK."""
+        return len(self._kept)
+
+    def __iter__(self) -> Iterator[HalfOpen]:
+        """Each of them; the one looked at may be forgotten meanwhile."""
+        return iter(list(self._kept.values()))
+
+    @property
+    def deadline(self) -> float:
+        """When the oldest is to be forgotten."""
+        oldest = min((kept.created for kept in self), default=inf)
+        return oldest + HALF_OPEN_LIFETIME
+
+    def to(self, syn: Syn) -> HalfOpen | None:
+        """The answer to exactly this SYN."""
+        return next((kept for kept in self if kept.syn == syn), None)
+
+    def with_id(self, connection_id: int) -> HalfOpen | None:
+        """The answer that gave the peer this id of ours."""
+        for kept in self:
+            if kept.ack.sender_id == connection_id:
+                return kept
+        return None
+
+    def is_other(self, syn: Syn) -> bool:
+        """Whether another SYN than this one was answered and waits for its ACKACK.
+
+        Then this one has to show a cookie: who cannot receive what we send must not
+        displace the answer to somebody who can.
+        """
+        for kept in self._kept.values():  # a loop: it is asked for each SYN of a flood
+            if kept.syn.nonce == syn.nonce:
+                return False
+        return len(self._kept) > 0
+
+    def put(self, half_open: HalfOpen, *, known: bool) -> None:
+        """Keep one more, in the place of another if there is need.
+
+        ``known``: the SYN came from where the peer is, or showed a session with it.
+        """
+        place = known, network_of(half_open.remote[0])
+        alike = [at for at in self._kept if at[0] == known]
+        if place in self._kept:
+            self.forget(self._kept[place])
+        elif len(alike) >= MOST_ANSWERS:
+            self.forget(self._kept[alike[self.random(1)[0] % len(alike)]])
+        self._kept[place] = half_open
+
+    def take(self, half_open: HalfOpen) -> None:
+        """It became a session, which has its id now."""
+        self._kept = {at: kept for at, kept in self._kept.items() if kept != half_open}
+
+    def yield_to(self, nonce: bytes) -> None:
+        """Our own SYN has led to a session: what lost the tie must not replace it."""
+        for kept in self:
+            kept.lost |= kept.syn.nonce < nonce
+
+    def expire(self, now: float) -> None:
+        """Forget what is too old."""
+        for kept in self:
+            if now >= kept.created + HALF_OPEN_LIFETIME:
+                self.forget(kept)
+
+    def clear(self) -> None:
+        """Forget all."""
+        for kept in self:
+            self.forget(kept)
+
+    def forget(self, half_open: HalfOpen) -> None:
+        """Forget one, and free its id."""
+        self.take(half_open)
+        self.free_id(half_open.ack.sender_id)

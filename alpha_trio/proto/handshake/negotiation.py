@@ -1,0 +1,400 @@
+"""A peer's handshakes: when it is asked, whether it is answered, who it has to be.
+
+handshake.py is a single handshake and its proofs; here is what goes on around it.
+There may be several at once, our SYN on its way (``initiation``) and our ACKs to those
+in the peer's name (``answers``), and the rules say which of them goes on.  Whatever
+comes of it is an Agreement, which is handed out once; to make a session of it is for
+the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import inf
+
+from attrs import define, field, frozen
+
+from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Remote
+from alpha_trio.proto.handshake.answers import Answers
+from alpha_trio.proto.handshake.exchange import (
+    Agreement,
+    HalfOpen,
+    Initiation,
+    RandomBytes,
+)
+from alpha_trio.proto.messages import (
+    SUITE_ALPHA,
+    SUITE_PLAIN,
+    Ack,
+    AckAck,
+    BadPacket,
+    Cookie,
+    Syn,
+)
+from alpha_trio.proto.primitives import Identity, key_text
+from alpha_trio.proto.rates import TokenBucket
+
+# In seconds.
+OWN_SYN_AFTER = 1.0  # the peer's SYN was answered, its ACKACK is missing: ask ourselves
+ACKACK_AFTER = 0.3  # nothing was heard in the new session yet ...
+ACKACK_GROWTH = 1.5  # ... and so much later each time
+ACKACK_REPEATS = 6  # times
+
+WRONG_KEY_RATE, WRONG_KEY_BURST = 1.0, 10.0  # events: anybody can show one
+
+ANSWER_RATE, ANSWER_BURST = 50.0, 20.0
+"""SYNs in a peer's name that are answered, a second: each costs two milliseconds.
+
+Not counted are those by which the peer itself, where it is known to be, shows that it
+receives what we send, so that nobody else can use that up.
+"""
+
+
+@frozen
+class _Answered:
+    """An ACK that we accepted, where it came from, and our ACKACK to it."""
+
+    nonce: bytes  # of our SYN
+    ack: bytes
+    ackack: bytes
+    remote: Remote
+    local: bytes
+
+
+@define(eq=False)
+class Negotiation:
+    """All handshakes with one peer.  ``now`` is in seconds."""
+
+    name: str
+    identity: Identity  # ours
+    random: RandomBytes
+    take_id: Callable[[], int]  # a connection id by which datagrams find the peer
+    free_id: Callable[[int], None]
+    counters: Counters
+    remotes: Sequence[Remote] = ()  # where the peer may be, first choice first
+    key: bytes | None = None  # the peer's; None: whatever it shows first is pinned
+    suite: int = SUITE_ALPHA  # what we ask for, and insist on
+
+    initiation: Initiation | None = None
+    answers: Answers = field(init=False)
+    rtt: float | None = None  # s, of the last handshake in which one was certain
+    offered_key: bytes | None = None  # shown by somebody at the peer's address
+    _wrong_suite: bool = False
+    _answered: _Answered | None = None
+    _ackack_repeats: int = 0
+    _ackack_at: float = inf  # when the ACKACK is to be repeated
+    _wrong_keys: TokenBucket = field(
+        factory=lambda: TokenBucket(WRONG_KEY_RATE, WRONG_KEY_BURST)
+    )
+    _answering: TokenBucket = field(
+        factory=lambda: TokenBucket(ANSWER_RATE, ANSWER_BURST)
+    )
+
+    def __attrs_post_init__(self) -> None:
+        self.answers = Answers(self.random, self.free_id)
+
+    def require(self, key: bytes | None, suite: int) -> None:
+        """What the peer has to show from now on; without ``key``, any one once."""
+        self.suite = suite
+        if self.key != key:
+            self.key, self.offered_key = key, None
+
+    def move(self, remotes: Sequence[Remote]) -> None:
+        """From now on the peer is to be asked at ``remotes``."""
+        if remotes != self.remotes and self.initiation is not None:
+            self.initiation.restart()
+        self.remotes = remotes
+
+    # -- asking --------------------------------------------------------------
+
+    def begin(
+        self, now: float, renewal: Callable[[bytes], bytes] | None = None
+    ) -> None:
+        """Ask the peer for a session, unless we do so already.
+
+        ``renewal``: what shows for a nonce that we have one already.
+        """
+        if self.initiation is not None:
+            return
+        self.initiation = Initiation.begin(
+            self.identity, self.suite, self.take_id(), self.random, now, renewal
+        )
+        if self.answers:
+            # The peer was faster; its ACKACK should be on its way.
+            self.initiation.resend_at = now + OWN_SYN_AFTER
+
+    def _ask(self, initiation: Initiation, now: float, out: Outbox) -> None:
+        """Send the SYN where it is its turn, and where the peer asks from itself."""
+        places = []
+        if self.remotes:  # else its name is still being resolved
+            places.append(self.remotes[initiation.turn % len(self.remotes)])
+        if initiation.seen_at is not None:
+            places.append(initiation.seen_at)
+        self._send_syn(initiation, places, now, out)
+        initiation.schedule(now, self.random)
+
+    def _send_syn(
+        self, initiation: Initiation, places: list[Remote], now: float, out: Outbox
+    ) -> None:
+        initiation.sent(now)
+        for remote in dict.fromkeys(places):
+            send_control(out, remote, b"", self.counters, initiation.syn.pack())
+            out.tell(EventKind.SYN_SENT, self.name, remote, initiation.attempts)
+
+    def on_cookie_untrusted(
+        self, cookie: Cookie, remote: Remote, now: float, out: Outbox
+    ) -> None:
+        """The peer is busy.  Raises BadPacket if we asked it nothing.
+
+        It is answered where it came from: at another address of the peer the peer may
+        see us under another one of ours, and ask for another cookie.
+        """
+        if self.initiation is None:
+            raise BadPacket
+        if self.initiation.take_cookie_untrusted(cookie, now):
+            self._send_syn(self.initiation, [remote], now, out)
+
+    def on_ack_untrusted(
+        self, ack: Ack, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> Agreement | None:
+        """Finish our handshake.  Raises BadPacket if ``ack`` does not belong to it.
+
+        None if it is a repetition, or shows what we do not want.
+        """
+        packed = ack.pack()
+        if self._answered is not None and self._answered.ack == packed:
+            send_control(out, remote, local, self.counters, self._answered.ackack)
+            return None
+        initiation = self.initiation
+        if initiation is None:
+            raise BadPacket
+        if not self._acceptable(ack, remote, now, out):
+            return None
+        ackack = initiation.finish_untrusted(ack, self.identity).pack()
+        agreement = initiation.agree_untrusted(ack, remote, local)
+        self._pin(ack.identity, remote, out)
+        if initiation.attempts == 1:
+            self.rtt = now - initiation.started
+        out.tell(EventKind.ACK_RECEIVED, self.name, remote)
+        send_control(out, remote, local, self.counters, ackack)
+        nonce = initiation.syn.nonce
+        self._answered = _Answered(nonce, packed, ackack, remote, local)
+        self._ackack_repeats, self._ackack_at = 0, now + ACKACK_AFTER
+        self.initiation = None  # the session has the id now
+        self.answers.yield_to(nonce)
+        return agreement
+
+    # -- answering -----------------------------------------------------------
+
+    def on_syn(
+        self,
+        syn: Syn,
+        remote: Remote,
+        local: bytes,
+        now: float,
+        out: Outbox,
+        *,
+        known: bool,
+    ) -> None:
+        """Answer the peer's SYN, unless it is not for us to answer, or ours goes on.
+
+        ``known``: it came from where the peer is, or shows a session with it.
+        """
+        if not self._acceptable(syn, remote, now, out):
+            return
+        half_open = self.answers.to(syn)
+        if half_open is not None:  # its ACK was lost
+            half_open.repeats += 1
+            if self.initiation is not None:
+                self.initiation.encourage()
+        elif self._wins_against(syn):
+            if self.initiation is not None:
+                # It may be elsewhere than we think, and where we ask nobody hear us.
+                self.initiation.hurry(remote, now)
+            return
+        elif not (known and any(syn.cookie)) and not self._answering.take(now):
+            self.counters.drop(Drop.RATE)
+            return
+        else:
+            half_open = self._answer(syn, remote, local, now, out)
+            self.answers.put(half_open, known=known)
+        send_control(out, remote, local, self.counters, half_open.ack.pack())
+
+    def _wins_against(self, other: Syn) -> bool:
+        """The tie-break when both ends began; the other end computes the opposite.
+
+        Ours is under way until it is sure that the peer has got our ACKACK: or else
+        there could be two sessions, of which each end got another one last.  Our own
+        SYN, sent back to us by somebody, loses too.
+        """
+        if self.initiation is not None:
+            return self.initiation.syn.nonce >= other.nonce
+        if self._answered is not None and self._ackack_at < inf:
+            return self._answered.nonce >= other.nonce
+        return False
+
+    def _answer(
+        self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> HalfOpen:
+        half_open = HalfOpen.answer(
+            syn, self.identity, self.take_id(), self.random, remote, local, now
+        )
+        if self.initiation is not None and not self.answers:
+            # Ours lost the tie.  It stays valid, should the peer's break off.  Only
+            # the first SYN puts it off, lest a stream of forged ones does for ever.
+            self.initiation.resend_at = now + OWN_SYN_AFTER
+        out.tell(EventKind.SYN_RECEIVED, self.name, remote)
+        return half_open
+
+    def on_ackack_untrusted(
+        self, ackack: AckAck, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> Agreement | None:
+        """The peer has proven itself.  Raises BadPacket if it has not.
+
+        None if what it proved to be is not what we want any more.
+        """
+        half_open = self.answers.with_id(ackack.receiver_id)
+        if half_open is None:
+            raise BadPacket
+        half_open.verify_untrusted(ackack)
+        # Its key may have been pinned, or set, since the SYN was answered.
+        if not self._acceptable(half_open.syn, remote, now, out):
+            self.answers.forget(half_open)
+            return None
+        agreement = half_open.agree_untrusted(remote, local)
+        self.answers.take(half_open)
+        if half_open.lost:
+            return agreement
+        rtt = now - half_open.created
+        if not half_open.repeats and rtt < ACKACK_AFTER:  # neither was repeated
+            self.rtt = rtt
+        self._pin(half_open.syn.identity, remote, out)
+        out.tell(EventKind.ESTABLISHED, self.name, remote)
+        self.answers.clear()
+        self.stop()
+        return agreement
+
+    # -- who it is -----------------------------------------------------------
+
+    def _acceptable(
+        self, said: Syn | Ack, remote: Remote, now: float, out: Outbox
+    ) -> bool:
+        """Whether key and mode are those we want with this peer."""
+        if said.identity == self.identity.public:
+            self.counters.drop(Drop.WRONG_KEY)  # our own message, sent back to us
+            return False
+        if self.key is not None and said.identity != self.key:
+            self.counters.drop(Drop.WRONG_KEY)
+            if self.offered_key != said.identity:
+                self.offered_key = said.identity
+                if self._wrong_keys.take(now):
+                    out.tell(EventKind.WRONG_KEY, self.name, remote)
+            return False
+        if said.suite != self.suite:
+            self.counters.drop(Drop.WRONG_MODE)
+            if not self._wrong_suite:
+                self._wrong_suite = True
+                out.tell(EventKind.WRONG_MODE, self.name, remote)
+            return False
+        return True
+
+    def _pin(self, key: bytes, remote: Remote, out: Outbox) -> None:
+        """Trust on first use: from now on it must be this key."""
+        if self.key is None:
+            self.key = key
+            out.tell(EventKind.PINNED, self.name, remote)
+        self.offered_key = None
+        self._wrong_suite = False
+
+    @property
+    def going(self) -> bool:
+        """Whether a handshake is under way, of ours or of the peer's."""
+        return self.initiation is not None or len(self.answers) > 0
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the one who asks or answers at the peer's address is not accepted."""
+        if self.offered_key is not None:
+            return (
+                f"somebody at its address shows the key {key_text(self.offered_key)}; "
+                f"if that is right: alpha-trio peers set {self.name} --key "
+                f"{key_text(self.offered_key)}"
+            )
+        if self._wrong_suite:
+            ours = "plain" if self.suite == SUITE_PLAIN else "alpha"
+            return (
+                f"the peer wants another mode than {ours}: set the same on both sides"
+            )
+        return None
+
+    # -- time ----------------------------------------------------------------
+
+    @property
+    def deadline(self) -> float:
+        """When on_deadline wants to be called; inf if nothing is under way."""
+        due = self._ackack_at
+        if self.initiation is not None:
+            due = min(due, self.initiation.resend_at)
+        return min(due, self.answers.deadline)
+
+    def on_deadline(self, now: float, out: Outbox) -> bool:
+        """Repeat what is due.  True if nobody answered: then stop, or reset."""
+        self.answers.expire(now)
+        if self._answered is not None and now >= self._ackack_at:
+            self._repeat_ackack(self._answered, now, out)
+        initiation = self.initiation
+        if initiation is None or now < initiation.resend_at:
+            return False
+        if initiation.expired(now):
+            return True
+        self._ask(initiation, now, out)
+        return False
+
+    def _repeat_ackack(self, answered: _Answered, now: float, out: Outbox) -> None:
+        """Nothing was heard in the new session: perhaps the peer does not have it."""
+        remote, local = answered.remote, answered.local
+        for _ in range(2):  # or a loss of every other datagram might hit it for ever
+            send_control(out, remote, local, self.counters, answered.ackack)
+        self._ackack_repeats += 1
+        jitter = 1 + int.from_bytes(self.random(1)) / 512
+        growth = ACKACK_GROWTH**self._ackack_repeats
+        self._ackack_at = now + ACKACK_AFTER * jitter * growth
+        if self._ackack_repeats >= ACKACK_REPEATS:
+            self._ackack_at = inf
+
+    # -- ending --------------------------------------------------------------
+
+    def settle(self) -> None:
+        """The peer has the session that was agreed on, or nobody wants it any more."""
+        self._ackack_repeats, self._ackack_at = 0, inf
+
+    def repeats_ackack(self, now: float) -> bool:
+        """Whether on_deadline will send the ACKACK again."""
+        return now >= self._ackack_at
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the peer may not have had the session from the start.
+
+        That is, whether the ACKACK was repeated and nothing heard since.
+        """
+        return self._ackack_repeats > 0
+
+    def stop(self) -> None:
+        """Ask for nothing more."""
+        self.settle()
+        if self.initiation is not None:
+            self.free_id(self.initiation.syn.sender_id)
+            self.initiation = None
+
+    def reset(self) -> None:
+        """Forget every handshake."""
+        self.stop()
+        self.answers.clear()
+
+
+def send_control(
+    out: Outbox, remote: Remote, local: bytes, counters: Counters, message: bytes
+) -> None:
+    """Send one datagram that belongs to no data path."""
+    out.send(remote, local, counters, message, len(message))

@@ -1,0 +1,33 @@
+"""Inner IP packets: what the TUN hands over, and what it is given.
+
+In come virtio super-packets of the TUN, out go bodies that fit into a datagram each,
+and back; and the ICMP errors an inner sender is answered with.
+
+    frames      super-packets taken apart, and joined again
+    icmp        errors, as packets for the TUN
+"""
+
+from alpha_trio.proto.packets import frames, icmp
+from alpha_trio.proto.packets.frames import (
+    FRAME_WORD_SIZE,
+    GSO_NONE,
+    VIRTIO_SIZE,
+    Cut,
+    flow_of,
+    join_datagrams,
+    join_untrusted,
+    same_flow,
+)
+
+__all__ = [
+    "FRAME_WORD_SIZE",
+    "GSO_NONE",
+    "VIRTIO_SIZE",
+    "Cut",
+    "flow_of",
+    "frames",
+    "icmp",
+    "join_datagrams",
+    "join_untrusted",
+    "same_flow",
+]

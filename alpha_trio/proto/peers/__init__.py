@@ -1,0 +1,18 @@
+"""The peer table: all peers, and the two ways through them.
+
+The top of the core: on its packets' way the daemon calls PeerTable and nothing else.
+In come frames of the TUN, datagrams, and the time; what is to be done is written into
+an Outbox.
+
+    table       finds the peer: by prefix, by connection id, by address, by deadline
+    prefixes    which peer owns an inner address
+    session     one peer: its transport, what waits for it, its timers
+    waiting     frames that wait for a session
+    statistics  how a peer stands, for ``status``
+"""
+
+from alpha_trio.proto.peers.session import Session
+from alpha_trio.proto.peers.statistics import State
+from alpha_trio.proto.peers.table import PeerTable
+
+__all__ = ["PeerTable", "Session", "State"]

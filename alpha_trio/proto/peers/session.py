@@ -1,0 +1,595 @@
+"""One peer: its transport, the packets that wait, its timers.
+
+How a session is agreed on is in negotiation.py.
+
+Timers are timestamps, not alarms.  Events only write down when they happened;
+``wake`` says when somebody should look again, and :meth:`Session.on_deadline`
+then compares.  So a busy session costs no timer work per packet, and an idle one
+wakes nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import inf
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import Buffer, Counters, Drop, EventKind, Outbox, Remote
+from alpha_trio.proto.handshake import (
+    GIVE_UP_AFTER,
+    Agreement,
+    Negotiation,
+    RandomBytes,
+)
+from alpha_trio.proto.messages import (
+    PREVIOUS_LIFETIME,
+    REFUSE_AFTER,
+    SUITE_ALPHA,
+    SUITE_PLAIN,
+    Ack,
+    AckAck,
+    BadPacket,
+    Cookie,
+    Syn,
+)
+from alpha_trio.proto.packets import frames, icmp
+from alpha_trio.proto.peers.statistics import State, Statistics
+from alpha_trio.proto.peers.waiting import WaitingFrames
+from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.rates import TokenBucket
+from alpha_trio.proto.traces import Trace, parse_report_untrusted
+from alpha_trio.proto.transport import (
+    MODES,
+    AlphaTransport,
+    Arrival,
+    Line,
+    PlainTransport,
+    Transport,
+    overhead,
+)
+
+# All in seconds.
+KEEPALIVE_AFTER = 10.0  # data came and nothing went back: say that it arrived
+SILENCE_AFTER = 15.0  # data went and nothing came back: the peer may have restarted
+REKEY_AFTER = 120.0  # age at which the initiator asks for a new session, if in use
+REKEY_GRACE = 10.0  # later the responder asks itself
+WIPE_AFTER = 540.0  # age at which its keys are forgotten
+
+# SYNs that show the session they renew: a second, and at once.
+RENEWAL_RATE, RENEWAL_BURST = 1.0, 5.0
+
+
+@define(eq=False)
+class ConnectionIds:
+    """Where a session gets the ids by which datagrams find it."""
+
+    take: Callable[[Session], int]
+    free: Callable[[int], None]
+    bind: Callable[[Session, Transport], None]
+    """From now on what begins with the transport's words goes to it."""
+
+
+@define(eq=False)
+class Session:
+    """One configured peer.  All methods are synchronous; ``now`` is in seconds."""
+
+    name: str
+    ids: ConnectionIds
+    identity: Identity  # ours
+    random: RandomBytes
+    owner: Callable[[bytes], Session | None]  # who owns an inner address
+    keepalive: float = 0.0  # seconds between keepalives; 0: none
+    mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
+    reliable: bool = False  # packets are repeated until they are acknowledged
+    mtu: int = 1280  # largest inner packet, bytes
+    counters: Counters = field(factory=Counters)
+    wake: float = inf  # when on_deadline wants to be called
+
+    negotiation: Negotiation = field(init=False)
+    current: Transport | None = None
+    previous: Transport | None = None
+    waiting: WaitingFrames = field(factory=WaitingFrames)
+
+    initiated: bool = False  # whether the current session was asked for by us
+    unanswered_since: float = inf  # first data sent after the last was heard
+    owed_since: float = inf  # first data heard after the last was sent
+    last_sent: float = -inf
+    gave_up: bool = False
+    wrong_address: Remote | None = None
+    tracing: Trace | None = None
+    modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
+    _renewals: TokenBucket = field(
+        factory=lambda: TokenBucket(RENEWAL_RATE, RENEWAL_BURST)
+    )
+
+    def __attrs_post_init__(self) -> None:
+        self.negotiation = Negotiation(
+            self.name,
+            self.identity,
+            self.random,
+            partial(self.ids.take, self),
+            self.ids.free,
+            self.counters,
+        )
+
+    def require(self, key: bytes | None, mode: str) -> None:
+        """What the peer has to show in the next handshake, and what it agrees on."""
+        self.mode = mode
+        self.negotiation.require(key, SUITE_PLAIN if mode == "plain" else SUITE_ALPHA)
+
+    def rely(self, reliable: bool) -> None:
+        """Whether the rounds from now on are reliable."""
+        self.reliable = reliable
+        if isinstance(self.current, AlphaTransport):
+            self.current.sender.reliable = reliable
+
+    def resize(self, mtu: int) -> None:
+        """The path takes inner packets of ``mtu`` bytes now."""
+        self.mtu = mtu
+        for transport in (self.current, self.previous):
+            if isinstance(transport, AlphaTransport):
+                transport.line.datagram_size = mtu + overhead(self.mode)
+
+    # -- the way out ---------------------------------------------------------
+
+    def outgoing(self, frame: memoryview, now: float, out: Outbox) -> None:
+        """Send the TUN frame, with ``push``, or let it wait for a handshake."""
+        transport = self.current
+        if transport is None or now - transport.established > REFUSE_AFTER:
+            self._wait(frame)
+            self._want_session(now)
+            return
+        cut = frames.cut(frame, self.mtu)
+        if cut is None:
+            self._refuse_too_big(frame, out)
+            return
+        transport.outgoing(cut, now, out)
+        self._sent(now)
+        if self.unanswered_since == inf and self.negotiation.initiation is None:
+            self.unanswered_since = now
+            self._wake_by(now + SILENCE_AFTER)
+            self._rekey(transport, now)
+
+    def push(self, now: float, out: Outbox) -> None:
+        """No more follows at once: send what was handed in."""
+        transport = self.current
+        if transport is not None:
+            transport.push(now, out)
+            if transport.deadline < self.wake:
+                self.wake = transport.deadline
+
+    def _rekey(self, transport: Transport, now: float) -> None:
+        """Ask for a new session in time; the old one serves until that is proven."""
+        due = REKEY_AFTER if self.initiated else REKEY_AFTER + REKEY_GRACE
+        exhausted = isinstance(transport, AlphaTransport) and transport.exhausted
+        if now - transport.established > due or exhausted:
+            self._want_session(now)
+
+    def _refuse_too_big(self, frame: memoryview, out: Outbox) -> None:
+        self.counters.drop(Drop.TOO_BIG, frames.packets(frame))
+        packet = frame[frames.VIRTIO_SIZE :]
+        answer = icmp.error(packet, icmp.Problem.TOO_BIG, self.mtu)
+        if answer is not None:
+            out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
+
+    def _sent(self, now: float) -> None:
+        self.last_sent = now
+        self.owed_since = inf
+
+    def _wait(self, frame: memoryview) -> None:
+        if pushed_out := self.waiting.put(frame):
+            self.counters.drop(Drop.QUEUE_FULL, pushed_out)
+
+    def _want_session(self, now: float) -> None:
+        current = self.current
+        line = current.line if isinstance(current, AlphaTransport) else None
+        self.negotiation.begin(now, line.renewal if line else None)
+        self._wake_by(self.negotiation.deadline)
+
+    def connect(self, now: float) -> None:
+        """Ask for a session, unless there is one or it is being asked for."""
+        if self._usable(now) is None:
+            self._want_session(now)
+
+    # -- handshakes ----------------------------------------------------------
+
+    def is_renewal(self, syn: Syn, now: float) -> bool:
+        """Whether ``syn`` shows that it is from the one we have a session with.
+
+        It says nothing about when it was sent, so there is a limit to them, too.
+        """
+        current = self.current
+        if not isinstance(current, AlphaTransport) or not any(syn.cookie):
+            return False
+        repeated = self.negotiation.answers.to(syn) is not None
+        return current.line.is_renewal(syn) and (repeated or self._renewals.take(now))
+
+    def is_at(self, remote: Remote) -> bool:
+        """Whether the peer is configured, or was heard last, at this host."""
+        places = list(self.negotiation.remotes)
+        if self.current is not None:
+            places.append(self.current.remote)
+        return remote[0] in [place[0] for place in places]
+
+    def on_syn(
+        self,
+        syn: Syn,
+        remote: Remote,
+        local: bytes,
+        now: float,
+        out: Outbox,
+        *,
+        known: bool,
+    ) -> None:
+        """See Negotiation.on_syn."""
+        self.negotiation.on_syn(syn, remote, local, now, out, known=known)
+        self._wake_by(self.negotiation.deadline)
+
+    def on_cookie_untrusted(
+        self, cookie: Cookie, remote: Remote, now: float, out: Outbox
+    ) -> None:
+        """See Negotiation.on_cookie_untrusted.  Raises BadPacket."""
+        self.negotiation.on_cookie_untrusted(cookie, remote, now, out)
+        self._wake_by(self.negotiation.deadline)
+
+    def on_ack_untrusted(
+        self, ack: Ack, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
+        """Begin the session we asked for.  Raises BadPacket without proof."""
+        agreement = self.negotiation.on_ack_untrusted(ack, remote, local, now, out)
+        if agreement is None:
+            return
+        self.initiated = True
+        self._wake_by(self.negotiation.deadline)
+        transport = self._transport(agreement, now)
+        self._establish(transport, now, out)
+        if self.last_sent < now:
+            # Without an answer we would not know that the ACKACK arrived.
+            transport.keepalive(now, out)
+            self._sent(now)
+
+    def on_ackack_untrusted(
+        self, ackack: AckAck, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
+        """Begin the session the peer asked for.  Raises BadPacket without proof."""
+        if self.current is not None and ackack.receiver_id == self.current.local_id:
+            return  # a repeated one
+        agreement = self.negotiation.on_ackack_untrusted(
+            ackack, remote, local, now, out
+        )
+        if agreement is None:
+            return
+        if agreement.lost:
+            self._receive_on(self._transport(agreement, now))
+            return
+        self.initiated = False
+        self._establish(self._transport(agreement, now), now, out)
+
+    def _receive_on(self, transport: Transport) -> None:
+        """Both asked: the peer may have sent in this session before it got the other.
+
+        Undisclosed rounds it sends again in the other one; plain packets it does not.
+        """
+        if self.previous is not None:
+            self.ids.free(transport.local_id)
+            return
+        self.ids.bind(self, transport)
+        self.previous = transport
+        self._wake_by(transport.heard + PREVIOUS_LIFETIME)
+
+    def _transport(self, agreement: Agreement, now: float) -> Transport:
+        if agreement.theirs.suite == SUITE_PLAIN:
+            return PlainTransport(agreement, self.counters, now, now)
+        size = self.mtu + overhead(self.mode)
+        line = Line(agreement, self.counters, self.random, size, self.identity)
+        transport = AlphaTransport(line, now, now)
+        transport.sender.restrict(self.mode, self.modes)
+        transport.sender.reliable = self.reliable
+        if self.negotiation.rtt is not None:
+            transport.sender.rtt.begin(self.negotiation.rtt)
+        transport.add_first(agreement)
+        return transport
+
+    def _establish(self, transport: Transport, now: float, out: Outbox) -> None:
+        if self.previous is not None:
+            self._forget_transport(self.previous)
+        self.ids.bind(self, transport)
+        # What is under way on the old one still arrives; nothing new is sent on it.
+        self.previous, self.current = self.current, transport
+        self.gave_up = False
+        self.wrong_address = None
+        self.unanswered_since = self.owed_since = inf
+        if isinstance(self.previous, AlphaTransport) and isinstance(
+            transport, AlphaTransport
+        ):
+            transport.sender.succeed(self.previous.sender, now, out)
+        self._wake_by(now + REFUSE_AFTER)
+        if self.keepalive:
+            self._wake_by(now + self.keepalive)
+        self._send_waiting(now, out)
+
+    def _send_waiting(self, now: float, out: Outbox) -> None:
+        for frame in self.waiting.take():
+            self.outgoing(memoryview(frame), now, out)
+        self.push(now, out)
+
+    # -- the way in ----------------------------------------------------------
+
+    def incoming(
+        self,
+        transport: Transport,
+        view: memoryview,
+        stride: int,
+        remote: Remote,
+        local: bytes,
+        now: float,
+        out: Outbox,
+    ) -> int:
+        """Take datagrams of ``transport``; returns the bytes consumed of ``view``."""
+        consumed, arrival = transport.incoming(
+            view, stride, remote, local, self.owns_source, now, out
+        )
+        if arrival > Arrival.NOTHING:
+            transport.heard = now
+            if transport is self.current:
+                self.unanswered_since = inf
+                if self.negotiation.doubtful:
+                    transport.hasten(now)
+                self.negotiation.settle()
+            if arrival is Arrival.DATA and self.owed_since == inf:
+                self.owed_since = now
+                self._wake_by(now + KEEPALIVE_AFTER)
+        elif arrival is Arrival.WRONG_ADDRESS:
+            self._tell_wrong_address(remote, out)
+        if transport.deadline < self.wake:
+            self.wake = transport.deadline
+        return consumed
+
+    def note_wrong_address(self, remote: Remote, out: Outbox) -> None:
+        """A handshake message, but not from where the peer is: dropped, told once."""
+        self.counters.drop(Drop.WRONG_ADDRESS)
+        self._tell_wrong_address(remote, out)
+
+    def _tell_wrong_address(self, remote: Remote, out: Outbox) -> None:
+        if self.wrong_address != remote:
+            self.wrong_address = remote
+            out.tell(EventKind.WRONG_ADDRESS, self.name, remote)
+
+    def owns_source(self, packet: Buffer) -> bool:
+        """Whether the inner packet that begins so may come from this peer.
+
+        Its source must lie in the peer's own prefixes, as its destination must on
+        the way out.
+        """
+        size = len(packet)
+        version = packet[0] >> 4 if size else 0
+        if version == 4 and size >= 20:
+            return self.owner(bytes(packet[12:16])) is self
+        if version == 6 and size >= 40:
+            return self.owner(bytes(packet[8:24])) is self
+        return False
+
+    # -- traces --------------------------------------------------------------
+
+    def trace(self, seconds: float, now: float) -> Trace | None:
+        """Ask the nodes between us and the peer, for ``seconds``, what they count.
+
+        None if there is no ALPHA session.  TRACED tells when it is done, unless it
+        ends with the session; one that goes on ends.
+        """
+        current = self._usable(now)
+        if not isinstance(current, AlphaTransport):
+            return None
+        peer = current.line.agreement.theirs.identity
+        rtt = current.sender.rtt.smoothed or 0.0
+        ours, session = self.identity.public, current.local_id
+        self.end_trace()
+        self.tracing = Trace(ours, peer, session, now, seconds, rtt, self.random)
+        self._wake_by(now)
+        return self.tracing
+
+    def end_trace(self) -> None:
+        """Ask no more; what is known is known."""
+        if self.tracing is not None:
+            self.tracing.done = True
+            self.tracing = None
+
+    def on_report_untrusted(self, datagram: bytes, now: float) -> None:
+        """Take an answer to a TRACE.  Raises BadPacket if it is none."""
+        report = parse_report_untrusted(datagram)
+        if self.tracing is None or report.receiver_id != self.tracing.session:
+            raise BadPacket
+        self.tracing.on_report_untrusted(report, now)
+        self._wake_by(self.tracing.deadline)
+
+    def _run_trace(self, now: float, out: Outbox) -> None:
+        current, trace = self._usable(now), self.tracing
+        if trace is None:
+            return
+        if not isinstance(current, AlphaTransport):
+            trace.done = True
+        elif (probe := trace.due(current.local_id, now)) is not None:
+            current.trace(probe, now, out)
+            self._rekey(current, now)  # a long trace needs no other traffic
+        if trace.done:
+            self.end_trace()
+            out.tell(EventKind.TRACED, self.name, self.remote)
+
+    # -- time ----------------------------------------------------------------
+
+    def on_deadline(self, now: float, out: Outbox) -> None:
+        """Do what is due, and set ``wake`` to when the next thing is.
+
+        What is due is found by the very sums that ``next_wake`` makes.  Differences
+        are rounded otherwise: a deadline could have come and nothing yet be due.
+        """
+        self._negotiate(now, out)
+        self._run_trace(now, out)
+        self._run_transports(now, out)
+        if now >= self.unanswered_since + SILENCE_AFTER:
+            out.tell(EventKind.SILENT, self.name, self.remote)
+            self.unanswered_since = inf
+            self._want_session(now)
+            self._negotiate(now, out)
+        self._keep_alive(now, out)
+        self._age(now, out)
+        self.wake = self.next_wake()
+
+    def _negotiate(self, now: float, out: Outbox) -> None:
+        initiation = self.negotiation.initiation
+        if self.current is not None and self.negotiation.repeats_ackack(now):
+            self.current.hasten(now)  # what follows finds the session there
+        if self.negotiation.on_deadline(now, out) and initiation is not None:
+            self._give_up(initiation.started, now, out)
+
+    def _give_up(self, asked: float, now: float, out: Outbox) -> None:
+        """Nobody answered since ``asked``, at least not to the handshake."""
+        if self.current is not None and self.current.heard > asked:
+            self.negotiation.stop()  # the session came back to life meanwhile
+            self._send_waiting(now, out)
+            return
+        remote = self.remote
+        self._abandon()
+        self.gave_up = True
+        out.tell(EventKind.GAVE_UP, self.name, remote)
+
+    def _keep_alive(self, now: float, out: Outbox) -> None:
+        transport = self._usable(now)
+        owed = now >= self.owed_since + KEEPALIVE_AFTER
+        due = bool(self.keepalive) and now >= self.last_sent + self.keepalive
+        if transport is None:
+            self.owed_since = inf
+            if due:
+                self._want_session(now)
+        elif owed or due:
+            transport.keepalive(now, out)
+            self._sent(now)
+            self._rekey(transport, now)  # keepalives alone keep a session, too
+
+    def _run_transports(self, now: float, out: Outbox) -> None:
+        previous = self.previous
+        if previous is not None:
+            if now >= previous.deadline:
+                previous.on_deadline(now, out)
+            if now >= previous.heard + PREVIOUS_LIFETIME:
+                self._forget_transport(previous)
+                self.previous = None
+        if self.current is not None and now >= self.current.deadline:
+            self.current.on_deadline(now, out)
+
+    def _age(self, now: float, out: Outbox) -> None:
+        current = self.current
+        if current is not None and now >= current.established + WIPE_AFTER:
+            remote = self.remote
+            self._forget_transports()
+            out.tell(EventKind.EXPIRED, self.name, remote)
+
+    def next_wake(self) -> float:
+        """When the next thing will be due, if nothing happens until then."""
+        times = [
+            self.unanswered_since + SILENCE_AFTER,
+            self.owed_since + KEEPALIVE_AFTER,
+            self.negotiation.deadline,
+        ]
+        if self.tracing is not None:
+            times.append(self.tracing.deadline)
+        if self.keepalive and self.negotiation.initiation is None:
+            times.append(self.last_sent + self.keepalive)
+        if self.current is not None:
+            times += [self.current.established + WIPE_AFTER, self.current.deadline]
+        if self.previous is not None:
+            lifetime = self.previous.heard + PREVIOUS_LIFETIME
+            times += [lifetime, self.previous.deadline]
+        return min(times)
+
+    def _wake_by(self, when: float) -> None:
+        self.wake = min(self.wake, when)
+
+    # -- the rest ------------------------------------------------------------
+
+    @property
+    def remote(self) -> Remote | None:
+        """Where the peer is: where it was last heard from, else where to ask."""
+        if self.current is not None:
+            return self.current.remote
+        remotes = self.negotiation.remotes
+        return remotes[0] if remotes else None
+
+    def reset(self) -> None:
+        """Forget every session and handshake; what waits is dropped and counted."""
+        self.negotiation.reset()
+        self._abandon()
+
+    def _abandon(self) -> None:
+        self.negotiation.stop()
+        self._forget_transports()
+        self.end_trace()
+        if packets := self.waiting.clear():
+            self.counters.drop(Drop.NO_SESSION, packets)
+
+    def _forget_transports(self) -> None:
+        for transport in (self.current, self.previous):
+            if transport is not None:
+                self._forget_transport(transport)
+        self.current = self.previous = None
+        self.unanswered_since = self.owed_since = inf
+        self.negotiation.settle()
+
+    def _forget_transport(self, transport: Transport) -> None:
+        transport.abandon()
+        self.ids.free(transport.local_id)
+
+    def _usable(self, now: float) -> Transport | None:
+        if self.current is None or now - self.current.established > REFUSE_AFTER:
+            return None
+        return self.current
+
+    def state(self, now: float) -> State:
+        """How the peer stands."""
+        if self._usable(now) is not None:
+            return State.ESTABLISHED
+        if self.negotiation.offered_key is not None:
+            return State.KEY_MISMATCH
+        if not self.negotiation.remotes:
+            return State.RESOLVING
+        if self.negotiation.going:
+            return State.HANDSHAKING
+        return State.UNREACHABLE if self.gave_up else State.IDLE
+
+    def _reason(self, now: float) -> str | None:
+        if self.negotiation.refusal is not None:
+            return self.negotiation.refusal
+        if self.wrong_address is not None:
+            return f"answers come from {self.wrong_address[0]}, not from its endpoint"
+        if self.state(now) is State.UNREACHABLE:
+            return f"no answer to handshakes for {GIVE_UP_AFTER:.0f} s"
+        return None
+
+    @property
+    def queued(self) -> int:
+        """Packets from here that wait, for a session or in it."""
+        current = self.current
+        rounds = current.sender if isinstance(current, AlphaTransport) else None
+        return self.waiting.packets + (rounds.queued_packets if rounds else 0)
+
+    def statistics(self, now: float) -> Statistics:
+        """A snapshot for the control plane."""
+        current, negotiation = self.current, self.negotiation
+        rounds = current.sender if isinstance(current, AlphaTransport) else None
+        return Statistics(
+            state=self.state(now),
+            reason=self._reason(now),
+            remote=self.remote,
+            handshake_age=None if current is None else now - current.established,
+            receive_age=None if current is None else now - current.heard,
+            rtt=(rounds and rounds.rtt.smoothed) or negotiation.rtt,
+            queued=self.queued,
+            counters=self.counters,
+            key=negotiation.key,
+            offered_key=negotiation.offered_key,
+            rounds=dict(self.modes),
+            associations=len(rounds.associations) if rounds else 0,
+            elements_left=rounds.elements_left if rounds else 0,
+        )

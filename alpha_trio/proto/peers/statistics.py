@@ -1,0 +1,39 @@
+"""How a peer stands, as the control plane is told."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from attrs import frozen
+
+from alpha_trio.proto.batch import Counters, Remote
+
+
+class State(StrEnum):
+    """How a peer stands, as ``status`` shows it."""
+
+    IDLE = "idle"
+    RESOLVING = "resolving"
+    HANDSHAKING = "handshaking"
+    ESTABLISHED = "established"
+    UNREACHABLE = "unreachable"
+    KEY_MISMATCH = "key-mismatch"
+
+
+@frozen
+class Statistics:
+    """A snapshot for the control plane.  Ages are in seconds."""
+
+    state: State
+    reason: str | None
+    remote: Remote | None
+    handshake_age: float | None
+    receive_age: float | None
+    rtt: float | None
+    queued: int
+    counters: Counters
+    key: bytes | None
+    offered_key: bytes | None
+    rounds: dict[str, int]
+    associations: int
+    elements_left: int

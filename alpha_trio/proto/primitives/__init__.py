@@ -1,0 +1,67 @@
+"""Hash chains, pre-signatures, acknowledgment trees, encryption, and who signs.
+
+In come bytes and positions; out go hashes, verdicts on hashes, and encrypted bytes.
+Nothing here knows a session, a peer or a message.
+
+    identity    the key pair of a host: signing, verifying, keys as text
+    chain       hash chains: the owner's side and the checking one
+    presign     pre-signatures of a round's packets: codes and hash trees
+    acks        the tree by which a receiver commits to ack or nack
+    cipher      session keys, encryption, the short tags of the two ends
+"""
+
+from alpha_trio.proto.primitives.acks import (
+    ACK,
+    NACK,
+    AckTree,
+    opening_size,
+    verdicts_untrusted,
+)
+from alpha_trio.proto.primitives.chain import (
+    ACKNOWLEDGMENT_CHAIN,
+    ELEMENT_SIZE,
+    SIGNATURE_CHAIN,
+    ChainVerifier,
+    HashChain,
+    chain_id,
+)
+from alpha_trio.proto.primitives.cipher import (
+    ROOM,
+    TAG_SIZE,
+    Keystream,
+    SessionKeys,
+    Tagger,
+)
+from alpha_trio.proto.primitives.identity import (
+    Identity,
+    fingerprint,
+    key_text,
+    verify_untrusted,
+)
+from alpha_trio.proto.primitives.presign import Checker, Presigner, depth_for
+
+__all__ = [
+    "ACK",
+    "ACKNOWLEDGMENT_CHAIN",
+    "ELEMENT_SIZE",
+    "NACK",
+    "ROOM",
+    "SIGNATURE_CHAIN",
+    "TAG_SIZE",
+    "AckTree",
+    "ChainVerifier",
+    "Checker",
+    "HashChain",
+    "Identity",
+    "Keystream",
+    "Presigner",
+    "SessionKeys",
+    "Tagger",
+    "chain_id",
+    "depth_for",
+    "fingerprint",
+    "key_text",
+    "opening_size",
+    "verdicts_untrusted",
+    "verify_untrusted",
+]

@@ -1,0 +1,53 @@
+"""How often something may happen: token buckets, for all or one for each source."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import Remote
+
+ADDRESSES_KEPT = 4096
+
+
+@define(eq=False)
+class TokenBucket:
+    """``rate`` events a second on average, ``burst`` at once."""
+
+    rate: float
+    burst: float
+    _tokens: float = field(init=False)
+    _filled: float = 0.0
+
+    def __attrs_post_init__(self) -> None:
+        self._tokens = self.burst
+
+    def take(self, now: float) -> bool:
+        """Whether one more event is within the rate."""
+        grown = self._tokens + max(0.0, now - self._filled) * self.rate
+        self._tokens, self._filled = min(self.burst, grown), now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+def bucket_of(
+    buckets: dict[str, TokenBucket], remote: Remote, rate: float, burst: float
+) -> TokenBucket:
+    """The bucket of an address, made if there is none; all go when there are many."""
+    network = network_of(remote[0])
+    bucket = buckets.get(network)
+    if bucket is None:
+        if len(buckets) >= ADDRESSES_KEPT:
+            buckets.clear()
+        bucket = buckets[network] = TokenBucket(rate, burst)
+    return bucket
+
+
+def network_of(host: str) -> str:
+    """IPv4: the address.  IPv6: its /64, which is what one customer has."""
+    if ":" not in host:
+        return host
+    return IPv6Address(host).packed[:8].hex()

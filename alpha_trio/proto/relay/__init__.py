@@ -1,0 +1,36 @@
+"""The relay: which of other hosts' datagrams may pass.
+
+In come runs of datagrams of other hosts; out go the bytes of them that may go on,
+counters and events.  It holds no secret, and knows nothing of peers: only what passed
+here, and what must be true of what follows.
+
+    relay         all sessions that pass, and the way through them
+    introduction  handshakes as they pass: who may speak, and with which chains
+    session       a session: its two ends, and what went towards each
+    witness       one direction of a session: which S1, A1, S2 and A2 may pass
+    watched       what is remembered of a round under way
+    traces        TRACEs that passed, and the REPORTs that may follow
+    verdict       its words: policy, reasons, counters, events
+"""
+
+from alpha_trio.proto.relay.relay import Relay
+from alpha_trio.proto.relay.verdict import (
+    RelayEnd,
+    RelayEvent,
+    RelayEventKind,
+    RelayPolicy,
+    RelaySession,
+    Traced,
+    Unseen,
+)
+
+__all__ = [
+    "Relay",
+    "RelayEnd",
+    "RelayEvent",
+    "RelayEventKind",
+    "RelayPolicy",
+    "RelaySession",
+    "Traced",
+    "Unseen",
+]

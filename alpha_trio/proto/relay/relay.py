@@ -1,0 +1,591 @@
+"""The relay: which of other hosts' datagrams may pass, by what they said before.
+
+A router between two hosts lets through only what the sender authenticated and the
+receiver agreed to.  It needs no secret for that: the handshake that passes by tells the
+anchors of both ends' hash chains (introduction.py), and what must be true of each
+message after it follows from those (witness.py).
+
+``Relay.transit`` takes what the kernel hands over, runs of equal-sized datagrams of one
+UDP flow, and says which bytes of it go on.  Everything else is dropped, and counted
+under exactly one reason.  A relay never makes, changes or repeats a datagram, but for
+one field: with a limit of roots it lowers the number in bytes 12 and 13 of passing SYNs
+and ACKs, which says how many roots an S1 may carry.  They are not signed; who alters
+them can make rounds small, or have their S1 dropped here, and no more.
+
+A datagram is found by the connection id in it.  Two hosts may have chosen the same, and
+somebody may do so on purpose; so an id leads to a few sessions, and the one for whose
+chains the datagram is right takes it.  None of them is disturbed by the others, and a
+new one is refused when there are SAME_ID already.
+
+A handshake is signed, but nothing in it is a time: who recorded all of a session could
+play it again.  So handshakes that were seen through are remembered beyond their
+session, HANDSHAKES_KEPT of them; one that is older than those passes again, with all
+that was said in its session.  The ends take none of it.
+
+Sessions of mode plain have the same handshake.  Their DATA is dropped, since nothing in
+it can be verified, unless the policy is to let pass what is unseen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from struct import Struct
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.messages import (
+    CONTROL_MESSAGE,
+    HEADER,
+    HEADER_SIZE,
+    LEAST_ROOTS,
+    PREVIOUS_LIFETIME,
+    REFUSE_AFTER,
+    VERSION,
+    Ack,
+    BadPacket,
+    Control,
+    Kind,
+    Syn,
+    first_word,
+)
+from alpha_trio.proto.rates import TokenBucket
+from alpha_trio.proto.relay.introduction import (
+    COST,
+    SAME_ID,
+    Introduction,
+    Introductions,
+)
+from alpha_trio.proto.relay.session import End, Session, Tally
+from alpha_trio.proto.relay.traces import TRACE_COST, PassingTraces
+from alpha_trio.proto.relay.verdict import (
+    Refused,
+    RelayCounters,
+    RelayDrop,
+    RelayEnd,
+    RelayEvent,
+    RelayEventKind,
+    RelayPolicy,
+    RelaySession,
+    Traced,
+    Unseen,
+    reason_of,
+)
+from alpha_trio.proto.relay.watched import Meter
+from alpha_trio.proto.relay.witness import Witness
+from alpha_trio.proto.traces import report_rate
+
+__all__ = [
+    "Relay",
+    "RelayCounters",
+    "RelayDrop",
+    "RelayEnd",
+    "RelayEvent",
+    "RelayEventKind",
+    "RelayPolicy",
+    "RelaySession",
+    "Traced",
+    "Unseen",
+]
+
+LIFETIME = REFUSE_AFTER + PREVIOUS_LIFETIME  # s; after that a session carries nothing
+HANDSHAKES_WAITING = 4096  # at most, as memory allows; the oldest goes
+HANDSHAKES_KEPT = 16_384  # of the past, likewise
+EVENTS_KEPT = 1000
+REPORTS_RATE, REPORTS_BURST = 20.0, 20.0  # of ours, a second, at once
+REPORTS_KEPT = 32  # to be made and sent
+BURST = 0.1  # s of the rate of S1s that may come at once
+LEAST_BURST = 64.0  # S1s: as many as there may be associations
+
+HANDSHAKE_COST = 150
+
+_LIMIT, _LIMIT_AT = Struct("!H"), 12
+
+
+@define(eq=False)
+class Run:
+    """The datagrams of one call, and what of them goes on."""
+
+    view: memoryview
+    stride: int
+    source: Remote
+    destination: Remote
+    now: float
+    ranges: list[tuple[int, int]] = field(factory=list)
+
+    def forward(self, start: int, end: int) -> int:
+        """Let these bytes go on; returns how many datagrams they are."""
+        count = -(-(end - start) // self.stride)
+        if self.ranges and self.ranges[-1][1] == start:
+            start = self.ranges.pop()[0]
+        self.ranges.append((start, end))
+        return count
+
+
+@define(eq=False)
+class Relay:
+    """All sessions that pass through this host."""
+
+    policy: RelayPolicy
+    started: float  # s, on the clock of ``now``
+    counters: RelayCounters = field(factory=RelayCounters)
+    events: list[RelayEvent] = field(factory=list)  # for the caller to take
+    traced: list[Traced] = field(factory=list)  # likewise, and to answer
+    _handshakes: Introductions = field(init=False)
+    _ends: dict[int, tuple[End, ...]] = field(factory=dict)  # by connection id
+    _rows: tuple[dict[Session, None], dict[Session, None]] = field(init=False)
+    """Sessions, unverified and verified, in about the order they were heard of."""
+    _known: dict[bytes, None] = field(factory=dict)  # nonces of responders
+    _paired: dict[tuple[Remote, Remote], float] = field(factory=dict)
+    """When a handshake between two addresses was verified, for the first minutes."""
+    _stray: Tally = field(factory=Tally)  # what belongs to no session
+    _controls: list[bytes] = field(factory=list)  # of the witness that was just asked
+    _held: int = 0  # bytes of all sessions, estimated
+    _traces: PassingTraces = field(factory=PassingTraces)
+    _reports: TokenBucket = field(
+        factory=lambda: TokenBucket(REPORTS_RATE, REPORTS_BURST)
+    )
+
+    def __attrs_post_init__(self) -> None:
+        self._rows = {}, {}
+        policy = self.policy
+        # No flood of handshakes may take the place of the sessions.
+        kept = min(HANDSHAKES_WAITING, policy.memory // 4 // COST)
+        self._handshakes = Introductions(policy.keys, not policy.require_a1, kept)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of all state, estimated."""
+        lists = HANDSHAKE_COST * len(self._known) + TRACE_COST * len(self._traces)
+        return self._held + self._handshakes.memory + lists
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to forget, whatever the time; see forget_idle."""
+        return not (self._count or self._handshakes.asked or self._traces)
+
+    # -- datagrams -------------------------------------------------------------------
+
+    def transit(
+        self,
+        view: memoryview,
+        stride: int,
+        source: Remote,
+        destination: Remote,
+        now: float,
+    ) -> list[tuple[int, int]]:
+        """Which bytes of ``view`` go on to ``destination``.
+
+        ``view`` holds datagrams of one UDP flow, ``stride`` bytes apart, of which the
+        last may be shorter.  It is borrowed, and must be writable for the limit of
+        roots.  Returns ranges of bytes in order, none of them next to another, each of
+        whole datagrams; all others are dropped and counted.
+        """
+        run = Run(view, stride, source, destination, now)
+        at, end = 0, len(view)
+        if not end:  # that is a datagram, too
+            self._drop(run, self._stray, None, RelayDrop.MALFORMED, 1)
+        while at < end:
+            size = min(stride, end - at)
+            try:
+                size = self._pass_untrusted(run, at, size)
+            except BadPacket as error:
+                self._drop(run, self._stray, None, reason_of(error), 1)
+            at += size
+        return run.ranges
+
+    def _pass_untrusted(self, run: Run, at: int, size: int) -> int:
+        """Deal with what begins at ``at``; returns how many bytes that was."""
+        if size < HEADER_SIZE:
+            raise Refused(RelayDrop.MALFORMED)
+        kind, version, suite, receiver = HEADER.unpack_from(run.view, at)
+        if version != VERSION:
+            raise Refused(RelayDrop.VERSION)
+        if Kind.S1 <= kind <= Kind.A2 and not suite:  # hot path
+            ends = self._ends.get(receiver)
+            if ends is not None:
+                return self._on_round(run, at, size, kind, ends)
+            self._on_unseen_untrusted(run, at, size)
+        elif kind == Kind.REPORT and not suite:
+            self._on_report_untrusted(run, at, size, receiver)
+        elif kind == Kind.DATA and not suite:
+            self._on_data_untrusted(run, at, size, receiver)
+        else:
+            self._on_handshake_untrusted(run, at, size, kind)
+        return size
+
+    def _on_round(
+        self, run: Run, at: int, size: int, kind: int, ends: tuple[End, ...]
+    ) -> int:
+        if len(ends) > 1:  # cold path
+            there = run.destination[:2]
+            ends = tuple(sorted(ends, key=lambda end: end.address[:2] != there))
+        refusal: BadPacket | None = None
+        for end in ends:
+            meter, before = end.session.meter, end.session.meter.held
+            try:
+                size = self._take_untrusted(run, at, size, kind, end)
+            except BadPacket as error:
+                refusal = refusal or error
+                continue
+            self._held += meter.held - before
+            self._make_room()
+            return size
+        assert refusal is not None
+        if kind == Kind.S2:
+            self._drop_s2s(run, ends[0], reason_of(refusal), 1)
+        else:
+            self._drop(run, ends[0].tally, ends[0].session, reason_of(refusal), 1)
+        return size
+
+    def _take_untrusted(self, run: Run, at: int, size: int, kind: int, end: End) -> int:
+        if kind == Kind.S2:
+            return self._on_s2_untrusted(run, at, end)
+        self._on_message_untrusted(run, at, size, kind, end)
+        return size
+
+    def _on_s2_untrusted(self, run: Run, at: int, end: End) -> int:
+        # hot path
+        witness, session = end.incoming, end.session
+        stride, before = run.stride, end.tally.packets
+        size, passed, forged, replayed = witness.on_s2_untrusted(run.view[at:], stride)
+        for start, until in passed:
+            self._forward(run, at + start, at + until, end.tally)
+        if passed:
+            session.heard = run.now
+            end.tally.s2s += end.tally.packets - before
+        if forged:
+            self._drop_s2s(run, end, RelayDrop.FORGED, forged)
+        if replayed:
+            self._drop_s2s(run, end, RelayDrop.REPLAYED, replayed)
+        while self._controls:
+            self._on_control(end, self._controls.pop(), run.now)
+        return size
+
+    def _on_message_untrusted(
+        self, run: Run, at: int, size: int, kind: int, end: End
+    ) -> None:
+        datagram, now = bytes(run.view[at : at + size]), run.now
+        if kind == Kind.S1:
+            new = end.incoming.on_s1_untrusted(datagram, now)
+        elif kind == Kind.A1:
+            new = end.outgoing.on_a1_untrusted(datagram, now)
+        else:
+            new = end.outgoing.on_a2_untrusted(datagram, now)
+        if new:
+            end.session.heard = now
+            # Only what is new tells where they are: the rest may be a copy.
+            end.address, end.other.address = run.destination, run.source
+        self._forward(run, at, at + size, end.tally)
+
+    def _on_control(self, end: End, body: bytes, now: float) -> None:
+        """Follow a verified control round.  The ends judge what it asks for."""
+        size = CONTROL_MESSAGE.size
+        for at in range(0, len(body) - len(body) % size, size):
+            what, number, anchor = CONTROL_MESSAGE.unpack_from(body, at)
+            if what == Control.OPEN:
+                end.incoming.add(number, anchor, None)
+            elif what == Control.ACCEPT:
+                end.outgoing.add(number, None, anchor)
+            elif what == Control.CLOSE:
+                end.incoming.close(number)
+            elif what == Control.TRACE:
+                self._on_trace(end, anchor, now)
+
+    def _on_trace(self, end: End, nonce: bytes, now: float) -> None:
+        """Answers to it may pass, and one of them may be ours."""
+        if end.traces is None:
+            end.traces = report_rate()
+        if not end.traces.take(now):
+            return
+        asking = end.other
+        self._traces.add(asking.id, nonce, now)
+        room = self.policy.trace and len(self.traced) < REPORTS_KEPT
+        if room and self._reports.take(now):
+            counts = end.tally.counts, asking.tally.counts
+            self.traced.append(Traced(asking.id, asking.address, nonce, *counts))
+
+    def _on_report_untrusted(self, run: Run, at: int, size: int, receiver: int) -> None:
+        if receiver not in self._ends:
+            self._on_unseen_untrusted(run, at, size)
+            return
+        try:
+            self._traces.take_untrusted(run.view[at : at + size], run.now)
+        except BadPacket:
+            raise Refused(RelayDrop.BAD_REPORT) from None
+        self._forward(run, at, at + size, self._stray)
+
+    def _on_data_untrusted(self, run: Run, at: int, size: int, receiver: int) -> None:
+        known = receiver in self._ends
+        if self.policy.unseen is not Unseen.PASS:
+            raise Refused(RelayDrop.PLAIN if known else RelayDrop.UNSEEN)
+        self._let_unverified(run, at, size)
+
+    def _on_unseen_untrusted(self, run: Run, at: int, size: int) -> None:
+        if not self._tolerated(run):
+            raise Refused(RelayDrop.UNSEEN)
+        self._let_unverified(run, at, size)
+
+    def _tolerated(self, run: Run) -> bool:
+        """Whether the policy lets pass what belongs to no handshake we saw."""
+        if self.policy.unseen is not Unseen.UNTIL_HANDSHAKE:
+            return self.policy.unseen is Unseen.PASS
+        if run.now - self.started > REFUSE_AFTER:
+            return False  # whatever is alive has made a handshake since
+        # The session before the verified one may still have something under way.
+        since = self._paired.get(_pair(run.source, run.destination), run.now)
+        return run.now - since <= PREVIOUS_LIFETIME
+
+    def _let_unverified(self, run: Run, at: int, size: int) -> None:
+        self.counters.unverified_packets += 1
+        self._forward(run, at, at + size, self._stray)
+
+    def _forward(self, run: Run, start: int, end: int, tally: Tally) -> None:
+        count = run.forward(start, end)
+        tally.packets += count
+        tally.bytes += end - start
+        self.counters.forwarded_packets += count
+        self.counters.forwarded_bytes += end - start
+
+    def _drop(
+        self,
+        run: Run,
+        tally: Tally,
+        session: Session | None,
+        reason: RelayDrop,
+        count: int,
+    ) -> None:
+        self.counters.drops[reason] = self.counters.drops.get(reason, 0) + count
+        tell = tally.drop(reason, count, run.now)
+        if tell and session is None:
+            ends = run.source, run.destination
+            self._add(
+                RelayEvent(RelayEventKind.DROPPED, *ends, (None, None), reason, tell)
+            )
+        elif tell and session is not None:
+            self._tell(RelayEventKind.DROPPED, session, reason, tell)
+
+    def _drop_s2s(self, run: Run, end: End, reason: RelayDrop, count: int) -> None:
+        tally = end.tally
+        tally.s2s_lost = tally.s2s_lost or {}
+        tally.s2s_lost[reason] = tally.s2s_lost.get(reason, 0) + count
+        self._drop(run, tally, end.session, reason, count)
+
+    def _tell(
+        self,
+        kind: RelayEventKind,
+        session: Session,
+        reason: RelayDrop | None = None,
+        count: int = 1,
+    ) -> None:
+        one, other = session.ends
+        keys = one.key, other.key
+        self._add(RelayEvent(kind, one.address, other.address, keys, reason, count))
+
+    def _add(self, event: RelayEvent) -> None:
+        if len(self.events) < EVENTS_KEPT:
+            self.events.append(event)
+        else:
+            self.counters.untold += 1
+
+    # -- handshakes ------------------------------------------------------------------
+
+    def _on_handshake_untrusted(self, run: Run, at: int, size: int, kind: int) -> None:
+        datagram, introduction = bytes(run.view[at : at + size]), None
+        ends, known = (run.source, run.destination), self._handshakes
+        try:
+            if kind == Kind.SYN:
+                known.on_syn_untrusted(datagram, *ends, run.now)
+            elif kind == Kind.ACK:
+                introduction = known.on_ack_untrusted(datagram, *ends, run.now)
+            elif kind == Kind.ACKACK:
+                introduction = known.on_ackack_untrusted(datagram, *ends, run.now)
+            elif kind == Kind.COOKIE:
+                known.on_cookie_untrusted(datagram, run.destination)
+            else:
+                raise Refused(RelayDrop.MALFORMED)
+        except Refused as refused:
+            if refused.reason is not RelayDrop.UNSEEN:
+                raise
+            self._on_unseen_untrusted(run, at, size)
+            return
+        except BadPacket:
+            raise Refused(RelayDrop.MALFORMED) from None
+        if introduction is not None:
+            self._establish_untrusted(introduction, run.now)
+            known.confirm(introduction, datagram, run.now)
+        if kind in (Kind.SYN, Kind.ACK):
+            self._announce(run.view, at)
+        self._forward(run, at, at + size, self._stray)
+
+    def _announce(self, view: memoryview, at: int) -> None:
+        """Tell the ends how many roots an S1 may have, unless others want less."""
+        if self.policy.roots:
+            (others,) = _LIMIT.unpack_from(view, at + _LIMIT_AT)
+            ours = self._most_roots
+            _LIMIT.pack_into(view, at + _LIMIT_AT, min(others or ours, ours))
+
+    @property
+    def _most_roots(self) -> int:
+        return self.policy.roots and max(self.policy.roots, LEAST_ROOTS)
+
+    def _establish_untrusted(self, introduction: Introduction, now: float) -> None:
+        ack = introduction.ack
+        if ack is not None and ack.nonce in self._known:
+            raise Refused(RelayDrop.REPLAYED)
+        ids = introduction.initiator_id, introduction.responder_id
+        here = self._ends.get(ids[0], ())
+        if ack is not None and any(e.incoming.sender_nonce == ack.nonce for e in here):
+            return  # of a handshake whose other half goes another way, once more
+        if any(len(self._ends.get(each, ())) >= SAME_ID for each in ids):
+            raise Refused(RelayDrop.COLLISION)
+        session = self._session_of(introduction, now)
+        if introduction.verified and ack is not None:
+            self._remember(ack.nonce, introduction, now)
+            self._tell(RelayEventKind.VERIFIED, session)
+        for end in session.ends:
+            self._ends[end.id] = (*self._ends.get(end.id, ()), end)
+        self._rows[session.verified][session] = None
+        self._held += session.memory
+        self._make_room()
+
+    def _session_of(self, introduction: Introduction, now: float) -> Session:
+        syn, ack, meter = introduction.syn, introduction.ack, Meter()
+        ids = introduction.initiator_id, introduction.responder_id
+        to_initiator = self._witness(ack, syn, ids[0], meter)
+        to_responder = self._witness(syn, ack, ids[1], meter)
+        initiator = End(
+            ids[0],
+            syn.identity if syn else None,
+            introduction.initiator,
+            to_initiator,
+            to_responder,
+        )
+        responder = End(
+            ids[1],
+            ack.identity if ack else None,
+            introduction.responder,
+            to_responder,
+            to_initiator,
+        )
+        verified = introduction.verified
+        session = Session(initiator, responder, verified, now, now, now, meter)
+        initiator.session = responder.session = session
+        return session
+
+    def _witness(
+        self,
+        sender: Syn | Ack | None,
+        receiver: Syn | Ack | None,
+        receiver_id: int,
+        meter: Meter,
+    ) -> Witness:
+        """Of the direction from one to the other; association 0 is there at once."""
+        rate = self.policy.s1_rate
+        witness = Witness(
+            sender.nonce if sender else b"",
+            receiver.nonce if receiver else b"",
+            first_word(Kind.S2, receiver_id).to_bytes(HEADER_SIZE),
+            self.policy.require_a1,
+            self._most_roots,
+            TokenBucket(rate, max(LEAST_BURST, rate * BURST)),
+            meter,
+            self._controls,
+        )
+        signatures = sender.signatures if sender else None
+        witness.add(0, signatures, receiver.acknowledgments if receiver else None)
+        return witness
+
+    def _remember(self, nonce: bytes, introduction: Introduction, now: float) -> None:
+        """This handshake has been, and what these two had before ends soon."""
+        room = min(HANDSHAKES_KEPT, self.policy.memory // 8 // HANDSHAKE_COST)
+        if len(self._known) >= room:
+            del self._known[next(iter(self._known))]
+        self._known[nonce] = None
+        if now - self.started <= REFUSE_AFTER and len(self._paired) < HANDSHAKES_KEPT:
+            pair = _pair(introduction.initiator, introduction.responder)
+            self._paired.setdefault(pair, now)
+
+    # -- the end of sessions -----------------------------------------------------------
+
+    @property
+    def _count(self) -> int:
+        unverified, verified = self._rows
+        return len(unverified) + len(verified)
+
+    def _make_room(self) -> None:
+        policy = self.policy
+        while self._count > policy.sessions:
+            self._evict(0.0)
+        while self._count and self.memory > policy.memory:
+            self._evict(self._held / self._count)
+
+    def _evict(self, least: float) -> None:
+        """Forget the session that was idle longest, an unverified one first.
+
+        Of those that hold more than ``least`` bytes, if there are any: where memory is
+        short, a few that take much must not drive out the many that are quiet.
+        """
+        row = self._rows[0] or self._rows[1]
+        session = self._idlest(row, least)
+        self.counters.evicted += 1
+        self._tell(RelayEventKind.EVICTED, session)
+        self._forget(session)
+
+    def _idlest(self, row: dict[Session, None], least: float) -> Session:
+        """Who was heard of since he got his place in the row gets one at its end."""
+        for session in (*row, *row):
+            if session.heard != session.placed:
+                del row[session]
+                session.placed = session.heard
+                row[session] = None
+            elif session.memory > least:
+                return session
+        return next(iter(row))
+
+    def _forget(self, session: Session) -> None:
+        del self._rows[session.verified][session]
+        self._held -= session.memory
+        for end in session.ends:
+            left = tuple(other for other in self._ends[end.id] if other is not end)
+            if left:
+                self._ends[end.id] = left
+            else:
+                del self._ends[end.id]
+
+    def forget_idle(self, now: float) -> None:
+        """Forget what is over.  To be called about once a second."""
+        self._handshakes.forget_old(now)
+        self._traces.forget_old(now)
+        over = [s for s in self._all() if now - s.established > LIFETIME]
+        for session in over:
+            self._forget(session)
+        if now - self.started > REFUSE_AFTER:
+            self._paired.clear()
+
+    def _all(self) -> Iterator[Session]:
+        unverified, verified = self._rows
+        return chain(verified, unverified)
+
+    # -- for the control plane -------------------------------------------------------
+
+    def sessions(self, now: float) -> list[RelaySession]:
+        """Snapshots of all sessions, the verified ones first."""
+        return [
+            RelaySession(
+                session.initiator.snapshot(),
+                session.responder.snapshot(),
+                session.verified,
+                now - session.established,
+                now - session.heard,
+                session.memory,
+            )
+            for session in self._all()
+        ]
+
+
+def _pair(one: Remote, other: Remote) -> tuple[Remote, Remote]:
+    """Two UDP addresses, whoever of them sends."""
+    first, second = sorted((one[:2], other[:2]))
+    return first, second

@@ -1,0 +1,34 @@
+"""How an established session carries packets, in both directions.
+
+In come pieces of inner packets, and the peer's datagrams; out go datagrams, and inner
+packets that have passed every check.  AlphaTransport and PlainTransport have one face,
+Transport; the way of a packet through the first is, in this order:
+
+    alpha       both directions of one session, and its associations
+    sender      our rounds: S1, the wait for A1, S2, verdicts, repetition
+    queue       packets that wait for a round
+    layout      a round's S2s, one after the other in one buffer
+    round       a round under way, and the association it runs on
+    timing      how long to wait for an answer
+    line        message heads and tags, addresses: what both halves share
+    receiver    the peer's rounds: S1 frozen, A1, S2 checked, A2
+    delivery    packets that passed, joined for the TUN
+    plain       the same without authentication; replay tells repeats
+    modes       the modes, and what each costs a packet
+"""
+
+from alpha_trio.proto.transport.alpha import AlphaTransport
+from alpha_trio.proto.transport.line import Line
+from alpha_trio.proto.transport.modes import MODES, overhead
+from alpha_trio.proto.transport.plain import PlainTransport
+from alpha_trio.proto.transport.transport import Arrival, Transport
+
+__all__ = [
+    "MODES",
+    "AlphaTransport",
+    "Arrival",
+    "Line",
+    "PlainTransport",
+    "Transport",
+    "overhead",
+]

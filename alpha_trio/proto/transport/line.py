@@ -1,0 +1,111 @@
+"""What both halves of an ALPHA session share: addresses, keys, message heads."""
+
+from __future__ import annotations
+
+from hmac import compare_digest
+from struct import Struct
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import Counters, Drop, Outbox, Remote
+from alpha_trio.proto.handshake import Agreement, RandomBytes
+from alpha_trio.proto.messages import (
+    COOKIE_SIZE,
+    LEAST_ROOTS,
+    MAX_ROOTS,
+    ROUND,
+    BadPacket,
+    Kind,
+    Syn,
+    first_word,
+)
+from alpha_trio.proto.primitives import TAG_SIZE, Identity, Keystream, Tagger
+
+ROUND_KINDS = (Kind.S1, Kind.A1, Kind.S2, Kind.A2)
+
+_WORD = Struct("!Q")
+_RENEWAL = b"renewal"  # no message begins so: what it is part of is no tag
+
+
+@define(eq=False)
+class Line:
+    """One session's way to the peer, used by its Sender and its Receiver."""
+
+    agreement: Agreement
+    counters: Counters
+    random: RandomBytes
+    datagram_size: int  # largest UDP payload the path takes, bytes
+    identity: Identity  # ours
+    drops: dict[Drop, int] = field(factory=dict)  # of this session alone
+    remote: Remote = field(init=False)  # where the peer was last heard from
+    local: bytes = field(init=False)
+    encrypt: Keystream = field(init=False)
+    decrypt: Keystream = field(init=False)
+    _tag_out: Tagger = field(init=False)
+    _tag_in: Tagger = field(init=False)
+    _words: dict[Kind, bytes] = field(init=False)
+    incoming_words: dict[Kind, bytes] = field(init=False)
+    most_roots: int = field(init=False)  # of our S1s, as relays on the way want it
+
+    def __attrs_post_init__(self) -> None:
+        agreement, keys = self.agreement, self.agreement.keys
+        self.remote, self.local = agreement.remote, agreement.local
+        self.encrypt = Keystream(keys.send_cipher)
+        self.decrypt = Keystream(keys.receive_cipher)
+        self._tag_out = Tagger(keys.send_tag)
+        self._tag_in = Tagger(keys.receive_tag)
+        self._words = _first_words(agreement.remote_id)
+        self.incoming_words = _first_words(agreement.local_id)
+        limit = agreement.theirs.limit
+        self.most_roots = max(limit, LEAST_ROOTS) if limit else MAX_ROOTS
+
+    def move(self, remote: Remote, local: bytes) -> None:
+        """The peer is heard from ``remote`` now.
+
+        Only for messages that are authentic and new: one that is merely authentic
+        may be an old one, sent again from anywhere.
+        """
+        self.remote, self.local = remote, local
+
+    def drop(self, reason: Drop, datagrams: int = 1) -> None:
+        """Count datagrams of the peer's as dropped, for it and for the session."""
+        self.counters.drop(reason, datagrams)
+        self.drops[reason] = self.drops.get(reason, 0) + datagrams
+
+    def head(
+        self, kind: Kind, association: int, shape: int, number: int, element: bytes
+    ) -> bytes:
+        """The first ROUND_HEAD_SIZE bytes of a round's message to the peer."""
+        return self._words[kind] + ROUND.pack(association, shape, 0, number, element)
+
+    def tagged(self, message: bytes) -> bytes:
+        """``message`` with the tag only the two ends can make and check."""
+        return message + self._tag_out.tag(message)
+
+    def untagged_untrusted(self, datagram: bytes) -> bytes:
+        """``datagram`` without its tag.  Raises BadPacket if the tag is wrong."""
+        message, tag = datagram[:-TAG_SIZE], datagram[-TAG_SIZE:]
+        if not self._tag_in.fits(message, tag):
+            raise BadPacket
+        return message
+
+    def renewal(self, nonce: bytes) -> bytes:
+        """COOKIE_SIZE bytes that show, in our SYN with ``nonce``, who asks.
+
+        Only the two ends can make them, so a SYN that renews a session needs no cookie,
+        and is not kept out by a flood of SYNs in our name.
+        """
+        return self._tag_out.whole(_RENEWAL + nonce)[:COOKIE_SIZE]
+
+    def is_renewal(self, syn: Syn) -> bool:
+        """Whether the peer made ``syn``, to renew this session."""
+        expected = self._tag_in.whole(_RENEWAL + syn.nonce)[:COOKIE_SIZE]
+        return compare_digest(expected, syn.cookie)
+
+    def send(self, message: bytes, out: Outbox) -> None:
+        """Send one message that carries no inner packet."""
+        out.send(self.remote, self.local, self.counters, message, len(message))
+
+
+def _first_words(receiver_id: int) -> dict[Kind, bytes]:
+    return {kind: _WORD.pack(first_word(kind, receiver_id)) for kind in ROUND_KINDS}

@@ -1,0 +1,129 @@
+"""Packets that wait for a round."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from struct import Struct
+
+from attrs import define, field
+
+from alpha_trio.proto.packets import FRAME_WORD_SIZE
+
+_WORD = Struct("!Q")
+_OBJECTS, _SEGMENT = 210, 50  # bytes of the objects that hold a frame, and a segment
+
+
+@define(eq=False)
+class Waiting:
+    """Packets of one frame in the queue, copied: the TUN's buffer was borrowed."""
+
+    word: int  # frame word of the first
+    headers: bytes  # in front of each segment
+    segments: list[bytes]  # of one size but for the last
+    since: float
+    flow: bytes = b""  # addresses, ports and protocol; only equality matters
+
+    @property
+    def count(self) -> int:
+        """Packets, keepalives among them."""
+        return len(self.segments)
+
+    @property
+    def packets(self) -> int:
+        """Inner packets; a keepalive is none."""
+        return len(self.segments) if self.headers or self.segments[0] else 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory, about: small packets are mostly the objects around them."""
+        count = len(self.segments)
+        payload = (count - 1) * len(self.segments[0]) + len(self.segments[-1])
+        return payload + len(self.headers) + _OBJECTS + _SEGMENT * count
+
+    def split(self, count: int) -> tuple[Waiting, Waiting]:
+        """The first ``count`` packets, and the rest."""
+        word, headers, segments = self.word, self.headers, self.segments
+        return (
+            Waiting(word, headers, segments[:count], self.since, self.flow),
+            Waiting(word + count, headers, segments[count:], self.since, self.flow),
+        )
+
+
+def waiting_again(bodies: Iterable[bytes], now: float) -> Iterator[Waiting]:
+    """Bodies of packets as they wait in a queue."""
+    for body in bodies:
+        (word,) = _WORD.unpack_from(body)
+        yield Waiting(word, b"", [body[FRAME_WORD_SIZE:]], now)
+
+
+@define(eq=False)
+class FlowQueue:
+    """What waits, the packets of flows that have nothing else waiting first.
+
+    So an echo or a keystroke does not stand behind the megabytes of a download.
+    Inside a flow the order stays: a packet only goes to the front when none of its
+    flow waits behind.
+    """
+
+    _front: deque[Waiting] = field(factory=deque)
+    _back: deque[Waiting] = field(factory=deque)
+    _flows: dict[bytes, int] = field(factory=dict)  # frames that wait
+
+    def append(self, waiting: Waiting) -> None:
+        """Add a frame in its turn."""
+        others = self._flows.get(waiting.flow, 0)
+        (self._back if others else self._front).append(waiting)
+        self._flows[waiting.flow] = others + 1
+
+    def append_in_order(self, waiting: Waiting) -> None:
+        """Add a frame behind all that were added so far, whatever its flow."""
+        self._front.append(waiting)
+        self._flows[waiting.flow] = self._flows.get(waiting.flow, 0) + 1
+
+    def appendleft(self, waiting: Waiting) -> None:
+        """Put back what was taken last."""
+        self._front.appendleft(waiting)
+        self._flows[waiting.flow] = self._flows.get(waiting.flow, 0) + 1
+
+    def popleft(self) -> Waiting:
+        """Take the frame whose turn it is.  Raises IndexError if none waits."""
+        return self._taken((self._front or self._back).popleft())
+
+    def pop_oldest(self) -> Waiting:
+        """Take the frame that has waited longest."""
+        return self._taken(self._longest().popleft())
+
+    @property
+    def oldest(self) -> Waiting:
+        """The frame that has waited longest.  Raises IndexError if none waits."""
+        return self._longest()[0]
+
+    def _longest(self) -> deque[Waiting]:
+        if not self._front or not self._back:
+            return self._front or self._back
+        # Of what came in one batch a flow that has more goes before one that is new.
+        behind = self._back[0].since <= self._front[0].since
+        return self._back if behind else self._front
+
+    def _taken(self, waiting: Waiting) -> Waiting:
+        left = self._flows[waiting.flow] - 1
+        if left:
+            self._flows[waiting.flow] = left
+        else:
+            del self._flows[waiting.flow]
+        return waiting
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._front.clear()
+        self._back.clear()
+        self._flows.clear()
+
+    def __len__(self) -> int:
+        return len(self._front) + len(self._back)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        """In the order of turns."""
+        return chain(self._front, self._back)

@@ -1,0 +1,390 @@
+"""The peer's rounds: S1 frozen and answered, S2 checked in batches, A2.
+
+Of a reliable round each authentic packet gets its verdict, whenever it comes: it is
+acknowledged if it was delivered, refused if it will never be.  What was said once stays
+so; an A2 that was lost is made again from the round's tree, so none has to be kept.
+
+What may not happen, and where it is prevented:
+
+* A second, different S1 for the same element: pre-signatures freeze with the first
+  one accepted; a byte-identical repeat gets the same A1, anything else is dropped.
+* An S1 for an element whose key may be public: only elements after the last accepted
+  one count, and keys are public only up to there.
+* A packet delivered twice, or once acknowledged and once refused: two bitmaps for
+  every round.
+* Memory that an attacker fills: an association keeps the current round and the one
+  before it, for packets that were overtaken by the next S1; nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from itertools import compress
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import Drop, Outbox, Remote
+from alpha_trio.proto.messages import (
+    A1,
+    CONTROL,
+    DEPTH_MASK,
+    HEADER_SIZE,
+    NODE_SIZE,
+    RELIABLE,
+    ROUND,
+    ROUND_HEAD_SIZE,
+    S1_FIXED_SIZE,
+    S2_TAIL,
+    BadPacket,
+    Kind,
+    Run,
+    roots_untrusted,
+    take_bodies,
+    take_run,
+)
+from alpha_trio.proto.packets import FRAME_WORD_SIZE
+from alpha_trio.proto.primitives import (
+    ACK,
+    NACK,
+    TAG_SIZE,
+    AckTree,
+    ChainVerifier,
+    Checker,
+    HashChain,
+    opening_size,
+)
+from alpha_trio.proto.traces import Counts
+from alpha_trio.proto.transport.delivery import deliver_untrusted
+from alpha_trio.proto.transport.line import Line
+from alpha_trio.proto.transport.transport import Arrival, OwnsSource
+
+# In front of a body, of a segment.
+_HEAD, _HEADS = S2_TAIL.size, S2_TAIL.size + FRAME_WORD_SIZE
+
+
+@define(eq=False)
+class InRound:
+    """A round of the peer's: what its S1 promised, and what of it has come."""
+
+    number: int
+    shape: int
+    packets: int
+    roots: list[bytes]
+    digest: bytes  # of the S1, which froze all of the above
+    a1: bytes
+    acks: AckTree | None  # reliable rounds only
+    prefix: bytes = b""  # what its S2s begin with, once the key is known
+    checker: Checker | None = None
+    seen: int = 0  # bit i: packet i was delivered, or refused
+    refused: int = 0  # bit i: and not delivered
+
+    def opening(self, index: int) -> bytes:
+        """The verdict on a packet that was seen, as A2 carries it."""
+        assert self.acks is not None
+        return self.acks.packed(index, NACK if self.refused >> index & 1 else ACK)
+
+
+@define(eq=False)
+class InAssociation:
+    """A signature chain of the peer's and the acknowledgment chain of ours."""
+
+    number: int
+    signatures: ChainVerifier
+    chain: HashChain
+    current: InRound | None = None
+    previous: InRound | None = None
+
+    def round(self, number: int) -> InRound | None:
+        """The round with that number, if its S1 was accepted not long ago."""
+        for candidate in (self.current, self.previous):
+            if candidate is not None and candidate.number == number:
+                return candidate
+        return None
+
+
+@define(eq=False)
+class Stretch:
+    """Packets of a run that lie as they came in their round's keystream."""
+
+    offset: int  # where the first one begins there, bytes
+    first: int  # its number in the run
+    count: int
+
+    def continues(self, number: int, offset: int, stride: int) -> bool:
+        """Whether packet ``number`` of the run is the next one here and there."""
+        return (
+            number == self.first + self.count
+            and offset == self.offset + self.count * stride
+        )
+
+
+@define(frozen=True)
+class ControlMessage:
+    """A control message of the peer's that waits for our verdict."""
+
+    association: int
+    round: InRound
+    packet: int
+    body: bytes
+
+
+@define(eq=False)
+class Receiver:
+    """All rounds of the peer's in one session."""
+
+    line: Line
+    associations: dict[int, InAssociation] = field(factory=dict)
+    controls: list[ControlMessage] = field(factory=list)  # for the caller to take
+    passed: int = 0  # authentic S2s, and of reliable rounds their repetitions
+
+    @property
+    def counts(self) -> Counts:
+        """What has come of the peer's S2s."""
+        return Counts.of(self.passed, self.line.drops)
+
+    # -- S1 and A1 ---------------------------------------------------------------
+
+    def on_s1_untrusted(
+        self, datagram: bytes, remote: Remote, local: bytes, out: Outbox
+    ) -> bool:
+        """Accept an S1 and answer it; False if it is a repeated one.
+
+        Raises BadPacket if it is not acceptable.
+        """
+        message = self.line.untagged_untrusted(datagram)
+        if len(message) < S1_FIXED_SIZE:
+            raise BadPacket
+        number, shape, _, index, element = ROUND.unpack_from(message, HEADER_SIZE)
+        association = self.associations.get(number)
+        if association is None:
+            raise BadPacket
+        digest = sha256(message).digest()[:16]
+        known = association.round(index)
+        if known is not None:
+            if known.digest != digest:
+                raise BadPacket  # the pre-signatures are frozen
+            self.line.send(known.a1, out)
+            return False
+        if 2 * index + 2 > association.chain.length:
+            raise BadPacket  # no element left to answer with
+        packets, roots = roots_untrusted(message, shape)
+        position = 2 * index + 1
+        association.signatures.check_untrusted(position, element)
+        self._close_current(association, position, element)
+        association.signatures.accept(position, element)
+        accepted = self._answer(association, index, shape, packets, roots, digest)
+        association.previous, association.current = association.current, accepted
+        self.line.move(remote, local)
+        self.line.send(accepted.a1, out)
+        return True
+
+    def _close_current(
+        self, association: InAssociation, position: int, element: bytes
+    ) -> None:
+        """A round begins, so the key of the one before follows from its element."""
+        current = association.current
+        if current is not None and current.checker is None:
+            at = 2 * current.number + 2
+            key = association.signatures.derive(position, element, at)
+            self._open_key(association, current, key)
+
+    def _answer(
+        self,
+        association: InAssociation,
+        number: int,
+        shape: int,
+        packets: int,
+        roots: list[bytes],
+        digest: bytes,
+    ) -> InRound:
+        chain = association.chain
+        acks, root = None, bytes(NODE_SIZE)
+        if shape & RELIABLE:
+            key = chain.element(2 * number + 2)
+            seed = self.line.random(16)
+            acks = AckTree(chain.chain_id, number, key, seed, packets)
+            root = acks.root
+        element = chain.element(2 * number + 1)
+        head = self.line.head(Kind.A1, association.number, shape, number, element)
+        a1 = self.line.tagged(head + A1.pack(digest, root))
+        return InRound(number, shape, packets, roots, digest, a1, acks)
+
+    # -- S2 ------------------------------------------------------------------------
+
+    def on_s2(
+        self,
+        view: memoryview,
+        stride: int,
+        owns_source: OwnsSource,
+        out: Outbox,
+    ) -> tuple[int, Arrival]:
+        """Take the S2s at the head of ``view`` that belong to one round.
+
+        Returns how many bytes were consumed, at least one datagram, and what was
+        authentic and new among it.
+        """
+        size = min(stride, len(view))
+        try:
+            association, found = self._round_untrusted(view[:size])
+        except BadPacket:
+            self.line.drop(Drop.UNSOLICITED)
+            return size, Arrival.NOTHING
+        branch = (found.shape & DEPTH_MASK) * NODE_SIZE
+        least = _HEAD if found.shape & CONTROL else _HEADS
+        run = take_run(view, stride, found.prefix, branch, least)
+        if not run.packets:  # fits its round but not the key, or is cut short
+            self.line.drop(Drop.FORGED)
+            return size, Arrival.NOTHING
+        arrived, authentic = self._check(run, found)
+        if arrived and found.shape & CONTROL:  # answered when it is carried out
+            self._take_control(association, found, run.packets[arrived[0].first])
+            return run.size, Arrival.KEEPALIVE
+        for stretch in arrived:
+            self._deliver(association, found, run, stretch, owns_source, out)
+        if authentic and found.shape & RELIABLE:
+            self._send_a2(association, found, authentic, out)
+        if not arrived:
+            return run.size, Arrival.NOTHING
+        # Keepalives must not be answered by keepalives, or they never end.
+        first = run.packets[arrived[0].first]
+        empty = len(arrived) == arrived[0].count == 1 and len(first) == _HEADS
+        return run.size, Arrival.KEEPALIVE if empty else Arrival.DATA
+
+    def _round_untrusted(self, datagram: memoryview) -> tuple[InAssociation, InRound]:
+        if len(datagram) < ROUND_HEAD_SIZE + S2_TAIL.size:
+            raise BadPacket
+        number, shape, _, index, key = ROUND.unpack_from(datagram, HEADER_SIZE)
+        association = self.associations.get(number)
+        found = None if association is None else association.round(index)
+        if association is None or found is None or found.shape != shape:
+            raise BadPacket
+        if found.checker is None:
+            association.signatures.check_untrusted(2 * index + 2, key)
+            association.signatures.accept(2 * index + 2, key)
+            self._open_key(association, found, key)
+        return association, found
+
+    def _open_key(self, association: InAssociation, found: InRound, key: bytes) -> None:
+        found.checker = Checker.with_key(
+            association.signatures.chain_id,
+            found.number,
+            key,
+            found.shape & DEPTH_MASK,
+            found.roots,
+            found.packets,
+        )
+        word = self.line.incoming_words[Kind.S2]
+        found.prefix = word + ROUND.pack(
+            association.number, found.shape, 0, found.number, key
+        )
+
+    def _check(self, run: Run, found: InRound) -> tuple[list[Stretch], Sequence[int]]:
+        """Sort packets of this round.
+
+        Returns what is authentic and new, and, for their verdicts, the numbers of all
+        that is authentic.
+        """
+        assert found.checker is not None
+        packets = run.packets
+        count = len(packets)
+        first, _, offset = S2_TAIL.unpack_from(packets[0])
+        last, _, end = S2_TAIL.unpack_from(packets[-1])
+        new = ((1 << count) - 1) << first
+        if (
+            last - first + 1 == count  # hot path: all as it was sent
+            and end - offset == (count - 1) * run.stride
+            and not found.seen & new
+            and found.checker.fits(first, packets, run.branches)
+        ):
+            found.seen |= new
+            self.passed += count
+            return [Stretch(offset, 0, count)], range(first, last + 1)
+        return self._sift(run, found)
+
+    def _sift(self, run: Run, found: InRound) -> tuple[list[Stretch], Sequence[int]]:
+        """The same of a run that has something else in it."""
+        assert found.checker is not None
+        forged = repeated = 0
+        arrived: list[Stretch] = []
+        heads = [S2_TAIL.unpack_from(packet) for packet in run.packets]
+        authentic = found.checker.check(heads, run.packets, run.branches)
+        for at, (index, _, offset) in enumerate(heads):
+            if not authentic[at]:
+                forged += 1
+            elif found.seen >> index & 1:
+                repeated += 1
+            else:
+                found.seen |= 1 << index
+                if arrived and arrived[-1].continues(at, offset, run.stride):
+                    arrived[-1].count += 1
+                else:
+                    arrived.append(Stretch(offset, at, 1))
+        if forged:
+            self.line.drop(Drop.FORGED, forged)
+        self.passed += len(run.packets) - forged
+        if found.shape & RELIABLE:  # repeated: the A2 may have been lost
+            numbers = [head[0] for head in compress(heads, authentic)]
+            return arrived, list(dict.fromkeys(numbers))
+        if repeated:
+            self.line.drop(Drop.REPLAYED, repeated)
+            self.passed -= repeated
+        return arrived, ()
+
+    def _deliver(
+        self,
+        association: InAssociation,
+        found: InRound,
+        run: Run,
+        stretch: Stretch,
+        owns_source: OwnsSource,
+        out: Outbox,
+    ) -> None:
+        """Decrypt a stretch in one call, hand it on, note what is refused."""
+        first = stretch.first
+        text = self.line.decrypt.apply(
+            association.number,
+            found.number,
+            stretch.offset,
+            run.stretch(first, first + stretch.count),
+        )
+        frames, bodies = take_bodies(text, run.stride, len(run.packets[first]))
+        counters = self.line.counters
+        for i in deliver_untrusted(frames, bodies, owns_source, out, counters):
+            found.refused |= 1 << S2_TAIL.unpack_from(run.packets[first + i])[0]
+
+    # -- control messages and A2 -----------------------------------------------------
+
+    def _take_control(
+        self, association: InAssociation, found: InRound, packet: memoryview
+    ) -> None:
+        # Control rounds have one packet, so that its number is 0.
+        body = bytes(packet[_HEAD:])
+        self.controls.append(ControlMessage(association.number, found, 0, body))
+
+    def acknowledge(self, message: ControlMessage, verdict: int, out: Outbox) -> None:
+        """Answer a control message with A2: ACK if it was carried out."""
+        found = message.round
+        association = self.associations.get(message.association)
+        if verdict == NACK:
+            found.refused |= 1 << message.packet
+        if association is not None:
+            self._send_a2(association, found, [message.packet], out)
+
+    def _send_a2(
+        self,
+        association: InAssociation,
+        found: InRound,
+        packets: Sequence[int],
+        out: Outbox,
+    ) -> None:
+        """Open the verdicts on these packets, in as few A2s as the path allows."""
+        key = association.chain.element(2 * found.number + 2)
+        head = self.line.head(
+            Kind.A2, association.number, found.shape, found.number, key
+        )
+        room = self.line.datagram_size - ROUND_HEAD_SIZE - TAG_SIZE
+        step = max(1, room // opening_size(found.packets))
+        for at in range(0, len(packets), step):
+            openings = map(found.opening, packets[at : at + step])
+            self.line.send(self.line.tagged(head + b"".join(openings)), out)

@@ -1,0 +1,120 @@
+"""What a Sender keeps of a round under way, and the associations rounds run on."""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from alpha_trio.proto.messages import CONTROL, RELIABLE, BadPacket
+from alpha_trio.proto.primitives import (
+    ACK,
+    ChainVerifier,
+    HashChain,
+    verdicts_untrusted,
+)
+from alpha_trio.proto.traces import Probe
+from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams
+
+
+@define(eq=False)
+class Round:
+    """One round of ours, from its S1 to the disclosure of its key.
+
+    A reliable one lives on until there is a verdict on each of its packets.
+    """
+
+    association: OutAssociation
+    number: int
+    shape: int
+    datagrams: Datagrams
+    s1: bytes
+    digest: bytes
+    started: float  # and of reliable data begun anew with its S2s
+    resend_at: float
+    attempts: int = 1  # since something new was heard
+    agreed: bool = False
+    ack_root: bytes = b""
+    ack_key: bytes = b""  # once an A2 has disclosed it
+    unanswered: int = 0  # bit i: packet i was sent, and there is no verdict on it
+    probe: Probe | None = None  # of a TRACE: what wants to know when it left
+
+    @property
+    def is_reliable_data(self) -> bool:
+        """Whether its packets are repeated until they are acknowledged."""
+        return self.shape & (RELIABLE | CONTROL) == RELIABLE
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest datagram it takes."""
+        return max(len(self.s1), self.datagrams.largest)
+
+    @property
+    def packets(self) -> int:
+        """Packets, whatever they are."""
+        return self.datagrams.packets
+
+    @property
+    def inner_packets(self) -> int:
+        """Inner packets; a keepalive is none, nor is a control message."""
+        return self.inner_among((1 << self.packets) - 1)
+
+    @property
+    def inner_bytes(self) -> int:
+        """Bytes of the inner packets."""
+        around = self.datagrams.fixed + HEADS_SIZE
+        return self.datagrams.size - self.packets * around if self.inner_packets else 0
+
+    def inner_among(self, bits: int) -> int:
+        """Inner packets among those whose bit is set."""
+        return 0 if self.shape & CONTROL else self.datagrams.inner_among(bits)
+
+    def on_openings_untrusted(self, key: bytes, openings: bytes) -> tuple[bool, int]:
+        """Take the verdicts of an A2 whose tag is good.
+
+        Returns whether any was new, and how many inner packets are refused.  Raises
+        BadPacket unless ``key`` is the acknowledgment key of this round, whose packets
+        have been sent, and all verdicts are the receiver's.
+        """
+        if not self.unanswered:
+            raise BadPacket
+        acks, position = self.association.acks, 2 * self.number + 2
+        if not self.ack_key:
+            acks.check_untrusted(position, key)
+        elif key != self.ack_key:
+            raise BadPacket
+        place = acks.chain_id, self.number, key, self.ack_root, self.packets
+        verdicts = verdicts_untrusted(*place, openings)
+        if not self.ack_key:
+            acks.accept(position, key)
+            self.ack_key = key
+        answered = refused = 0
+        for index, verdict in verdicts:
+            if self.unanswered >> index & 1:
+                self.unanswered ^= 1 << index
+                answered |= 1 << index
+                refused |= (verdict != ACK) << index
+        return answered != 0, self.inner_among(refused)
+
+
+@define(eq=False)
+class OutAssociation:
+    """A signature chain of ours and the acknowledgment chain that answers it."""
+
+    number: int
+    chain: HashChain
+    acks: ChainVerifier
+    next_round: int = 0
+    round: Round | None = None
+    rounds: int = field(init=False)  # the chain has elements for
+
+    def __attrs_post_init__(self) -> None:
+        self.rounds = (self.chain.length - 2) // 2
+
+    @property
+    def rounds_left(self) -> int:
+        """Rounds the chain still has elements for."""
+        return self.rounds - self.next_round
+
+    @property
+    def idle(self) -> bool:
+        """Whether a round can start."""
+        return self.round is None and self.next_round < self.rounds

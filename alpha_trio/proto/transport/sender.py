@@ -1,0 +1,550 @@
+"""Our rounds: what waits, S1, the wait for A1, S2, and in reliable rounds for A2.
+
+An association is one signature chain of ours with one acknowledgment chain of the
+peer's.  It has at most one open round: a second S1 on the same chain would disclose
+an element from which the first round's key follows.  Several associations run side
+by side, so throughput is (rounds in flight) x (bytes a round) / RTT.
+
+A round starts at once when an association is idle, and takes all that waits.  Under
+load packets queue up while associations wait for their A1, so rounds grow by
+themselves: one packet (mode N) on an idle line, dozens (C) under load, and trees
+(C+M) when even that does not fill bandwidth times delay.
+
+Keys are disclosed in the order in which rounds were started, whatever the order of
+their A1s: packets of a flow are never overtaken by later ones.
+
+A reliable round keeps its association after that, until each of its packets has its
+verdict: S2s without one are repeated, and the key is public, so they go as they were.
+It holds up nobody else.  So a packet that was lost comes after later ones of its flow;
+to hold those back would cost every loss a standstill, and what cares puts them in
+order itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from hashlib import sha256
+from math import inf
+
+from attrs import define, field
+
+from alpha_trio.proto.batch import Drop, Outbox, Remote
+from alpha_trio.proto.messages import (
+    A1,
+    CONTROL,
+    HEADER_SIZE,
+    MAX_PACKETS,
+    MAX_RELIABLE,
+    MAX_ROOTS,
+    MIN_RTO,
+    NODE_SIZE,
+    RELIABLE,
+    ROUND,
+    ROUND_HEAD_SIZE,
+    S1_COUNTS,
+    S1_FIXED_SIZE,
+    BadPacket,
+    Kind,
+)
+from alpha_trio.proto.packets import Cut, flow_of
+from alpha_trio.proto.primitives import TAG_SIZE, Presigner, depth_for
+from alpha_trio.proto.traces import Counts, Probe
+from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams
+from alpha_trio.proto.transport.line import Line
+from alpha_trio.proto.transport.modes import MODES, depth_of
+from alpha_trio.proto.transport.queue import FlowQueue, Waiting, waiting_again
+from alpha_trio.proto.transport.round import OutAssociation, Round
+from alpha_trio.proto.transport.timing import RTO_JITTER, RoundTrip
+
+HELD_BYTES = 7_500_000  # waiting and under way; oldest waiting dropped first
+UNDER_WAY_BYTES = 5_000_000  # in rounds: until disclosed, or until answered
+QUEUE_AGE = 2.0  # s, likewise
+# While some rounds are under way, what does not fill another one waits for the next
+# A1: a round costs as much as twenty packets do in it.  Not on long ways: there rounds
+# are few and waiting is long.
+ROUNDS_AT_ONCE = 1  # and one more for each ...
+ROUNDS_EVERY = 0.004  # s of round-trip time
+# And no more than this: what cannot be answered yet waits here, where an echo may pass
+# it, and not in the peer's socket, where nothing can.  The least round-trip time tells
+# how many the way itself holds; the present one would count that queue as well.
+MOST_ROUNDS = 5
+ROUNDS_MORE_EVERY = 0.0005  # s of the least round-trip time
+
+LEAST_SHARE = 4  # a super-packet is torn apart for this part of a round, not for less
+
+ROUND_LIFETIME = 3.0  # s until an unanswered round holds up those behind it no more
+CONTROL_LIFETIME = 3.0  # s, or six round trips, until a control message makes way
+# Where two of three exchanges fail, one of a hundred thousand fails twenty times.
+RELIABLE_LIFETIME = 20.0  # s for S1 and A1, as much for S2 and A2, and to wait before
+
+_CONTROLS_AT_ONCE = 32  # control messages in one datagram, 20 bytes each
+
+
+@define(eq=False)
+class Sender:
+    """All our rounds with one peer in one session."""
+
+    line: Line
+    associations: dict[int, OutAssociation] = field(factory=dict)
+    rtt: RoundTrip = field(factory=RoundTrip)
+    mode: str = "adaptive"
+    reliable: bool = False  # whether the next rounds are
+    modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
+    queue: FlowQueue = field(factory=FlowQueue)
+    queued_bytes: int = 0
+    queued_count: int = 0  # packets
+    under_way_bytes: int = 0  # held for rounds that may still need them
+    deadline: float = inf  # when an answer may be overdue; looked at anew then
+    under_way: int = 0  # rounds whose A1 has not come, but is not overdue either
+    controls: list[bytes] = field(factory=list)  # waiting, and first in turn
+    trace: tuple[bytes, Probe] | None = None  # likewise, and next in turn
+    order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
+    starved: bool = False  # something waits because every association is busy
+    trees: bool = False  # and there are as many of those as there may be
+    sent: int = 0  # S2s, repetitions included
+
+    @property
+    def counts(self) -> Counts:
+        """What we have sent, as a REPORT has it."""
+        return Counts(self.sent)
+
+    def restrict(self, mode: str, rounds: dict[str, int]) -> None:
+        """Use one mode only, for measuring, or "adaptive"; count into ``rounds``."""
+        self.mode, self.modes = mode, rounds
+
+    def succeed(self, old: Sender, now: float, out: Outbox) -> None:
+        """Send what the session before this one has not: no packet is lost by that.
+
+        A round whose key was not disclosed was not delivered either, so its packets
+        go again, before those that wait.  What was disclosed may have arrived: its
+        repetition is left to the old session, which knows each packet once.
+        """
+        if old.rtt.smoothed is not None:
+            self.rtt.begin(old.rtt.smoothed)
+        for round_ in old.order:
+            old.finish(round_)
+            for waiting in old.reopen(round_, now):
+                self._queue(waiting, in_order=True)
+        old.order.clear()
+        while old.queue:
+            self._queue(old.queue.popleft(), in_order=True)
+        old.queued_bytes = old.queued_count = 0
+        self.start(now, out)
+
+    def abandon(self) -> None:
+        """The session ends: count what is lost with it."""
+        if lost := self.queued_packets:
+            self.line.counters.drop(Drop.NO_SESSION, lost)
+        self.queue.clear()
+        self.order.clear()
+        for association in self.associations.values():
+            if association.round is not None:
+                self._count_unanswered(association.round)
+                association.round = None
+
+    def reopen(self, round_: Round, now: float) -> Iterator[Waiting]:
+        """The packets of an undisclosed round, as they were in the queue."""
+        number = round_.association.number
+        bodies = round_.datagrams.opened(self.line.encrypt, number, round_.number)
+        return waiting_again(bodies, now)
+
+    @property
+    def queued_packets(self) -> int:
+        """Packets that wait for an association, or for their A1."""
+        under_way = sum(round_.inner_packets for round_ in self.order)
+        return under_way + sum(waiting.packets for waiting in self.queue)
+
+    @property
+    def elements_left(self) -> int:
+        """Elements of our signature chains that were not disclosed yet."""
+        return sum(2 * a.rounds_left for a in self.associations.values())
+
+    # -- the queue -------------------------------------------------------------
+
+    def outgoing(self, cut: Cut, now: float) -> None:
+        """Queue the segments of ``cut``; ``start`` sends them."""
+        headers, segments = bytes(cut.headers), cut.segments
+        flow = flow_of(headers or segments[0])
+        self._queue(Waiting(cut.word, headers, segments, now, flow))
+
+    def _queue(self, waiting: Waiting, *, in_order: bool = False) -> None:
+        if in_order:
+            self.queue.append_in_order(waiting)
+        else:
+            self.queue.append(waiting)
+        self.queued_bytes += waiting.held
+        self.queued_count += waiting.count
+        while self.queue and self.queued_bytes + self.under_way_bytes > HELD_BYTES:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        oldest = self.queue.pop_oldest()
+        self.queued_bytes -= oldest.held
+        self.queued_count -= oldest.count
+        self.line.counters.drop(Drop.QUEUE_FULL, oldest.packets)
+
+    # -- S1 --------------------------------------------------------------------
+
+    def start(self, now: float, out: Outbox) -> None:
+        """Start a round on every idle association, as long as something waits."""
+        if self.controls or self.trace:
+            self._start_control(now, out)
+        age = RELIABLE_LIFETIME if self.reliable else QUEUE_AGE
+        while self.queue and now - self.queue.oldest.since > age:
+            self._drop_oldest()
+        if not self.queue:
+            return
+        room, roots = self._capacity()
+        if self._better_wait(room):
+            return
+        flags = RELIABLE if self.reliable else 0
+        most = MOST_ROUNDS + int(min(self.rtt.least, 1.0) / ROUNDS_MORE_EVERY)
+        for association in self.associations.values():
+            if self.under_way >= most or self.under_way_bytes > UNDER_WAY_BYTES:
+                return
+            if association.idle:
+                self._start_round(association, self._take(room), roots, flags, now, out)
+                if not self.queue:
+                    self.starved = self.trees = False
+                    return
+        self.starved = True
+
+    def _better_wait(self, room: int) -> bool:
+        if self.rtt.smoothed is None or self.queued_count >= room:
+            return False
+        more = int(self.rtt.smoothed / ROUNDS_EVERY)
+        return self.under_way >= ROUNDS_AT_ONCE + more
+
+    def _capacity(self) -> tuple[int, int]:
+        """Most packets for the next round, and most roots its S1 may carry."""
+        room = self.line.datagram_size - S1_FIXED_SIZE - TAG_SIZE
+        fit = min(room // NODE_SIZE, MAX_ROOTS)
+        roots = min(fit, self.line.most_roots)
+        depth = depth_of(self.mode)
+        most = MAX_RELIABLE if self.reliable else MAX_PACKETS
+        if self.mode == "n":
+            return 1, 1
+        if self.mode == "m":
+            return min(1 << depth, most), 1
+        if self.mode == "cm":
+            trees = max(1, roots >> depth)
+            return min(trees << depth, most), trees
+        if self.mode == "c" or not (self.trees or roots < fit):
+            return min(roots, most), roots
+        return min(roots << depth, most), roots
+
+    def _take(self, room: int) -> list[Waiting]:
+        spare = room // LEAST_SHARE
+        taken: list[Waiting] = []
+        while self.queue and room:
+            waiting = self.queue.popleft()
+            if taken and room < spare and waiting.count > room:
+                # What is sent together arrives as one super-packet, else as two.
+                self.queue.appendleft(waiting)
+                break
+            self.queued_bytes -= waiting.held
+            if waiting.count > room:
+                waiting, rest = waiting.split(room)
+                self.queue.appendleft(rest)
+                self.queued_bytes += rest.held
+            self.queued_count -= waiting.count
+            room -= waiting.count
+            taken.append(waiting)
+        return taken
+
+    def _start_round(
+        self,
+        association: OutAssociation,
+        taken: list[Waiting],
+        roots: int,
+        flags: int,
+        now: float,
+        out: Outbox,
+    ) -> None:
+        packets = sum(waiting.count for waiting in taken)
+        depth = depth_for(packets, roots)
+        place = association.number, association.next_round
+        datagrams = Datagrams.sealed(taken, depth, self.line.encrypt, *place)
+        round_ = self._announce(association, datagrams, flags, now, out)
+        self.order.append(round_)
+        self.under_way_bytes += datagrams.size
+        if flags:
+            self.line.counters.reliable_rounds += 1
+
+    def _announce(
+        self,
+        association: OutAssociation,
+        datagrams: Datagrams,
+        flags: int,
+        now: float,
+        out: Outbox,
+    ) -> Round:
+        """Open the next round of ``association``: say in an S1 what it will bring."""
+        number, depth = association.next_round, datagrams.depth
+        association.next_round += 1
+        shape = flags | depth
+        chain, head = association.chain, self.line.head
+        element, key = chain.element(2 * number + 1), chain.element(2 * number + 2)
+        prefix = head(Kind.S2, association.number, shape, number, key)
+        presigner = Presigner.sign(
+            chain.chain_id, number, key, datagrams.put_heads(prefix), depth
+        )
+        if depth:
+            datagrams.put_branches(presigner)
+        message = (
+            head(Kind.S1, association.number, shape, number, element)
+            + S1_COUNTS.pack(datagrams.packets, len(presigner.roots), 0)
+            + b"".join(presigner.roots)
+        )
+        s1, digest = self.line.tagged(message), sha256(message).digest()[:16]
+        round_ = Round(association, number, shape, datagrams, s1, digest, now, now)
+        association.round = round_
+        self._expect(round_, now)
+        self.under_way += 1
+        if not flags & CONTROL:
+            mode = _mode(datagrams.packets, depth, len(presigner.roots))
+            self.modes[mode] += 1
+        self.line.send(s1, out)
+        return round_
+
+    def _expect(self, round_: Round, now: float) -> None:
+        """Note when the answer to what was just sent will be overdue."""
+        timeout = self.rtt.timeout(round_.attempts)
+        if round_.attempts > 1:
+            share = self.line.random(1)[0] / 256
+            timeout *= 1 + RTO_JITTER * (share - 0.5)
+        round_.resend_at = due = now + timeout
+        if due < self.deadline:
+            self.deadline = due
+
+    def hasten(self, now: float) -> None:
+        """Repeat the S1s that have no answer yet.
+
+        Not right after their first copy, as relays would not let the second one pass.
+        """
+        for association in self.associations.values():
+            round_ = association.round
+            if round_ is not None and not round_.agreed:
+                due = max(now, round_.started + MIN_RTO)
+                round_.resend_at = min(round_.resend_at, due)
+                self.deadline = min(self.deadline, round_.resend_at)
+
+    # -- A1 and S2 ---------------------------------------------------------------
+
+    def on_a1_untrusted(
+        self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> bool:
+        """The receiver holds the pre-signatures: the key may be disclosed.
+
+        False if it answers a repeated S1 and tells nothing new.  Raises BadPacket
+        unless the A1 answers exactly the S1 of an open round.
+        """
+        message = self.line.untagged_untrusted(datagram)
+        if len(message) != ROUND_HEAD_SIZE + A1.size:
+            raise BadPacket
+        number, _, _, index, element = ROUND.unpack_from(message, HEADER_SIZE)
+        digest, root = A1.unpack_from(message, ROUND_HEAD_SIZE)
+        round_ = self._open_round_untrusted(number, index)
+        if round_ is None or round_.agreed:
+            self.rtt.doubt(now)
+            return False
+        if digest != round_.digest:
+            raise BadPacket
+        acks = round_.association.acks
+        acks.check_untrusted(2 * index + 1, element)
+        acks.accept(2 * index + 1, element)
+        self.line.move(remote, local)
+        if round_.attempts == 1:
+            self.rtt.sample(now - round_.started)
+        else:
+            self.rtt.unsure = True
+        round_.agreed, round_.ack_root = True, root
+        self.under_way -= round_.attempts == 1
+        if round_.shape & CONTROL:
+            self._disclose(round_, now, out)
+        else:
+            self._release(now, out)
+        return True
+
+    def _open_round_untrusted(self, association: int, index: int) -> Round | None:
+        """The round a message is about; None if that is over.
+
+        Raises BadPacket if there never was one.
+        """
+        found = self.associations.get(association)
+        if found is None or index >= found.next_round:
+            raise BadPacket
+        if found.round is None or found.round.number != index:
+            return None
+        return found.round
+
+    def _release(self, now: float, out: Outbox) -> None:
+        """Disclose what is agreed, in the order in which it was started."""
+        while self.order and self.order[0].agreed:
+            self._disclose(self.order.popleft(), now, out)
+        self.start(now, out)
+
+    def _disclose(self, round_: Round, now: float, out: Outbox) -> None:
+        for group in round_.datagrams.groups:
+            self._send_s2(round_, group.run, group.stride, out)
+        if round_.shape & RELIABLE:
+            self._await_verdicts(round_, now)
+        else:
+            self.finish(round_)
+
+    def _send_s2(
+        self, round_: Round, run: memoryview, stride: int, out: Outbox
+    ) -> None:
+        """Send packets of one round, all of one size but the last."""
+        line, around = self.line, round_.datagrams.fixed + HEADS_SIZE
+        # Those of reliable rounds are counted once, however often they are sent.
+        counted = around if stride > around and not round_.shape & RELIABLE else None
+        self.sent += -(-len(run) // stride)
+        out.send(line.remote, line.local, line.counters, run, stride, counted)
+
+    def finish(self, round_: Round) -> None:
+        """The round is over: its association is free, its packets are forgotten."""
+        round_.association.round = None
+        self.under_way -= not round_.agreed and round_.attempts == 1
+        if not round_.shape & CONTROL:
+            self.under_way_bytes -= round_.datagrams.size
+
+    # -- control messages and A2 ---------------------------------------------------
+
+    def send_control(self, message: bytes, now: float, out: Outbox) -> None:
+        """Send a control message in a reliable round, before any packet that waits."""
+        self.controls.append(message)
+        self._start_control(now, out)
+
+    def send_trace(self, message: bytes, probe: Probe, now: float, out: Outbox) -> None:
+        """Send a TRACE, and tell ``probe`` what had been sent when it left.
+
+        It goes once: counters that other nodes note at its repetition would not belong
+        to ours.  A newer one replaces one that has to wait.
+        """
+        self.trace = message, probe
+        self._start_control(now, out)
+
+    def _start_control(self, now: float, out: Outbox) -> None:
+        for association in self.associations.values():
+            if not association.idle:
+                continue
+            if self.controls:
+                body = b"".join(self.controls[:_CONTROLS_AT_ONCE])
+                del self.controls[:_CONTROLS_AT_ONCE]
+                self._start_control_round(association, body, now, out)
+            elif self.trace is not None:
+                (body, probe), self.trace = self.trace, None
+                round_ = self._start_control_round(association, body, now, out)
+                round_.probe = probe
+
+    def _start_control_round(
+        self, association: OutAssociation, body: bytes, now: float, out: Outbox
+    ) -> Round:
+        datagrams = Datagrams.bare(body)
+        return self._announce(association, datagrams, RELIABLE | CONTROL, now, out)
+
+    def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> bool:
+        """The receiver's verdicts on packets of a reliable round: do not repeat these.
+
+        False if it answers a repeated S2 and tells nothing new.  Raises BadPacket
+        unless all of it opens the acknowledgment tree of the round's A1.
+        """
+        message = self.line.untagged_untrusted(datagram)
+        if len(message) < ROUND_HEAD_SIZE:
+            raise BadPacket
+        number, _, _, index, key = ROUND.unpack_from(message, HEADER_SIZE)
+        round_ = self._open_round_untrusted(number, index)
+        if round_ is None:
+            return False
+        openings = message[ROUND_HEAD_SIZE:]
+        new, refused = round_.on_openings_untrusted(key, openings)
+        if not new:
+            return False
+        if refused:
+            self.line.counters.drop(Drop.REFUSED, refused)
+        if round_.unanswered:
+            round_.attempts = 1
+            self._expect(round_, now)
+        else:
+            self.finish(round_)
+            self.start(now, out)
+        return True
+
+    def _await_verdicts(self, round_: Round, now: float) -> None:
+        """The S2s of a reliable round went out for the first time."""
+        round_.unanswered = (1 << round_.packets) - 1
+        round_.attempts = 1
+        if round_.probe is not None:
+            round_.probe.sent = self.counts
+        if round_.is_reliable_data:
+            round_.started = now
+            # Sent once, however often repeated; and even if the kernel refuses it now.
+            self.line.counters.tx_packets += round_.inner_packets
+            self.line.counters.tx_bytes += round_.inner_bytes
+        self._expect(round_, now)
+
+    def _repeat_s2(self, round_: Round, now: float, out: Outbox) -> None:
+        """Send again, byte for byte, what has no verdict yet."""
+        for run, stride in round_.datagrams.among(round_.unanswered):
+            self._send_s2(round_, run, stride, out)
+        self._expect(round_, now)
+
+    # -- time --------------------------------------------------------------------
+
+    def on_deadline(self, now: float, out: Outbox) -> None:
+        """Repeat what was not answered, give up what is too old."""
+        if now < self.deadline:
+            return
+        for association in self.associations.values():
+            round_ = association.round
+            if round_ is None or now < round_.resend_at:
+                continue
+            if now - round_.started >= self._lifetime(round_):
+                self._give_up(round_, Drop.NO_AGREEMENT)
+            elif (
+                round_.largest > self.line.datagram_size and not round_.shape & CONTROL
+            ):
+                self._give_up(round_, Drop.TOO_BIG)  # the path has shrunk meanwhile
+            elif not round_.agreed:
+                self.under_way -= round_.attempts == 1  # others need not wait for it
+                round_.attempts += 1
+                self._expect(round_, now)
+                self.line.send(round_.s1, out)
+            elif round_.probe is not None:
+                self.finish(round_)  # a TRACE goes once
+            elif round_.unanswered:
+                round_.attempts += 1
+                self._repeat_s2(round_, now, out)
+            else:
+                round_.resend_at = inf  # waits for those before it
+        open_rounds = [a.round for a in self.associations.values() if a.round]
+        self.deadline = min((r.resend_at for r in open_rounds), default=inf)
+        self._release(now, out)
+
+    def _lifetime(self, round_: Round) -> float:
+        """How long a round may take; a control one not as long, as packets wait."""
+        if round_.shape & CONTROL:
+            return max(CONTROL_LIFETIME, 6 * (self.rtt.smoothed or 0.0))
+        return RELIABLE_LIFETIME if round_.shape & RELIABLE else ROUND_LIFETIME
+
+    def _give_up(self, round_: Round, reason: Drop) -> None:
+        self.finish(round_)
+        if round_ in self.order:
+            self.order.remove(round_)
+            self.line.counters.drop(reason, round_.inner_packets)
+        self._count_unanswered(round_)
+
+    def _count_unanswered(self, round_: Round) -> None:
+        """Whether these packets arrived nobody will ever know: they do not go again."""
+        if lost := round_.inner_among(round_.unanswered):
+            self.line.counters.drop(Drop.UNACKNOWLEDGED, lost)
+
+
+def _mode(packets: int, depth: int, roots: int) -> str:
+    if packets == 1:
+        return "n"
+    if not depth:
+        return "c"
+    return "m" if roots == 1 else "cm"

@@ -1,0 +1,14 @@
+"""The configured peers: where they come from, where they are, and keeping it so.
+
+In come peers of the config file, of the state directory and of commands, and events;
+out go entries of the peer table, routes, and what is saved.
+
+    registry    every change: check, save, enter, route, or all of it taken back
+    peer        one configured peer
+    search      the search for peers that are known by a name
+"""
+
+from alpha_trio.registry.peer import Peer
+from alpha_trio.registry.registry import Registry
+
+__all__ = ["Peer", "Registry"]

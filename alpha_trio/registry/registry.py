@@ -1,0 +1,624 @@
+"""The configured peers: where they come from, where they are, and keeping it so.
+
+A change is made in an order in which nothing can get lost: check everything, save
+it durably, enter it into the peer table, route its packets; if routing refuses it, all
+of it is taken back.  Changes come one at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from base64 import b64decode
+from collections.abc import Container, Iterable, Sequence
+from functools import partial
+from ipaddress import ip_address
+from pathlib import Path
+
+import trio
+from attrs import evolve, frozen
+
+from alpha_trio.datapath import DataPath
+from alpha_trio.errors import (
+    AlphaTrioError,
+    ConfigError,
+    PeerError,
+    RoutingError,
+    UnknownPeer,
+)
+from alpha_trio.journal import Journal
+from alpha_trio.net.host import boottime
+from alpha_trio.net.routing import Router, Underlay
+from alpha_trio.proto.batch import Event, EventKind
+from alpha_trio.proto.peers import PeerTable, State
+from alpha_trio.proto.primitives import key_text
+from alpha_trio.proto.traces import Trace
+from alpha_trio.registry.peer import (
+    FROM_CONFIG,
+    FROM_STATE,
+    Peer,
+    host_of,
+    peer_route,
+    place_of,
+    remote_of,
+)
+from alpha_trio.registry.search import Search
+from alpha_trio.settings import (
+    DEFAULT_CONFIG,
+    IPAddress,
+    Mode,
+    PeerSettings,
+    Settings,
+    allowed_prefixes,
+    check_peers,
+    values,
+)
+from alpha_trio.state import PeerStore, Pins
+
+_log = logging.getLogger("alpha_trio")
+
+
+@frozen
+class _Before:
+    """What a change returns to if routing refuses it."""
+
+    peers: dict[str, tuple[PeerSettings, str]]  # by name: settings and origin
+    shadowed: tuple[PeerSettings, ...]
+    pins: dict[str, bytes]
+
+
+class Registry:
+    """All configured peers.  Shared by the control server and the watching tasks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        table: PeerTable,
+        router: Router,
+        store: PeerStore,
+        journal: Journal,
+        datapath: DataPath,
+        families: Iterable[int],
+    ) -> None:
+        """``families`` are the IP versions there is a socket for."""
+        self.peers: dict[str, Peer] = {}
+        self.routing_error: str | None = None  # that of all peers, while it lasts
+        self._settings = settings
+        self._file_peers = settings.peers
+        self._shadowed: list[PeerSettings] = []  # saved ones the config file overrides
+        self._table = table
+        self._router = router
+        self._store = store
+        self._journal = journal
+        self._datapath = datapath
+        self._families = frozenset(families)
+        self._pins = Pins(store, journal)
+        self._lock = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+
+    # -- running -------------------------------------------------------------
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Enter the peers of the config file and the saved ones, and keep watch.
+
+        Reports started when all of them are routed.  Raises ConfigError, StateError,
+        RoutingError before that.
+        """
+        async with trio.open_nursery() as self._nursery:
+            await self._load()
+            self._nursery.start_soon(self._watch_network)
+            self._nursery.start_soon(self._watch_paths)
+            task_status.started()
+
+    async def _load(self) -> None:
+        saved = await trio.to_thread.run_sync(self._store.load)
+        await self._pins.load()
+        names = {peer.name for peer in self._file_peers}
+        self._shadowed = [peer for peer in saved if peer.name in names]
+        for peer in self._shadowed:
+            _log.warning(
+                "Peer %s is in the config file and was added by command as well: "
+                "the config file counts.",
+                peer.name,
+            )
+        added = [peer for peer in saved if peer.name not in names]
+        self._check_files(self._file_peers, added)
+        for peer in self._file_peers:
+            self._enter(peer, FROM_CONFIG)
+        for peer in added:
+            self._enter(peer, FROM_STATE)
+        await self._route()
+
+    def _check_files(
+        self, file_peers: Sequence[PeerSettings], saved: Sequence[PeerSettings]
+    ) -> None:
+        """Refuse peers of the two files that clash, and say which is from which."""
+        origins = dict.fromkeys(
+            (peer.name for peer in saved),
+            f"added by command, saved in {self._store.peers_file}",
+        ) | dict.fromkeys(
+            (peer.name for peer in file_peers), f"from {_config_file(self._settings)}"
+        )
+        check_peers(
+            map(self._foreseen, [*file_peers, *saved]),
+            lambda name: f"{name} ({origins[name]})",
+        )
+
+    async def _watch_network(self) -> None:
+        """Adapt to links, addresses and routes of the host as they change."""
+        while True:
+            await self._router.wait_changed()
+            await self._route_or_log()
+
+    async def _watch_paths(self) -> None:
+        """Measure paths anew when one turned out to take less than thought."""
+        while True:
+            await self._datapath.wait_path_changed()
+            self._router.mark_stale()
+            await self._route_or_log()
+
+    def on_event(self, event: Event) -> None:
+        """React to what happened to a peer: keep its key, look for it anew."""
+        peer = self.peers.get(event.peer or "")
+        if peer is None:
+            return
+        key = peer.session.negotiation.key
+        if event.kind is EventKind.PINNED and key is not None:
+            self._pins.keys[peer.settings.name] = key
+            assert self._nursery is not None
+            self._nursery.start_soon(self._pins.save)
+        elif event.kind in (EventKind.GAVE_UP, EventKind.SILENT) and peer.search:
+            peer.search.lost()
+
+    async def forget_pin(self, name: str) -> bool:
+        """Let the next contact decide about a peer's key; False if it does already.
+
+        Raises StateError.
+        """
+        async with self._lock:
+            peer = self.find(name)
+            forgotten = await self._pins.forget(name) and peer.settings.key is None
+            if forgotten:
+                peer.session.reset()
+                self._configure(peer)
+            return forgotten
+
+    # -- changes -------------------------------------------------------------
+
+    def find(self, name: str) -> Peer:
+        """The peer called ``name``.  Raises UnknownPeer."""
+        try:
+            return self.peers[name]
+        except KeyError:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            ) from None
+
+    def connect(self, name: str) -> bool:
+        """Whether there is a session with a peer; if not, ask the peer for one.
+
+        Raises UnknownPeer.
+        """
+        session, now = self.find(name).session, boottime()
+        if session.state(now) is State.ESTABLISHED:
+            return True
+        self._table.connect(session, now)
+        self._datapath.rearm()
+        return False
+
+    def trace(self, name: str, seconds: float) -> Trace:
+        """Ask the nodes on the way to a peer what they count.
+
+        Raises UnknownPeer, or PeerError if there is no session to ask in.
+        """
+        peer, now = self.find(name), boottime()
+        if peer.settings.mode is Mode.PLAIN:
+            raise PeerError(
+                f"peer {name} has mode plain, in which nobody verifies or counts: set "
+                "another one on both sides"
+            )
+        if peer.session.tracing is not None:
+            raise PeerError(f"a trace to {name} is under way: wait until it has ended")
+        trace = self._table.trace(peer.session, seconds, now)
+        if trace is None:
+            raise PeerError(
+                f"no session with {name}: 'alpha-trio wait {name}' asks for one"
+            )
+        self._datapath.rearm()
+        return trace
+
+    async def add(self, wanted: PeerSettings, *, take_over: bool = False) -> bool:
+        """Add a peer; False if it is there already with the same settings.
+
+        Raises PeerError, ConfigError, StateError or RoutingError; then nothing has
+        changed.
+        """
+        async with self._lock:
+            present = self.peers.get(wanted.name)
+            if present is not None:
+                if present.settings == wanted:
+                    return False
+                raise PeerError(
+                    f"peer {wanted.name} exists with other settings: change them with "
+                    f"'alpha-trio peers set {wanted.name} ...'"
+                )
+            self._refuse_ourselves(wanted)
+            await self._change([wanted], take_over)
+            return True
+
+    async def set(self, wanted: PeerSettings, *, take_over: bool = False) -> bool:
+        """Replace a peer's settings; its session lives on if its endpoint stays.
+
+        False if it has these already.  Raises UnknownPeer and what ``add`` raises;
+        then nothing has changed.
+        """
+        async with self._lock:
+            peer = self.find(wanted.name)
+            if peer.settings == wanted:
+                return False
+            _refuse_config_peer(peer, self._settings)
+            self._refuse_ourselves(wanted)
+            await self._change([wanted], take_over)
+            return True
+
+    async def remove(self, name: str) -> None:
+        """Remove a peer.  Raises UnknownPeer, PeerError, StateError."""
+        async with self._lock:
+            _refuse_config_peer(self.find(name), self._settings)
+            kept = [peer for peer in self._of_state() if peer.name != name]
+            await self._save(kept)
+            self._leave(name)
+            await self._route_or_log()  # what is gone is gone
+
+    async def reload(self, file_peers: Sequence[PeerSettings]) -> dict[str, list[str]]:
+        """Make the config file's peers those of ``file_peers``; touch no others.
+
+        Returns the names under ``added``, ``changed`` and ``removed``.  Raises
+        ConfigError or RoutingError; then nothing has changed.
+        """
+        async with self._lock:
+            wanted = {peer.name: peer for peer in file_peers}
+            saved = [*self._of_state(), *self._shadowed]
+            kept = [peer for peer in saved if peer.name not in wanted]
+            self._check_files(file_peers, kept)
+            summary = self._difference(wanted)
+            for peer in _of_file(wanted, summary):
+                self._refuse_ourselves(peer)
+            before = self._snapshot()
+            self._apply_file(wanted, summary)
+            try:
+                await self._route((*summary["added"], *summary["changed"]))
+            except RoutingError:
+                await self._restore(before)
+                raise
+            self._file_peers = tuple(file_peers)
+            return summary
+
+    def _difference(self, wanted: dict[str, PeerSettings]) -> dict[str, list[str]]:
+        now = {name: (p.settings, p.origin) for name, p in self.peers.items()}
+        then = {name: (peer, FROM_CONFIG) for name, peer in wanted.items()} | {
+            peer.name: (peer, FROM_STATE) for peer in self._returning(wanted)
+        }
+        gone = [n for n, (_, origin) in now.items() if origin == FROM_CONFIG]
+        return {
+            "added": [name for name in then if name not in now],
+            "changed": [n for n, peer in then.items() if now.get(n, peer) != peer],
+            "removed": [name for name in gone if name not in then],
+        }
+
+    def _returning(self, wanted: Container[str]) -> list[PeerSettings]:
+        """The hidden peers that count again if the config file has those wanted."""
+        return [peer for peer in self._shadowed if peer.name not in wanted]
+
+    def _apply_file(
+        self, wanted: dict[str, PeerSettings], summary: dict[str, list[str]]
+    ) -> None:
+        for name in summary["removed"]:
+            self._leave(name)
+        for shadow in self._returning(wanted):
+            self._shadowed.remove(shadow)
+            self._enter(shadow, FROM_STATE)
+        for settings in _of_file(wanted, summary):
+            present = self.peers.get(settings.name)
+            if present is not None and present.origin == FROM_STATE:
+                self._shadowed.append(present.settings)
+            self._enter(settings, FROM_CONFIG)
+
+    async def _change(self, wanted: list[PeerSettings], take_over: bool) -> None:
+        """Add or replace peers added by command, all or none."""
+        if take_over:
+            wanted = [*wanted, *self._give_way(wanted[0])]
+        replaced = {peer.name: peer for peer in wanted}
+        everyone = {name: peer.settings for name, peer in self.peers.items()} | replaced
+        check_peers(map(self._foreseen, everyone.values()))
+        await self._save(
+            list(({p.name: p for p in self._of_state()} | replaced).values())
+        )
+        before = self._snapshot()
+        for settings in wanted:
+            if settings.name not in self.peers:
+                # Somebody else had the name, in a file, until nobody ran.  Not dropped
+                # at the start: a file may be missing, and its pins be wanted again.
+                self._pins.keys.pop(settings.name, None)
+            self._enter(settings, FROM_STATE)
+        try:
+            await self._route(replaced)
+        except RoutingError:
+            await self._restore(before)
+            raise
+        await self._pins.save()
+
+    def _give_way(self, taker: PeerSettings) -> list[PeerSettings]:
+        """The other peers' settings without the prefixes that ``taker`` takes over."""
+        taken = set(allowed_prefixes(self._foreseen(taker)))
+        losers = []
+        for peer in self.peers.values():
+            lost = taken & set(allowed_prefixes(self._foreseen(peer.settings)))
+            if peer.settings.name == taker.name or not lost:
+                continue
+            _refuse_config_peer(peer, self._settings)
+            left = tuple(p for p in peer.settings.allow if p not in lost)
+            if not left:
+                raise PeerError(
+                    f"peer {peer.settings.name} would keep no prefix: remove it with "
+                    f"'alpha-trio peers remove {peer.settings.name}' first"
+                )
+            losers.append(evolve(peer.settings, allow=left))
+        return losers
+
+    def _foreseen(self, settings: PeerSettings) -> PeerSettings:
+        """With the prefixes a peer will have: its name may be resolved already."""
+        peer = self.peers.get(settings.name)
+        if (
+            settings.allow
+            or peer is None
+            or place_of(peer.settings) != place_of(settings)
+        ):
+            return settings
+        return evolve(settings, allow=tuple(map(values.prefix_of, peer.addresses)))
+
+    def _refuse_ourselves(self, settings: PeerSettings) -> None:
+        """A host is no peer of itself: neither at its address nor with its key."""
+        if settings.key == key_text(self._table.identity.public):
+            raise PeerError(
+                f"that key is this host's own: give the one that 'alpha-trio key show' "
+                f"prints on {settings.name}"
+            )
+        _refuse_own_address(settings)
+
+    def _snapshot(self) -> _Before:
+        peers = {name: (p.settings, p.origin) for name, p in self.peers.items()}
+        return _Before(peers, tuple(self._shadowed), dict(self._pins.keys))
+
+    async def _restore(self, before: _Before) -> None:
+        with trio.CancelScope(shield=True):
+            for name in [name for name in self.peers if name not in before.peers]:
+                self._leave(name)
+            self._shadowed = list(before.shadowed)
+            self._pins.keys = before.pins | self._pins.keys  # newer ones hold as well
+            for name, was in before.peers.items():
+                if self._snapshot().peers.get(name) != was:
+                    self._enter(*was)
+            await self._save(self._of_state())
+            await self._pins.save()
+            await self._route_or_log()
+
+    def _of_state(self) -> list[PeerSettings]:
+        return [p.settings for p in self.peers.values() if p.origin == FROM_STATE]
+
+    async def _save(self, peers: list[PeerSettings]) -> None:
+        everything = [*peers, *self._shadowed]
+        await trio.to_thread.run_sync(self._store.save, everything)
+
+    # -- one peer ------------------------------------------------------------
+
+    def _enter(self, settings: PeerSettings, origin: str) -> None:
+        """Put a peer into the table, or change it there; routing comes later."""
+        peer = self.peers.get(settings.name)
+        if peer is None:
+            session = self._table.add(settings.name, (), ())
+            peer = self.peers[settings.name] = Peer(settings, origin, session)
+        else:
+            was, peer.settings, peer.origin = peer.settings, settings, origin
+            if (was.key, was.mode) != (settings.key, settings.mode):
+                peer.session.reset()  # what it rests on is no longer what we want
+            if place_of(settings) == place_of(was):
+                self._configure(peer)
+                return
+            peer.session.reset()
+            self._stop_search(peer)
+            peer.addresses = peer.remotes = ()
+        _log.info("Adding host %s (%s).", settings.name, host_of(settings))
+        self._locate(peer)
+
+    def _leave(self, name: str) -> None:
+        peer = self.peers.pop(name)
+        self._stop_search(peer)
+        self._table.remove(name)
+        if self._pins.keys.pop(name, None) is not None and self._nursery is not None:
+            self._nursery.start_soon(self._pins.save)
+        _log.info("Deleting host %s (%s).", name, host_of(peer.settings))
+
+    def _locate(self, peer: Peer) -> None:
+        try:
+            found = [ip_address(host_of(peer.settings))]
+        except ValueError:
+            assert self._nursery is not None
+            resolved = partial(self._resolved, peer)
+            peer.search = Search(host_of(peer.settings), resolved, self._journal)
+            self._nursery.start_soon(peer.search.run)
+            found = []
+        self._move(peer, found)
+
+    def _move(self, peer: Peer, addresses: Iterable[IPAddress]) -> None:
+        usable = tuple(a for a in addresses if a.version in self._families)
+        peer.addresses = usable
+        peer.remotes = tuple(remote_of(a, peer.settings.port) for a in usable)
+        self._configure(peer)
+
+    def _configure(self, peer: Peer) -> None:
+        networks = tuple(values.prefix_of(address) for address in peer.addresses)
+        peer.prefixes = peer.settings.allow or networks
+        self._table.configure(
+            peer.session,
+            peer.remotes,
+            peer.prefixes,
+            peer.settings.keepalive,
+            self._key_of(peer),
+            str(peer.settings.mode),
+            peer.settings.reliable,
+        )
+        self._datapath.rearm()  # there may be something to say to it at once
+
+    def _key_of(self, peer: Peer) -> bytes | None:
+        """The key a peer must have: the configured one, else the pinned one."""
+        if peer.settings.key is not None:
+            return b64decode(peer.settings.key)
+        return self._pins.keys.get(peer.settings.name)
+
+    def _stop_search(self, peer: Peer) -> None:
+        if peer.search is not None:
+            peer.search.stop()
+            peer.search = None
+
+    async def _resolved(self, peer: Peer, found: list[IPAddress]) -> None:
+        """Reach a peer at what its name stands for now; what works is not replaced.
+
+        Raises ConfigError or PeerError if that is of no use, RoutingError if routing
+        refuses it; then the peer stays where it was.
+        """
+        async with self._lock:
+            usable = self._usable(peer, found)
+            if set(usable) == set(peer.addresses):
+                return
+            if peer.session.state(boottime()) is State.ESTABLISHED and peer.addresses:
+                return
+            before = peer.addresses
+            self._move(peer, usable)
+            try:
+                await self._route()
+            except RoutingError:
+                self._move(peer, before)
+                await self._route_or_log()
+                raise
+            _log.info("%s is %s.", host_of(peer.settings), ", ".join(map(str, usable)))
+
+    def _usable(self, peer: Peer, found: list[IPAddress]) -> list[IPAddress]:
+        """Those addresses of a name that its peer could be given as an endpoint.
+
+        Whoever answers for the name must not lead the packets of other peers, or of
+        this host, to himself or to nowhere.  Raises ConfigError or PeerError, the
+        first of the reasons, if none is left.
+        """
+        usable: list[IPAddress] = []
+        refusals: list[AlphaTrioError] = []
+        for answer in found:
+            try:
+                address = ip_address(values.host(str(answer)))
+                self._refuse_address(peer, address)
+            except (ConfigError, PeerError) as refusal:
+                refusals.append(refusal)
+            else:
+                usable.append(address)
+        if not usable and refusals:
+            raise refusals[0]
+        return list(dict.fromkeys(usable))
+
+    def _refuse_address(self, peer: Peer, address: IPAddress) -> None:
+        if address.version not in self._families:
+            raise PeerError(f"{address}: this host has no IPv{address.version}")
+        if address.is_loopback or _is_own(address):
+            raise PeerError(f"{address} is an address of this host")
+        remote = remote_of(address, peer.settings.port)
+        wanted = peer.settings.allow or (values.prefix_of(address),)
+        for other in self.peers.values():
+            if other is peer:
+                continue
+            if remote in other.remotes or set(wanted) & set(other.prefixes):
+                raise PeerError(f"{address} belongs to peer {other.settings.name}")
+
+    # -- routing -------------------------------------------------------------
+
+    async def _route(self, changed: Iterable[str] = ()) -> None:
+        """Lead the peers' packets into the tunnel; learn each one's MTU.
+
+        Raises RoutingError for what is refused of all peers, and for a route that is
+        now refused of one of those ``changed``.  Another's is not in their way: it is
+        logged, and told by its status.
+        """
+        underlays = await self._router.apply(
+            [peer_route(peer) for peer in self.peers.values()]
+        )
+        self.routing_error = None
+        for name in changed:
+            for reason in underlays[name].refused:
+                if reason not in self.peers[name].refused:
+                    raise RoutingError(reason)
+        for name, underlay in underlays.items():
+            peer = self.peers.get(name)
+            if peer is not None:
+                self._log_refusals(peer, underlay)
+                peer.underlay = underlay
+                peer.session.resize(underlay.mtu)
+
+    def _log_refusals(self, peer: Peer, underlay: Underlay) -> None:
+        name = peer.settings.name
+        for reason in underlay.refused:
+            line = f"Not all packets for {name} take the tunnel ({reason}). Trying on."
+            self._journal.failure(f"routing of {name}", reason, line)
+        if peer.refused and not underlay.refused:
+            self._journal.recovered(f"routing of {name}")
+
+    async def _route_or_log(self) -> None:
+        try:
+            await self._route()
+        except RoutingError as error:
+            self.routing_error = str(error)
+            self._journal.failure("routing", "failed", str(error))
+        else:
+            self._journal.recovered("routing")
+
+
+def _of_file(
+    wanted: dict[str, PeerSettings], summary: dict[str, list[str]]
+) -> list[PeerSettings]:
+    """What the config file changes or adds; a hidden peer that returns is not in it."""
+    names = (*summary["changed"], *summary["added"])
+    return [wanted[name] for name in names if name in wanted]
+
+
+def _refuse_config_peer(peer: Peer, settings: Settings) -> None:
+    if peer.origin == FROM_CONFIG:
+        raise PeerError(
+            f"peer {peer.settings.name} comes from {_config_file(settings)}: change it "
+            "there, then 'alpha-trio reload'"
+        )
+
+
+def _config_file(settings: Settings) -> Path:
+    return settings.config_file or DEFAULT_CONFIG
+
+
+def _refuse_own_address(settings: PeerSettings) -> None:
+    """A host is no peer of itself: its packets never reach a device."""
+    try:
+        address = ip_address(host_of(settings))
+    except ValueError:
+        return
+    if _is_own(address):
+        raise PeerError(
+            f"{address} is an address of this host: give the address of {settings.name}"
+        )
+
+
+def _is_own(address: IPAddress) -> bool:
+    # Only towards an address of its own does a host choose that very address.
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(address), 9))
+        except OSError:
+            return False
+        return bool(probe.getsockname()[0] == str(address))

@@ -1,0 +1,55 @@
+"""What the user asked for, checked.
+
+In come files, options and control requests; out go Settings and PeerSettings, or a
+ConfigError that says what is wrong with which value, and what to do.
+
+    model       the settings as the daemon works with them
+    values      checks of each kind of value
+    config      the config file and the options; peers as plain values
+"""
+
+from alpha_trio.settings import values
+from alpha_trio.settings.config import (
+    allowed_prefixes,
+    check_peers,
+    load_settings,
+    parse_peer,
+    peer_values,
+)
+from alpha_trio.settings.model import (
+    DEFAULT_CONFIG,
+    DEFAULT_SOCKET,
+    Backend,
+    Fail,
+    IPAddress,
+    IPInterface,
+    IPNetwork,
+    Mode,
+    Offload,
+    PeerSettings,
+    RelaySettings,
+    Selection,
+    Settings,
+)
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "DEFAULT_SOCKET",
+    "Backend",
+    "Fail",
+    "IPAddress",
+    "IPInterface",
+    "IPNetwork",
+    "Mode",
+    "Offload",
+    "PeerSettings",
+    "RelaySettings",
+    "Selection",
+    "Settings",
+    "allowed_prefixes",
+    "check_peers",
+    "load_settings",
+    "parse_peer",
+    "peer_values",
+    "values",
+]

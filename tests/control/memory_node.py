@@ -1,0 +1,151 @@
+"""A node without a tunnel: the interface the control commands need, held in memory.
+
+``python -m tests.control.memory_node SOCKET`` serves one until it is told to stop.
+"""
+
+import sys
+from pathlib import Path
+
+import trio
+
+from alpha_trio import __version__
+from alpha_trio.control import ControlServer, commands_for
+from alpha_trio.errors import ConfigError, PeerError, UnknownPeer
+from alpha_trio.journal.hub import EventHub
+from alpha_trio.settings import Mode, PeerSettings, Settings
+
+KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+
+
+class MemoryNode:
+    def __init__(self, socket: Path) -> None:
+        self.settings = Settings(socket=socket)
+        self.hub = EventHub()
+        self.subscribe = self.hub.subscribe
+        self.scope = trio.CancelScope()
+        self.reloaded: dict[str, list[str]] | ConfigError = {}
+        self.taken_over: list[str] = []
+        self.forgotten: list[str] = []
+        self.established: dict[str, trio.Event] = {}
+        self.traced = {"schema": 1, "hops": [], "segments": []}
+        self._peers: dict[str, tuple[PeerSettings, str]] = {}
+        self.document = {
+            "schema": 1,
+            "version": __version__,
+            "uptime_seconds": 12.3,
+            "interface": {
+                "name": "alpha0",
+                "mtu": 1400,
+                "offloads": {"tun": ["tso4"], "udp": ["segment", "gro"]},
+            },
+            "port": 1234,
+            "key": KEY,
+            "peers": [],
+            "knocking": [],
+            "relay": None,
+            "drops": {},
+            "health": [],
+        }
+
+    async def serve(self, *, task_status=trio.TASK_STATUS_IGNORED) -> None:
+        with self.scope:
+            server = ControlServer(self.settings, commands_for(self))
+            await server.run(task_status=task_status)
+
+    def status(self):
+        """The document, with a plain entry for each peer that it does not tell of."""
+        entries = self.document["peers"]
+        told = {entry["name"] for entry in entries}
+        added = [peer for name, (peer, _) in self._peers.items() if name not in told]
+        return self.document | {"peers": [*entries, *map(status_of, added)]}
+
+    def peers(self):
+        return list(self._peers.values())
+
+    async def add_peer(self, peer, take_over):
+        if (old := self._peers.get(peer.name)) is not None:
+            if old[0] == peer:
+                return False
+            raise PeerError(
+                f"peer {peer.name} exists with other settings: change it with "
+                f"'alpha-trio peers set {peer.name}'"
+            )
+        self._keep(peer, take_over)
+        self.hub.publish({"event": "peer-added", "peer": peer.name, "time": 1.0})
+        return True
+
+    async def set_peer(self, peer, take_over):
+        self._keep(peer, take_over)
+
+    def _keep(self, peer, take_over):
+        self._peers[peer.name] = (peer, "state")
+        self.established.setdefault(peer.name, trio.Event())
+        if take_over:
+            self.taken_over.append(peer.name)
+
+    async def remove_peer(self, name):
+        if self._peers.pop(name, None) is None:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            )
+
+    async def forget_pin(self, name):
+        self.forgotten.append(name)
+
+    async def reload(self):
+        if isinstance(self.reloaded, ConfigError):
+            raise self.reloaded
+        return self.reloaded
+
+    async def wait_established(self, name):
+        if name not in self._peers:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            )
+        await self.established[name].wait()
+
+    async def trace(self, name, seconds):
+        if name not in self._peers:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            )
+        return self.traced | {"peer": name, "seconds": seconds}
+
+    def stop(self):
+        self.scope.cancel()
+
+
+def status_of(peer: PeerSettings, **values):
+    """The entry of one peer in the status document."""
+    return {
+        "name": peer.name,
+        "endpoint": f"{peer.endpoint}:{peer.port}",
+        "configured_endpoint": peer.endpoint,
+        "state": "idle",
+        "reason": None,
+        "mode": "plain" if peer.mode is Mode.PLAIN else "alpha",
+        "configured_mode": str(peer.mode),
+        "key": peer.key,
+        "key_source": "configured" if peer.key else "none",
+        "offered_key": None,
+        "latest_handshake_seconds": None,
+        "latest_receive_seconds": None,
+        "rtt_ms": None,
+        "mtu": 1400,
+        "allowed": [f"{peer.endpoint}/32"],
+        "tx_packets": 0,
+        "tx_bytes": 0,
+        "rx_packets": 0,
+        "rx_bytes": 0,
+        "queued": 0,
+        "rounds": {"n": 0, "c": 0, "m": 0, "cm": 0},
+        "associations": 0,
+        "elements_left": 0,
+        "reliable": peer.reliable,
+        "reliable_rounds": 0,
+        "drops": {},
+    } | values
+
+
+if __name__ == "__main__":
+    trio.run(MemoryNode(Path(sys.argv[1])).serve)
