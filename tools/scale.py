@@ -23,7 +23,6 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from os import urandom
 from random import Random
 from threading import Thread
-from types import TracebackType
 from typing import Self
 
 import trio
@@ -110,12 +109,7 @@ class Crowd:
         wait_until(lambda: self._token, "the crowd")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._call(self._scope.cancel)
         self._thread.join()
         self._socket.close()
