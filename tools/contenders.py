@@ -11,7 +11,8 @@ from typing import Protocol
 from attrs import evolve, field, frozen
 
 from tools import measure
-from tools.lab import Daemon, Host, LabError
+from tools.daemons import Daemon
+from tools.lab import Host, LabError
 
 # Where configured peers beyond the first have their endpoints; nobody is there.
 _ELSEWHERE = "10.0.0.0/8"

@@ -31,7 +31,8 @@ from rich.console import Console
 from alpha_trio.proto.wire import ROUND_HEAD_SIZE, Kind
 from tools.attacker import Beside, Flood, Sight
 from tools.bench import machine, number, writable
-from tools.lab import Daemon, Host, Lab, LabError, run_tool
+from tools.daemons import Daemon
+from tools.lab import Host, Lab, LabError, run_tool
 from tools.numbered import MEAN_SIZE, Numbered
 
 LINK_MEGABITS = 50

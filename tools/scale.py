@@ -40,7 +40,8 @@ from alpha_trio.proto.wire import SUITE_ALPHA
 from tools import measure
 from tools.bench import number
 from tools.contenders import next_hop
-from tools.lab import Daemon, Host, Lab, LabError, run_tool, wait_until
+from tools.daemons import Daemon
+from tools.lab import Host, Lab, LabError, run_tool, wait_until
 from tools.measure import Figures
 from tools.targets import World, packet
 

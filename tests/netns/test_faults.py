@@ -25,7 +25,8 @@ from tests.netns.traffic import (
     send_udp,
     wait_drop,
 )
-from tools.lab import Daemon, wait_until
+from tools.daemons import Daemon
+from tools.lab import wait_until
 
 pytestmark = pytest.mark.netns
 

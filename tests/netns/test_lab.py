@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.lab import DIRECTORIES, NAMESPACES, Daemon, Lab, LabError, remove, wait_until
+from tools.daemons import Daemon
+from tools.lab import DIRECTORIES, NAMESPACES, Lab, LabError, remove, wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.strict]
 

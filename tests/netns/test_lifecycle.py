@@ -28,7 +28,8 @@ from tests.netns.traffic import (
     prepared,
     send_tcp,
 )
-from tools.lab import PROGRAM, Daemon, wait_until
+from tools.daemons import PROGRAM, Daemon
+from tools.lab import wait_until
 
 pytestmark = pytest.mark.netns
 

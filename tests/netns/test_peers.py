@@ -24,7 +24,8 @@ from tests.netns.traffic import (
     prepared,
     tcp_timeouts,
 )
-from tools.lab import Daemon, Lab, wait_until
+from tools.daemons import Daemon
+from tools.lab import Lab, wait_until
 
 pytestmark = pytest.mark.netns
 
