@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
@@ -159,6 +159,14 @@ class Daemon:
             log.seek(self._log_start)
             tail = "".join(log.readlines()[-20:]).rstrip()
         return LabError(f"{self.host.name}: daemon {what}\n{tail}")
+
+
+def peers_config(endpoints: Mapping[str, str]) -> str:
+    """Return what a config file says of peers, name to address, that only have one."""
+    return "".join(
+        f'[peers.{name}]\nendpoint = "{address}"\n'
+        for name, address in endpoints.items()
+    )
 
 
 # -- other programs -------------------------------------------------------------------

@@ -40,7 +40,7 @@ from alpha_trio.proto.wire import SUITE_ALPHA
 from tools import measure
 from tools.bench import number
 from tools.contenders import next_hop
-from tools.daemons import Daemon
+from tools.daemons import Daemon, peers_config
 from tools.lab import Host, Lab, LabError, run_tool, wait_until
 from tools.measure import Figures
 from tools.targets import World, packet
@@ -183,10 +183,7 @@ def meeting(vm1: Host, vm2: Host, count: int) -> Iterator[tuple[Daemon, Crowd]]:
     Routers between the two must know the way to NETWORK.
     """
     peers = Crowd(vm2, count, vm1.address)
-    config = "".join(
-        f'[peers.p{number}]\nendpoint = "{address}"\n'
-        for number, address in enumerate(peers.addresses)
-    )
+    config = peers_config({f"p{n}": at for n, at in enumerate(peers.addresses)})
     with ExitStack() as stack:
         via = next_hop(vm1, vm2.address)
         vm1.run("ip", "route", "replace", NETWORK, "via", via)
