@@ -38,17 +38,6 @@ class Daemon:
         self._process: subprocess.Popen[str] | None = None
         self._log_start = 0  # where the log of the present run begins
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
-        if self._process is None:
-            return
-        code = self.stop()
-        if code != 0 and error is None:
-            raise self._error(f"ended with {code}")
-
     @property
     def pid(self) -> int:
         """Process id of the running daemon."""
@@ -59,8 +48,8 @@ class Daemon:
         """All it has written to stderr, restarts included."""
         return self.log_file.read_text(errors="replace")
 
-    def start(self, timeout: float = 10) -> None:
-        """Start it, again if need be, and wait until it answers commands."""
+    def start(self, timeout: float = 10) -> Self:
+        """Start it, again if need be, wait until it answers commands; return it."""
         command = (str(PROGRAM), "run", "--config", str(self.config_file))
         with self.log_file.open("a") as log:
             self._log_start = log.tell()
@@ -73,6 +62,16 @@ class Daemon:
                 detached=True,
             )
         wait_until(self._has_answered, f"{self.host.name}: daemon's answer", timeout)
+        return self
+
+    __enter__ = start
+
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
+        if self._process is None:
+            return
+        code = self.stop()
+        if code != 0 and error is None:
+            raise self._error(f"ended with {code}")
 
     def _has_answered(self) -> bool:
         if self._running().poll() is not None:

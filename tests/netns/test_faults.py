@@ -228,8 +228,7 @@ def test_answers_from_another_address_are_dropped_with_the_reason(pair):
 def test_the_interface_deleted_under_the_daemon(pair):
     vm1, vm2 = pair
     before = vm1.snapshot()
-    one = Daemon(vm1)
-    one.start()
+    one = Daemon(vm1).start()
     add(one, "vm2", vm2.address)
     vm1.run("ip", "link", "delete", "alpha0")
     assert one.wait() == 1
