@@ -257,8 +257,7 @@ class Beside:
         switch, mallory = self._lab.host("tap"), self._lab.host("mallory")
         # A bridge that forgets at once where everybody is sends everything to all.
         ageing = ("ageing_time", "0") if self._hub else ()
-        switch.run("ip", "link", "add", "br0", "type", "bridge", *ageing)
-        switch.run("ip", "link", "set", "br0", "up")
+        switch.run("ip", "link", "add", "br0", "up", "type", "bridge", *ageing)
         for number, (host, port) in enumerate(
             [*zip(ends, ports, strict=True), (mallory, "eth0")]
         ):

@@ -374,8 +374,7 @@ class Lab:
         self, hosts: Sequence[Host], mtu: int, delay_ms: float
     ) -> None:
         switch = self.host("switch")
-        _ip("-n", switch.namespace, "link", "add", "br0", "type", "bridge")
-        _ip("-n", switch.namespace, "link", "set", "br0", "up")
+        _ip("-n", switch.namespace, "link", "add", "br0", "up", "type", "bridge")
         for host in hosts:
             _, port = self.connect(host, switch, mtu=mtu, delay_ms=delay_ms)
             _ip("-n", switch.namespace, "link", "set", port, "master", "br0")
