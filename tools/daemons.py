@@ -1,4 +1,10 @@
-"""Daemons on hosts of the lab: ours, and other programs for as long as a block."""
+"""Daemons on hosts of the lab: ours, and other programs for as long as a block.
+
+with Daemon(vm1) as one, Daemon(vm2) as two:
+    one.cli("peers", "add", "vm2", vm2.address)
+    two.cli("peers", "add", "vm1", vm1.address)
+    vm1.run("ping", "-c", "1", vm2.address)
+"""
 
 from __future__ import annotations
 
