@@ -34,7 +34,6 @@ from heapq import heappop, heappush
 from ipaddress import ip_address
 from itertools import count, cycle
 from random import Random
-from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
 from alpha_trio.proto.messages import (
@@ -146,12 +145,7 @@ class InLine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         if self._taps:
             self._thread.join()
@@ -269,8 +263,7 @@ class Beside:
         switch, mallory = self._lab.host("tap"), self._lab.host("mallory")
         # A bridge that forgets at once where everybody is sends everything to all.
         ageing = ("ageing_time", "0") if self._hub else ()
-        switch.run("ip", "link", "add", "br0", "type", "bridge", *ageing)
-        switch.run("ip", "link", "set", "br0", "up")
+        switch.run("ip", "link", "add", "br0", "up", "type", "bridge", *ageing)
         for number, (host, port) in enumerate(
             [*zip(ends, ports, strict=True), (mallory, "eth0")]
         ):
@@ -287,12 +280,7 @@ class Beside:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         if self._macs:
             self._thread.join()
@@ -373,12 +361,7 @@ class Flood:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._halt.set()
         self._thread.join()
 
@@ -447,12 +430,7 @@ class Watch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

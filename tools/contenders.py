@@ -11,7 +11,8 @@ from typing import Protocol
 from attrs import evolve, field, frozen
 
 from tools import measure
-from tools.lab import Daemon, Host, LabError
+from tools.daemons import Daemon, peers_config
+from tools.lab import Host, LabError
 
 # Where configured peers beyond the first have their endpoints; nobody is there.
 _ELSEWHERE = "10.0.0.0/8"
@@ -68,7 +69,7 @@ class AlphaTrio:
     def session(self, vm1: Host, vm2: Host, *_routers: Host) -> Iterator[Session]:
         """Start both daemons, add the peers, wait for the first echo reply."""
         options = [f"--no-offload={name}" for name in self.disabled_offloads]
-        sender = Daemon(vm1, *options, config=_config(self.peers - 1))
+        sender = Daemon(vm1, *options, config=_absent(self.peers - 1))
         receiver = Daemon(vm2, *options)
         vm1.run("ip", "route", "add", _ELSEWHERE, "via", next_hop(vm1, vm2.address))
         start = time.monotonic()
@@ -139,10 +140,8 @@ def next_hop(host: Host, address: str) -> str:
     return gateway
 
 
-def _config(count: int) -> str:
+def _absent(count: int) -> str:
     """Return a config file with so many peers that are never heard of."""
-    endpoints = (f"10.0.{number // 250}.{number % 250 + 1}" for number in range(count))
-    return "".join(
-        f'[peers.absent{number}]\nendpoint = "{endpoint}"\n'
-        for number, endpoint in enumerate(endpoints)
+    return peers_config(
+        {f"absent{n}": f"10.0.{n // 250}.{n % 250 + 1}" for n in range(count)}
     )

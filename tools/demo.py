@@ -12,7 +12,8 @@ from pathlib import Path
 
 from alpha_trio.proto.messages import CONTROL, Kind
 from tools import measure, relay_demo
-from tools.lab import Daemon, Host, Lab, LabError, run_tool, shell_command, wait_until
+from tools.daemons import Daemon, serving
+from tools.lab import Host, Lab, LabError, run_tool, shell_command, wait_until
 from tools.stage import alpha_trio, heading, show, show_command, start, stop
 
 TEXT, NEXT_TEXT = "this is a test", "this is the next test"
@@ -56,15 +57,11 @@ def listening(host: Host) -> Iterator[Path]:
     arrived = host.directory / "arrived"
     command = f"nc -k -u -l {UDP_PORT}"
     show_command(host, f"{command} &")
-    with arrived.open("w") as output:
-        receiver = host.popen(*command.split(), stdout=output)
-    bound = ("ss", "-Hlun", "sport", "=", f":{UDP_PORT}")
-    wait_until(lambda: host.run(*bound).stdout, "nc listening")
-    try:
+    with (
+        arrived.open("w") as output,
+        serving(host, "udp", UDP_PORT, *command.split(), stdout=output),
+    ):
         yield arrived
-    finally:
-        receiver.terminate()
-        receiver.wait()
 
 
 def protect_packets(one: Daemon, two: Daemon) -> None:
@@ -231,7 +228,8 @@ def explain_stay(daemons: Sequence[Daemon]) -> None:
     """Print how to go on by hand."""
     heading("Both hosts stay.  To work on one, with alpha-trio at hand")
     for daemon in daemons:
-        print(f"  {daemon.host.name}:  {shell_command(daemon.host, daemon)}")
+        command = shell_command(daemon.host, **daemon.environment)
+        print(f"  {daemon.host.name}:  {command}")
     print("\nTo end the daemons and remove the hosts:\n  tools/lab down")
 
 

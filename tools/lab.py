@@ -2,10 +2,9 @@
 
     with Lab() as lab:
         vm1, vm2 = lab.lan(2)              # 192.168.10.60 and 192.168.10.61
-        with Daemon(vm1) as one, Daemon(vm2) as two:
-            one.cli("peers", "add", "vm2", vm2.address)
-            two.cli("peers", "add", "vm1", vm1.address)
-            vm1.run("ping", "-c", "1", vm2.address)
+        vm1.run("ping", "-c", "1", vm2.address)
+
+``daemons.py`` has what runs on them.
 
 Every namespace is called ``at-OWNER-RANDOM-HOST``.  OWNER is the pid of the
 process that made it, so that the next lab can tell what a killed run left behind,
@@ -30,12 +29,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import IO, Any, NoReturn, Self, TypeVar
 
 from attrs import define, field
 
-from alpha_trio import rpc
 from alpha_trio.errors import AlphaTrioError
 from tools import delay
 
@@ -45,7 +43,6 @@ Wire = Callable[[Sequence["Host"], Sequence[str]], None]
 
 NAMESPACES = Path("/run/netns")  # where ip-netns keeps its names
 DIRECTORIES = Path("/run/alpha-trio-lab")  # sockets, state and logs, one folder a lab
-PROGRAM = Path(sys.executable).with_name("alpha-trio")
 
 _LAB_NAME = re.compile(r"(at-(\d+|keep)-[0-9a-f]{6})(-\w+)?")
 _CLONE_NEWNET = 0x40000000
@@ -280,12 +277,7 @@ class Lab:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _kind: object, error: object, _traceback: object) -> None:
         if not self._keep or error is not None:
             self.close()
 
@@ -382,8 +374,7 @@ class Lab:
         self, hosts: Sequence[Host], mtu: int, delay_ms: float
     ) -> None:
         switch = self.host("switch")
-        _ip("-n", switch.namespace, "link", "add", "br0", "type", "bridge")
-        _ip("-n", switch.namespace, "link", "set", "br0", "up")
+        _ip("-n", switch.namespace, "link", "add", "br0", "up", "type", "bridge")
         for host in hosts:
             _, port = self.connect(host, switch, mtu=mtu, delay_ms=delay_ms)
             _ip("-n", switch.namespace, "link", "set", port, "master", "br0")
@@ -477,158 +468,9 @@ def _kill_all(namespace: str) -> None:
             continue  # it was faster
 
 
-class Daemon:
-    """``alpha-trio run`` on a host, with its own socket, state, config file and log.
-
-    As a context manager it starts, and at the end stops and insists on exit code 0.
-    """
-
-    def __init__(self, host: Host, *arguments: str, config: str = "") -> None:
-        """Prepare it; ``arguments`` go to ``run``, ``config`` is the config file."""
-        self.host = host
-        self.arguments = arguments
-        self.config_file = host.directory / "alpha-trio.toml"
-        self.config_file.write_text(config)
-        self.log_file = host.directory / "log"
-        self.environment = {
-            "ALPHA_TRIO_SOCKET": str(host.directory / "run" / "control.sock"),
-            "ALPHA_TRIO_STATE": str(host.directory / "state"),
-        }
-        self._process: subprocess.Popen[str] | None = None
-        self._log_start = 0  # where the log of the present run begins
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._process is None:
-            return
-        code = self.stop()
-        if code != 0 and error is None:
-            raise self._error(f"ended with {code}")
-
-    @property
-    def pid(self) -> int:
-        """Process id of the running daemon."""
-        return self._running().pid
-
-    @property
-    def log(self) -> str:
-        """All it has written to stderr, restarts included."""
-        return self.log_file.read_text(errors="replace")
-
-    def start(self, timeout: float = 10) -> None:
-        """Start it, again if need be, and wait until it answers commands."""
-        command = (str(PROGRAM), "run", "--config", str(self.config_file))
-        with self.log_file.open("a") as log:
-            self._log_start = log.tell()
-            self._process = self.host.popen(
-                *command,
-                *self.arguments,
-                stdout=log,
-                stderr=log,
-                env=self.environment,
-                detached=True,
-            )
-        wait_until(self._has_answered, f"{self.host.name}: daemon's answer", timeout)
-
-    def _has_answered(self) -> bool:
-        if self._running().poll() is not None:
-            raise self._error("did not start")
-        try:
-            self.status()
-        except (OSError, rpc.BadFrame):
-            return False  # no socket yet, that of one killed before, or it just ended
-        return True
-
-    def stop(self, timeout: float = 10) -> int:
-        """End it by SIGTERM and return its exit code; LabError after ``timeout`` s."""
-        self._running().terminate()
-        return self.wait(timeout)
-
-    def wait(self, timeout: float = 10) -> int:
-        """Wait for its end and return its exit code; kill it after ``timeout`` s."""
-        process = self._running()
-        try:
-            return process.wait(timeout)
-        except subprocess.TimeoutExpired as error:
-            process.kill()
-            process.wait()
-            raise self._error(f"did not stop in {timeout:g} s") from error
-        finally:
-            self._process = None
-
-    def kill9(self) -> None:
-        """End it without any chance to tidy up."""
-        process = self._running()
-        process.kill()
-        process.wait()
-        self._process = None
-
-    def reload(self, config: str) -> None:
-        """Replace its config file and send SIGHUP."""
-        self.config_file.write_text(config)
-        self._running().send_signal(signal.SIGHUP)
-
-    def cli(
-        self, *arguments: str, check: bool = True, timeout: float = 30
-    ) -> subprocess.CompletedProcess[str]:
-        """Run ``alpha-trio ARGUMENTS`` on its host against this daemon."""
-        return self.host.run(
-            str(PROGRAM),
-            *arguments,
-            check=check,
-            timeout=timeout,
-            env=self.environment,
-        )
-
-    def request(self, command: str, timeout: float = 10, **values: object) -> Any:
-        """Send a request to the control socket and return the first reply.
-
-        What the command line does, without the time a program takes to start.
-        Raises the daemon's error as it came, OSError when nobody answers.
-        """
-        with socket.socket(socket.AF_UNIX) as control:
-            control.settimeout(timeout)
-            control.connect(self.environment["ALPHA_TRIO_SOCKET"])
-            control.sendall(rpc.encode_request(command, values))
-            with control.makefile("rb") as replies:
-                header = replies.read(rpc.HEADER.size)
-                length = rpc.body_length_untrusted(header, rpc.MAX_REPLY)
-                return rpc.decode_reply_untrusted(replies.read(length)).value
-
-    def status(self) -> dict[str, Any]:
-        """Return the document of ``status --json``."""
-        answer: dict[str, Any] = self.request("status")
-        return answer
-
-    def wait_log(self, text: str, *, since: int = 0, timeout: float = 10) -> None:
-        """Wait until ``text`` is in the log, from character ``since`` on."""
-        what = f"{self.host.name}: {text!r} in the log"
-        wait_until(lambda: text in self.log[since:], what, timeout)
-
-    def _running(self) -> subprocess.Popen[str]:
-        if self._process is None:
-            raise LabError(f"{self.host.name}: daemon does not run")
-        return self._process
-
-    def _error(self, what: str) -> LabError:
-        with self.log_file.open(errors="replace") as log:
-            log.seek(self._log_start)
-            tail = "".join(log.readlines()[-20:]).rstrip()
-        return LabError(f"{self.host.name}: daemon {what}\n{tail}")
-
-
-def shell_command(host: Host, daemon: Daemon | None = None) -> str:
-    """Return what a person types to work on this host."""
-    settings = {**daemon.environment} if daemon else {}
-    settings["PATH"] = f"{PROGRAM.parent}:$PATH"
+def shell_command(host: Host, **settings: str) -> str:
+    """Return what a person types to work on this host, with these variables set."""
+    settings["PATH"] = f"{Path(sys.executable).parent}:$PATH"
     words = " ".join(f"{name}={value}" for name, value in settings.items())
     return f"ip netns exec {host.namespace} env {words} sh"
 

@@ -21,7 +21,8 @@ from typing import Any
 from attrs import frozen
 
 from tools import packets
-from tools.lab import Host, LabError, wait_until
+from tools.daemons import serving
+from tools.lab import Host, LabError
 
 Figures = dict[str, float]
 
@@ -54,27 +55,15 @@ class Delivery:
 @contextmanager
 def iperf_server(host: Host) -> Iterator[None]:
     """Let iperf3 answer on ``host`` within the block."""
-    with _server(host, _IPERF_PORT, "iperf3", "--server"):
+    with serving(host, "tcp", _IPERF_PORT, "iperf3", "--server"):
         yield
 
 
 @contextmanager
 def packet_counter(host: Host) -> Iterator[None]:
     """Let UDP packets be counted on ``host`` within the block."""
-    with _server(host, packets.PORT, sys.executable, packets.__file__):
+    with serving(host, "tcp", packets.PORT, sys.executable, packets.__file__):
         yield
-
-
-@contextmanager
-def _server(host: Host, port: int, *command: str) -> Iterator[None]:
-    server = host.popen(*command)
-    listening = ("ss", "-Hltn", "sport", "=", f":{port}")
-    try:
-        wait_until(lambda: host.run(*listening).stdout, f"{host.name}: port {port}")
-        yield
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def iperf(host: Host, address: str, seconds: float, *arguments: str) -> dict[str, Any]:

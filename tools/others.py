@@ -21,10 +21,10 @@ from attrs import frozen
 
 from tools import measure
 from tools.contenders import Session
+from tools.daemons import ending
 from tools.lab import Host, LabError, wait_until
 
 _START_TIMEOUT = 30  # seconds until the first echo reply through the tunnel
-_STOP_TIMEOUT = 10  # seconds
 _PING = ("ping", "-n", "-c", "1", "-W", "1")
 _WIREGUARD_SOCKETS = Path("/run/wireguard")
 
@@ -95,7 +95,9 @@ class OtherTunnel:
 
     @contextmanager
     def _at_work(self, end: End, command: Command) -> Iterator[Process]:
-        with _running(end, command) as process:
+        with end.log.open("w") as log:
+            process = end.host.popen(*command, stdout=log, stderr=log, detached=True)
+        with ending(process):
             _wait(end, process, "ip", "link", "show", "dev", end.device)
             self.set_up(end)
             yield process
@@ -105,21 +107,6 @@ class OtherTunnel:
         shutil.rmtree(folder, ignore_errors=True)  # of the round before
         folder.mkdir()
         return End(host, f"at{os.getpid()}-{number}", f"172.30.0.{number}", folder)
-
-
-@contextmanager
-def _running(end: End, command: Command) -> Iterator[Process]:
-    with end.log.open("w") as log:
-        process = end.host.popen(*command, stdout=log, stderr=log, detached=True)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 def _wait(end: End, process: Process, *condition: str) -> None:

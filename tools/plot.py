@@ -31,7 +31,8 @@ from rich.console import Console
 from alpha_trio.proto.messages import ROUND_HEAD_SIZE, Kind
 from tools.attacker import Beside, Flood, Sight
 from tools.bench import machine, number, writable
-from tools.lab import Daemon, Host, Lab, LabError, run_tool
+from tools.daemons import Daemon, peers_config
+from tools.lab import Host, Lab, LabError, run_tool
 from tools.numbered import MEAN_SIZE, Numbered
 
 LINK_MEGABITS = 50
@@ -83,7 +84,7 @@ def _tunnel(path: Sequence[Host], *, relays: bool) -> Iterator[None]:
         for router in routers if relays else ():
             stack.enter_context(Daemon(router, config=_RELAY))
         for here, there in ((vm1, vm2), (vm2, vm1)):
-            config = f'[peers.{there.name}]\nendpoint = "{there.address}"\n'
+            config = peers_config({there.name: there.address})
             stack.enter_context(Daemon(here, config=config))
         vm1.run("ping", "-n", "-c", "5", "-i", "0.2", vm2.address)
         yield

@@ -22,8 +22,9 @@ from rich.table import Table
 
 from tools import measure
 from tools.attacker import Flood, InLine, Watch, Way
+from tools.daemons import Daemon
 from tools.forgeries import TELLABLE
-from tools.lab import Daemon, Host, Lab, LabError, wait_until
+from tools.lab import Host, Lab, LabError, wait_until
 from tools.numbered import Numbered
 from tools.stage import alpha_trio, heading, show, show_command, stop
 

@@ -23,7 +23,6 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from os import urandom
 from random import Random
 from threading import Thread
-from types import TracebackType
 from typing import Self
 
 import trio
@@ -41,7 +40,8 @@ from alpha_trio.proto.relay import Relay, RelayPolicy
 from tools import measure
 from tools.bench import number
 from tools.contenders import next_hop
-from tools.lab import Daemon, Host, Lab, LabError, run_tool, wait_until
+from tools.daemons import Daemon, peers_config
+from tools.lab import Host, Lab, LabError, run_tool, wait_until
 from tools.measure import Figures
 from tools.targets import World, packet
 
@@ -110,12 +110,7 @@ class Crowd:
         wait_until(lambda: self._token, "the crowd")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._call(self._scope.cancel)
         self._thread.join()
         self._socket.close()
@@ -188,10 +183,7 @@ def meeting(vm1: Host, vm2: Host, count: int) -> Iterator[tuple[Daemon, Crowd]]:
     Routers between the two must know the way to NETWORK.
     """
     peers = Crowd(vm2, count, vm1.address)
-    config = "".join(
-        f'[peers.p{number}]\nendpoint = "{address}"\n'
-        for number, address in enumerate(peers.addresses)
-    )
+    config = peers_config({f"p{n}": at for n, at in enumerate(peers.addresses)})
     with ExitStack() as stack:
         via = next_hop(vm1, vm2.address)
         vm1.run("ip", "route", "replace", NETWORK, "via", via)

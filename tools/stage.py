@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from tools.lab import Daemon, Host, LabError
+from tools.daemons import Daemon
+from tools.lab import Host, LabError
 
 
 def heading(text: str) -> None:

@@ -18,7 +18,7 @@ from alpha_trio.control import ControlServer
 from alpha_trio.control import server as serving
 from alpha_trio.control.server import MAX_CLIENTS
 from alpha_trio.errors import PeerError, StartError, UnknownPeer
-from alpha_trio.journal.hub import EventHub
+from alpha_trio.journal.hub import EVENT_QUEUE, EventHub
 from alpha_trio.settings import Settings
 
 

@@ -38,7 +38,6 @@ class Mallory:
     """
 
     def __init__(self, lab, mischief=None):
-        self.hosts = [lab.host("vm1"), lab.host("vm2")]
         self.mischief = mischief
         self.line = InLine(self._tamper)
         self.later = self.line.later
@@ -46,10 +45,7 @@ class Mallory:
         self.deeds = Counter()
         self.spoiled = Counter()  # S2s that did not go on at once and unchanged
         self.old = deque(maxlen=OLD_KEPT)
-        lab.connect(*self.hosts, wire=self.line.wire)
-        for number, host in enumerate(self.hosts, 60):
-            host.address = f"192.168.10.{number}"
-            host.run("ip", "addr", "add", f"{host.address}/24", "dev", "eth0")
+        self.hosts = lab.chain(0, wires={0: self.line.wire})
 
     def __enter__(self):
         return self

@@ -12,7 +12,8 @@ import pytest
 from alpha_trio.proto.messages import Kind
 from tests.netns.traffic import Forger, introduce, peer, ping, send_tcp
 from tests.reference import alpha, vectors
-from tools.lab import Daemon, wait_until
+from tools.daemons import Daemon
+from tools.lab import wait_until
 
 pytestmark = [
     pytest.mark.netns,

@@ -23,6 +23,9 @@ settings = Settings(routing=routing, relay=RelaySettings(sys.argv[2] == "relay")
 print(json.dumps([asdict(check) for check in checks(settings)]))
 """
 
+# Still user 0, but without a single capability.
+ROOTLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+
 
 def diagnose(prepare="", backend="rules", run=(), path=os.environ["PATH"], role="end"):
     """The checks in namespaces of their own, after the shell commands ``prepare``."""
@@ -48,20 +51,19 @@ def test_a_host_with_everything():
     assert found(checks, "forwarding")["what"] == "forwarding: IPv4 on, IPv6 off"
 
 
-def test_without_privileges():
-    # Still user 0, but without a single capability.
-    checks = diagnose(run=["setpriv", "--bounding-set=-all", "--inh-caps=-all"])
-    check = found(checks, "CAP_NET_ADMIN")
+@pytest.mark.parametrize(
+    ("situation", "missing", "remedy"),
+    [
+        ({"run": ROOTLESS}, "CAP_NET_ADMIN", "run as root"),
+        ({"prepare": "mount -t tmpfs none /dev/net"}, "/dev/net/tun", "modprobe tun"),
+    ],
+    ids=["privileges", "the tun device"],
+)
+def test_without_what_a_tun_needs(situation, missing, remedy):
+    checks = diagnose(**situation)
+    check = found(checks, missing)
     assert check["ok"] is False
-    assert "run as root" in check["remedy"]
-    assert found(checks, "TUN offloads: unknown")["ok"] is None
-
-
-def test_without_the_tun_device():
-    checks = diagnose("mount -t tmpfs none /dev/net")
-    check = found(checks, "/dev/net/tun")
-    assert check["ok"] is False
-    assert "modprobe tun" in check["remedy"]
+    assert remedy in check["remedy"]
     assert found(checks, "TUN offloads: unknown")["ok"] is None
 
 
@@ -122,8 +124,7 @@ def test_a_relay_needs_more():
 
 
 def test_a_relay_without_privileges():
-    rootless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
-    found = of_relay(diagnose(run=rootless, role="relay"))
+    found = of_relay(diagnose(run=ROOTLESS, role="relay"))
     assert found["relay: no transparent sockets: Operation not permitted"] is False
     assert False in [ok for what, ok in found.items() if "cannot be led" in what]
     assert None in [ok for what, ok in found.items() if "CAP_NET_RAW" in what]

@@ -26,7 +26,8 @@ from tests.netns.traffic import (
     send_udp,
     wait_drop,
 )
-from tools.lab import Daemon, wait_until
+from tools.daemons import Daemon
+from tools.lab import wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -228,8 +229,7 @@ def test_answers_from_another_address_are_dropped_with_the_reason(pair):
 def test_the_interface_deleted_under_the_daemon(pair):
     vm1, vm2 = pair
     before = vm1.snapshot()
-    one = Daemon(vm1)
-    one.start()
+    one = Daemon(vm1).start()
     add(one, "vm2", vm2.address)
     vm1.run("ip", "link", "delete", "alpha0")
     assert one.wait() == 1

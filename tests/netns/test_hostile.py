@@ -36,8 +36,9 @@ from tests.netns.traffic import (
     ping,
     send_tcp,
 )
+from tools.daemons import Daemon
 from tools.forgeries import forged_syn
-from tools.lab import Daemon, wait_until
+from tools.lab import wait_until
 from tools.numbered import Numbered
 
 pytestmark = pytest.mark.netns

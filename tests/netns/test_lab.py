@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.lab import DIRECTORIES, NAMESPACES, Daemon, Lab, LabError, remove, wait_until
+from tools.daemons import Daemon
+from tools.lab import DIRECTORIES, NAMESPACES, Lab, LabError, remove, wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.strict]
 
@@ -202,8 +203,7 @@ def test_daemon_starts_answers_and_leaves_the_host_as_it_was(pair):
 
 def test_killed_daemon_starts_again_on_its_state(pair):
     vm1, vm2 = pair
-    daemon = Daemon(vm1)
-    daemon.start()
+    daemon = Daemon(vm1).start()
     daemon.cli("peers", "add", "vm2", vm2.address)
     daemon.kill9()
     with daemon:

@@ -28,7 +28,8 @@ from tests.netns.traffic import (
     prepared,
     send_tcp,
 )
-from tools.lab import PROGRAM, Daemon, wait_until
+from tools.daemons import PROGRAM, Daemon
+from tools.lab import wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -65,8 +66,7 @@ def test_stop_leaves_the_host_as_it_was(pair, number):
     vm1, vm2 = pair
     before = vm1.snapshot()
     options = ("--address", "10.9.0.1/24", "--address", "fd09::1/64")
-    one = Daemon(vm1, *options)
-    one.start()
+    one = Daemon(vm1, *options).start()
     add(one, "vm2", vm2.address, only=["tcp/80", "udp"])
     add(one, "vm3", "192.168.10.62", allow=["10.7.0.0/16", "fd07::/64"])
     add(one, "all", "192.168.10.63", allow=["0.0.0.0/0", "::/0"])
@@ -83,8 +83,7 @@ def test_stop_leaves_the_host_as_it_was(pair, number):
 
 def test_stop_while_traffic_flows_and_clients_watch(pair):
     vm1, vm2 = pair
-    one = Daemon(vm1)
-    one.start()
+    one = Daemon(vm1).start()
     add(one, "vm2", vm2.address)
     watching = vm1.popen(str(PROGRAM), "monitor", env=one.environment)
     flood = vm1.popen("ping", "-q", "-f", vm2.address)
@@ -98,8 +97,7 @@ def test_stop_while_traffic_flows_and_clients_watch(pair):
 def test_more_signals_do_not_cut_the_tidying_short(pair):
     vm1, vm2 = pair
     before = vm1.snapshot()
-    one = Daemon(vm1)
-    one.start()
+    one = Daemon(vm1).start()
     add(one, "vm2", vm2.address)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         os.kill(one.pid, number)
@@ -125,8 +123,7 @@ def test_a_signal_during_the_start_stops_it_in_order(pair):
 def test_after_kill_9_the_next_start_and_stop_tidy_up(pair):
     vm1, vm2 = pair
     before = vm1.snapshot()
-    one = Daemon(vm1)
-    one.start()
+    one = Daemon(vm1).start()
     add(one, "vm2", vm2.address, allow=[vm2.address, "10.7.0.0/16", vm2.address6])
     one.kill9()
     assert vm1.snapshot() != before
@@ -140,8 +137,7 @@ def test_after_kill_9_the_next_start_and_stop_tidy_up(pair):
 def test_cleanup_after_kill_9(pair):
     vm1, vm2 = pair
     before = vm1.snapshot()
-    one = Daemon(vm1)
-    one.start()
+    one = Daemon(vm1).start()
     add(one, "vm2", vm2.address, allow=[vm2.address, "10.7.0.0/16"])
     refusal = one.cli("cleanup", check=False)
     assert refusal.returncode == 1
@@ -157,8 +153,8 @@ def test_cleanup_after_kill_9(pair):
 def test_cleanup_of_marks_is_told_which_interface_it_was(pair):
     vm1, vm2 = pair
     before = vm1.snapshot()
-    one = Daemon(vm1, "--interface", "tun7", config='[routing]\nbackend = "marks"\n')
-    one.start()
+    config = '[routing]\nbackend = "marks"\n'
+    one = Daemon(vm1, "--interface", "tun7", config=config).start()
     add(one, "vm2", vm2.address)
     one.kill9()
     one.cli("cleanup")

@@ -24,7 +24,8 @@ from tests.netns.traffic import (
     prepared,
     tcp_timeouts,
 )
-from tools.lab import Daemon, Lab, wait_until
+from tools.daemons import Daemon
+from tools.lab import Lab, wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -291,11 +292,17 @@ def test_a_refused_route_blocks_no_change_but_that_which_asks_for_it(refusing):
 # Names
 
 
-def test_a_name_is_resolved_in_the_background(pair):
-    vm1, vm2 = pair
-    hosts = vm1.directory / "hosts"
+@pytest.fixture
+def named(pair):
+    """vm1 as it reads a file of ours for /etc/hosts, and that file."""
+    hosts = pair[0].directory / "hosts"
     hosts.write_text("")
-    vm1 = prepared(vm1, f"mount --bind {hosts} /etc/hosts")
+    return prepared(pair[0], f"mount --bind {hosts} /etc/hosts"), hosts
+
+
+def test_a_name_is_resolved_in_the_background(pair, named):
+    _, vm2 = pair
+    vm1, hosts = named
     with Daemon(vm1) as one, Daemon(vm2) as two:
         add(two, "vm1", vm1.address)
         one.cli("peers", "add", "vm2")
@@ -311,26 +318,17 @@ def test_a_name_is_resolved_in_the_background(pair):
         assert peer(one, "vm2")["configured_endpoint"] == "vm2"
 
 
-def test_all_addresses_of_a_name_are_tried(pair):
-    vm1, vm2 = pair
-    hosts = vm1.directory / "hosts"
+def test_all_addresses_of_a_name_are_tried(pair, named):
+    _, vm2 = pair
+    vm1, hosts = named
     hosts.write_text("192.168.10.62 far\n192.168.10.99 far\n")  # in this order
     vm2.run("ip", "addr", "add", "192.168.10.99/24", "dev", "eth0")
-    vm1 = prepared(vm1, f"mount --bind {hosts} /etc/hosts")
     with Daemon(vm1) as one, Daemon(vm2) as two:
         add(two, "vm1", vm1.address)
         one.cli("peers", "add", "far")
         one.wait_log("far is 192.168.10.62, 192.168.10.99.")
         ping(vm1, "192.168.10.99", "-W", "5")
         assert peer(one, "far")["endpoint"] == "192.168.10.99:1234"
-
-
-@pytest.fixture
-def named(pair):
-    """vm1 as it reads a file of ours for /etc/hosts, and that file."""
-    hosts = pair[0].directory / "hosts"
-    hosts.write_text("")
-    return prepared(pair[0], f"mount --bind {hosts} /etc/hosts"), hosts
 
 
 @pytest.mark.parametrize(
@@ -544,6 +542,14 @@ def test_a_reload_minds_only_what_it_changes(pair):
 # The disk
 
 
+def with_disk(host, options=""):
+    """The host with a disk for the daemon's state alone, and where that is."""
+    state = host.directory / "state"
+    state.mkdir(mode=0o700)
+    mount = f"mount -t tmpfs -o mode=0700{options} none {state}"
+    return prepared(host, mount), state
+
+
 def remount(daemon, how, place):
     """Change a mount as the daemon sees it."""
     command = f"nsenter --target {daemon.pid} --mount mount -o remount,{how} {place}"
@@ -552,9 +558,7 @@ def remount(daemon, how, place):
 
 def test_a_peer_that_cannot_be_saved_is_not_added(pair):
     vm1, vm2 = pair
-    state = vm1.directory / "state"
-    state.mkdir(mode=0o700)
-    vm1 = prepared(vm1, f"mount -t tmpfs -o mode=0700,size=8k none {state}")
+    vm1, state = with_disk(vm1, ",size=8k")
     with Daemon(vm1) as one, Daemon(vm2) as two:
         introduce(one, two)
         ping(vm1, vm2.address)
@@ -570,9 +574,7 @@ def test_a_peer_that_cannot_be_saved_is_not_added(pair):
 
 def test_a_read_only_disk_when_a_peer_is_saved(pair):
     vm1, vm2 = pair
-    state = vm1.directory / "state"
-    state.mkdir(mode=0o700)
-    vm1 = prepared(vm1, f"mount -t tmpfs -o mode=0700 none {state}")
+    vm1, state = with_disk(vm1)
     with Daemon(vm1) as one, Daemon(vm2) as two:
         introduce(one, two)
         remount(one, "ro", state)

@@ -34,7 +34,8 @@ from tests.netns.traffic import (
     send_tcp,
     send_udp,
 )
-from tools.lab import PROGRAM, Daemon, wait_until
+from tools.daemons import PROGRAM, Daemon
+from tools.lab import wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -343,8 +344,7 @@ def test_open_traffic_goes_on_without_the_relay(chain, end):
     vm1, r1, _, vm2 = chain
     before = r1.snapshot()
     with Daemon(vm1) as one, Daemon(vm2) as two:
-        relay = Daemon(r1, "--relay")
-        relay.start()
+        relay = Daemon(r1, "--relay").start()
         introduce(one, two)
         with flowing(vm1, vm2, vm2.address) as stream:
             progress(stream)
@@ -370,8 +370,7 @@ def test_closed_nothing_crosses_without_the_relay(chain, end):
     vm1, r1, _, vm2 = chain
     before = r1.snapshot()
     with Daemon(vm1) as one, Daemon(vm2) as two:
-        relay = Daemon(r1, config=CLOSED)
-        relay.start()
+        relay = Daemon(r1, config=CLOSED).start()
         introduce(one, two)
         ping(vm1, vm2.address)
         end(relay)
@@ -390,8 +389,7 @@ def test_closed_nothing_crosses_without_the_relay(chain, end):
 def test_a_start_that_is_not_closed_opens(chain, config):
     vm1, r1, _, vm2 = chain
     before = r1.snapshot()
-    relay = Daemon(r1, config=CLOSED)
-    relay.start()
+    relay = Daemon(r1, config=CLOSED).start()
     relay.kill9()
     relay.config_file.write_text(config)
     with Daemon(vm1) as one, Daemon(vm2) as two, relay:
@@ -405,8 +403,7 @@ def test_a_start_that_is_not_closed_opens(chain, config):
 def test_cleanup_after_kill_9(chain):
     _, r1, _, _ = chain
     before = r1.snapshot()
-    relay = Daemon(r1, "--relay")
-    relay.start()
+    relay = Daemon(r1, "--relay").start()
     relay.kill9()
     assert r1.snapshot() != before
     assert "removed" in relay.cli("cleanup").stdout
@@ -417,8 +414,7 @@ def test_cleanup_after_kill_9(chain):
 def test_cleanup_is_told_which_interface_it_was(chain, end):
     _, r1, _, _ = chain
     before = r1.snapshot()
-    relay = Daemon(r1, "--interface", "tun7", config=CLOSED)
-    relay.start()
+    relay = Daemon(r1, "--interface", "tun7", config=CLOSED).start()
     end(relay)
     relay.cli("cleanup")
     assert "alpha_closed_tun7" in r1.run("nft", "list", "ruleset").stdout

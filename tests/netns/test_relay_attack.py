@@ -23,8 +23,9 @@ from tests.netns.hostile import memory
 from tests.netns.test_hostile import kernel_errors
 from tests.netns.traffic import add, flowing, introduce, peer, ping
 from tools.attacker import Beside, Flood, InLine, Watch, Way, slot
+from tools.daemons import Daemon
 from tools.forgeries import TELLABLE, UNTELLABLE, altered, unsigned
-from tools.lab import Daemon, Host, Lab, wait_until
+from tools.lab import Host, Lab, wait_until
 from tools.numbered import Numbered
 
 pytestmark = pytest.mark.netns

@@ -14,7 +14,8 @@ from attrs import define, field
 from tests.netns.traffic import add, flowing, introduce, peer, ping
 from tests.proto.traced import Deed, alter, inject, lose, repeat
 from tools.attacker import InLine
-from tools.lab import Daemon, Host, Lab, LabError, wait_until
+from tools.daemons import Daemon
+from tools.lab import Host, Lab, LabError, wait_until
 from tools.numbered import Numbered
 
 pytestmark = pytest.mark.netns

@@ -23,7 +23,8 @@ from tests.netns.traffic import (
     ping,
     send_udp,
 )
-from tools.lab import PROGRAM, Daemon, wait_until
+from tools.daemons import PROGRAM, Daemon
+from tools.lab import wait_until
 
 pytestmark = pytest.mark.netns
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import contextmanager
 
 import pytest
 
@@ -26,7 +27,8 @@ from tests.netns.traffic import (
     send_udp,
     wait_drop,
 )
-from tools.lab import Daemon, wait_until
+from tools.daemons import Daemon
+from tools.lab import wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -141,16 +143,25 @@ def test_the_log_tells_of_the_handshake_in_the_agreed_words(pair):
         ]
 
 
-def test_vv_logs_every_packet_and_its_round(pair):
+INNER = "udp packet from 192.168.10.60 to 192.168.10.61 (ttl 64, 43 bytes)"
+
+
+@contextmanager
+def logging_packets(pair, **settings):
+    """Two daemons that log every packet, of which INNER is the newest."""
     vm1, vm2 = pair
     with Daemon(vm1, "-vv") as one, Daemon(vm2, "-vv") as two:
-        introduce(one, two)
+        introduce(one, two, **settings)
         ping(vm1, vm2.address)
         send_udp(vm1, vm2, vm2.address, b"this is a test\n")
-        inner = "udp packet from 192.168.10.60 to 192.168.10.61 (ttl 64, 43 bytes)"
+        yield one, two
+
+
+def test_vv_logs_every_packet_and_its_round(pair):
+    with logging_packets(pair) as (one, two):
         wait_in_order(
             one,
-            f"--tun--> {inner}",
+            f"--tun--> {INNER}",
             "Sending S1 (64 bytes) to 192.168.10.61:1234",
             "Received A1 (72 bytes) from 192.168.10.61:1234",
             "Sending S2 (91 bytes) to 192.168.10.61:1234",
@@ -162,26 +173,21 @@ def test_vv_logs_every_packet_and_its_round(pair):
             "Sending A1 (72 bytes) to 192.168.10.60:1234",
             "Received S2 (91 bytes) from 192.168.10.60:1234",
             "Received encapsulated packet (91 bytes) from 192.168.10.60:1234",
-            f"<--tun-- {inner}",
+            f"<--tun-- {INNER}",
         )
 
 
 def test_vv_logs_every_packet_in_the_agreed_words(pair):
-    vm1, vm2 = pair
-    with Daemon(vm1, "-vv") as one, Daemon(vm2, "-vv") as two:
-        introduce(one, two, mode="plain")
-        ping(vm1, vm2.address)
-        send_udp(vm1, vm2, vm2.address, b"this is a test\n")
-        inner = "udp packet from 192.168.10.60 to 192.168.10.61 (ttl 64, 43 bytes)"
+    with logging_packets(pair, mode="plain") as (one, two):
         wait_lines(
             one,
-            f"--tun--> {inner}",
+            f"--tun--> {INNER}",
             "Sending encapsulated packet to 192.168.10.61:1234",
         )
         wait_lines(
             two,
             "Received encapsulated packet (67 bytes) from 192.168.10.60:1234",
-            f"<--tun-- {inner}",
+            f"<--tun-- {INNER}",
         )
 
 
