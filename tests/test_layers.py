@@ -136,6 +136,7 @@ MAY_USE = {
 # socket or another thread.
 PURE = {
     "__future__",
+    "abc",
     "attrs",
     "base64",
     "bisect",

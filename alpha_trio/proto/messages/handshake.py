@@ -137,18 +137,8 @@ def parse_syn_untrusted(datagram: Buffer) -> Syn:
     _, _, suite, receiver_id, sender_id, limit, *rest = _SYN.unpack(datagram)
     if suite not in SUITES or receiver_id or not sender_id:
         raise BadPacket
-    nonce, identity, share, signatures, acknowledgments, cookie = rest
-    return Syn(
-        sender_id,
-        nonce,
-        identity,
-        share,
-        signatures,
-        acknowledgments,
-        cookie,
-        suite,
-        limit,
-    )
+    fields = sender_id, *rest, suite, limit
+    return Syn(*fields)
 
 
 def parse_ack_untrusted(datagram: Buffer) -> Ack:
@@ -158,19 +148,8 @@ def parse_ack_untrusted(datagram: Buffer) -> Ack:
     _, _, suite, receiver_id, sender_id, limit, *rest = _ACK.unpack(datagram)
     if suite not in SUITES or not sender_id:
         raise BadPacket
-    nonce, identity, share, signatures, acknowledgments, signature = rest
-    return Ack(
-        receiver_id,
-        sender_id,
-        nonce,
-        identity,
-        share,
-        signatures,
-        acknowledgments,
-        signature,
-        suite,
-        limit,
-    )
+    fields = receiver_id, sender_id, *rest, suite, limit
+    return Ack(*fields)
 
 
 def parse_ackack_untrusted(datagram: Buffer) -> AckAck:

@@ -63,7 +63,6 @@ from alpha_trio.proto.relay.verdict import (
     Refused,
     RelayCounters,
     RelayDrop,
-    RelayEnd,
     RelayEvent,
     RelayEventKind,
     RelayPolicy,
@@ -75,19 +74,6 @@ from alpha_trio.proto.relay.verdict import (
 from alpha_trio.proto.relay.watched import Meter
 from alpha_trio.proto.relay.witness import Witness
 from alpha_trio.proto.traces import report_rate
-
-__all__ = [
-    "Relay",
-    "RelayCounters",
-    "RelayDrop",
-    "RelayEnd",
-    "RelayEvent",
-    "RelayEventKind",
-    "RelayPolicy",
-    "RelaySession",
-    "Traced",
-    "Unseen",
-]
 
 LIFETIME = REFUSE_AFTER + PREVIOUS_LIFETIME  # s; after that a session carries nothing
 HANDSHAKES_WAITING = 4096  # at most, as memory allows; the oldest goes

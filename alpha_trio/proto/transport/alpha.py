@@ -55,7 +55,7 @@ from alpha_trio.proto.transport.line import ROUND_KINDS, Line
 from alpha_trio.proto.transport.receiver import ControlMessage, InAssociation, Receiver
 from alpha_trio.proto.transport.round import OutAssociation
 from alpha_trio.proto.transport.sender import Sender
-from alpha_trio.proto.transport.transport import Arrival, OwnsSource
+from alpha_trio.proto.transport.transport import Arrival, OwnsSource, Transport
 
 LATER_SPACING = 64  # 4,096 elements, 2,047 rounds: made in slices
 START_ASSOCIATIONS = 4  # as soon as one was too few
@@ -69,7 +69,7 @@ _RENEW_EVERY = 16  # rounds: often enough, and no work for each one
 
 
 @define(eq=False)
-class AlphaTransport:
+class AlphaTransport(Transport):
     """One established session's way to carry packets, both directions."""
 
     line: Line
@@ -106,21 +106,6 @@ class AlphaTransport:
         self.receiver.associations[number] = InAssociation(
             number, ChainVerifier(name, peer_anchor), chain
         )
-
-    @property
-    def local_id(self) -> int:
-        """The connection id the peer sends to."""
-        return self.line.agreement.local_id
-
-    @property
-    def remote(self) -> Remote:
-        """Where the peer was last heard from."""
-        return self.line.remote
-
-    @property
-    def local(self) -> bytes:
-        """Our address it was heard at."""
-        return self.line.local
 
     @property
     def words(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""What both halves of an ALPHA session share: addresses, keys, message heads."""
+"""What both halves of an ALPHA session share: keys, message heads, tags."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from struct import Struct
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Counters, Drop, Outbox, Remote
-from alpha_trio.proto.handshake import Agreement, RandomBytes
+from alpha_trio.proto.batch import Drop, Outbox
+from alpha_trio.proto.handshake import RandomBytes
 from alpha_trio.proto.messages import (
     COOKIE_SIZE,
     LEAST_ROOTS,
@@ -20,6 +20,7 @@ from alpha_trio.proto.messages import (
     first_word,
 )
 from alpha_trio.proto.primitives import TAG_SIZE, Identity, Keystream, Tagger
+from alpha_trio.proto.transport.transport import Way
 
 ROUND_KINDS = (Kind.S1, Kind.A1, Kind.S2, Kind.A2)
 
@@ -28,17 +29,13 @@ _RENEWAL = b"renewal"  # no message begins so: what it is part of is no tag
 
 
 @define(eq=False)
-class Line:
+class Line(Way):
     """One session's way to the peer, used by its Sender and its Receiver."""
 
-    agreement: Agreement
-    counters: Counters
     random: RandomBytes
     datagram_size: int  # largest UDP payload the path takes, bytes
     identity: Identity  # ours
     drops: dict[Drop, int] = field(factory=dict)  # of this session alone
-    remote: Remote = field(init=False)  # where the peer was last heard from
-    local: bytes = field(init=False)
     encrypt: Keystream = field(init=False)
     decrypt: Keystream = field(init=False)
     _tag_out: Tagger = field(init=False)
@@ -48,8 +45,8 @@ class Line:
     most_roots: int = field(init=False)  # of our S1s, as relays on the way want it
 
     def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
         agreement, keys = self.agreement, self.agreement.keys
-        self.remote, self.local = agreement.remote, agreement.local
         self.encrypt = Keystream(keys.send_cipher)
         self.decrypt = Keystream(keys.receive_cipher)
         self._tag_out = Tagger(keys.send_tag)
@@ -58,14 +55,6 @@ class Line:
         self.incoming_words = _first_words(agreement.local_id)
         limit = agreement.theirs.limit
         self.most_roots = max(limit, LEAST_ROOTS) if limit else MAX_ROOTS
-
-    def move(self, remote: Remote, local: bytes) -> None:
-        """The peer is heard from ``remote`` now.
-
-        Only for messages that are authentic and new: one that is merely authentic
-        may be an old one, sent again from anywhere.
-        """
-        self.remote, self.local = remote, local
 
     def drop(self, reason: Drop, datagrams: int = 1) -> None:
         """Count datagrams of the peer's as dropped, for it and for the session."""

@@ -32,43 +32,34 @@ from alpha_trio.proto.packets import (
 from alpha_trio.proto.transport.delivery import deliver_untrusted
 from alpha_trio.proto.transport.modes import PLAIN_OVERHEAD
 from alpha_trio.proto.transport.replay import ReplayWindow
-from alpha_trio.proto.transport.transport import Arrival, OwnsSource
+from alpha_trio.proto.transport.transport import Arrival, OwnsSource, Transport, Way
 
 _HEAD = Struct("!QQQ")  # header word, counter, frame word
 
 
 @define(eq=False)
-class PlainTransport:
+class PlainTransport(Transport):
     """One established session's way to carry packets, both directions."""
 
     agreement: Agreement
     counters: Counters
     heard: float  # when the last datagram of this session came, seconds
     established: float
-    deadline: float = inf
     counter: int = 0
     window: ReplayWindow = field(factory=ReplayWindow)
+    line: Way = field(init=False)
     word_in: int = field(init=False)
     word_out: int = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.line = Way(self.agreement, self.counters)
         self.word_in = data_word(self.agreement.local_id)
         self.word_out = data_word(self.agreement.remote_id)
 
     @property
-    def local_id(self) -> int:
-        """The connection id the peer sends to."""
-        return self.agreement.local_id
-
-    @property
-    def remote(self) -> Remote:
-        """Where the peer is: where its handshake came from."""
-        return self.agreement.remote
-
-    @property
-    def local(self) -> bytes:
-        """Our address its handshake was sent to."""
-        return self.agreement.local
+    def deadline(self) -> float:
+        """Nothing is ever due."""
+        return inf
 
     @property
     def words(self) -> list[int]:
@@ -119,7 +110,7 @@ class PlainTransport:
         and the most that any of them told.
         """
         size, counters = min(stride, len(view)), self.counters
-        if remote != self.remote:
+        if remote != self.line.remote:
             # Nothing in here is authentic, so the endpoint must not follow it.
             counters.drop(Drop.WRONG_ADDRESS)
             return size, Arrival.WRONG_ADDRESS

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import IntEnum
-from typing import Protocol
 
-from alpha_trio.proto.batch import (
-    Buffer,
-    Outbox,
-    Remote,
-)
-from alpha_trio.proto.packets import (
-    Cut,
-)
+from attrs import define, field
+
+from alpha_trio.proto.batch import Buffer, Counters, Outbox, Remote
+from alpha_trio.proto.handshake import Agreement
+from alpha_trio.proto.packets import Cut
 
 OwnsSource = Callable[[Buffer], bool]
 """May this peer send the inner packet that begins so?"""
@@ -28,41 +25,72 @@ class Arrival(IntEnum):
     DATA = 2  # a packet, to which the peer expects some answer
 
 
-class Transport(Protocol):
+@define(eq=False)
+class Way:
+    """Between which addresses a session's datagrams go, and what counts them."""
+
+    agreement: Agreement
+    counters: Counters
+    remote: Remote = field(init=False)  # where the peer was last heard from
+    local: bytes = field(init=False)  # our address it knows, as the socket reported it
+
+    def __attrs_post_init__(self) -> None:
+        self.remote, self.local = self.agreement.remote, self.agreement.local
+
+    def move(self, remote: Remote, local: bytes) -> None:
+        """The peer is heard from ``remote`` now.
+
+        Only for messages that are authentic and new: one that is merely authentic
+        may be an old one, sent again from anywhere.
+        """
+        self.remote, self.local = remote, local
+
+
+class Transport(ABC):
     """An established session's way to carry packets, as a Session uses it."""
 
+    line: Way
     heard: float  # when the last authentic datagram of this session came, seconds
     established: float
 
     @property
-    def deadline(self) -> float:
-        """When on_deadline wants to be called."""
-
-    @property
     def local_id(self) -> int:
         """The connection id the peer sends to."""
-
-    @property
-    def words(self) -> list[int]:
-        """What the datagrams that belong to it begin with."""
+        return self.line.agreement.local_id
 
     @property
     def remote(self) -> Remote:
         """Where the peer is."""
+        return self.line.remote
 
     @property
     def local(self) -> bytes:
         """Which address of ours it knows, as the socket reported it."""
+        return self.line.local
 
+    @property
+    @abstractmethod
+    def deadline(self) -> float:
+        """When on_deadline wants to be called, seconds."""
+
+    @property
+    @abstractmethod
+    def words(self) -> list[int]:
+        """What the datagrams that belong to it begin with."""
+
+    @abstractmethod
     def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
         """Send the segments of ``cut``, or queue them until ``push``."""
 
+    @abstractmethod
     def push(self, now: float, out: Outbox) -> None:
         """No more follows at once: send what can be sent."""
 
+    @abstractmethod
     def hasten(self, now: float) -> None:
         """The peer has the session only now: repeat what it could not understand."""
 
+    @abstractmethod
     def incoming(
         self,
         view: memoryview,
@@ -79,11 +107,14 @@ class Transport(Protocol):
         that any of them told.
         """
 
+    @abstractmethod
     def keepalive(self, now: float, out: Outbox) -> None:
         """Say that we are here."""
 
+    @abstractmethod
     def on_deadline(self, now: float, out: Outbox) -> None:
         """Do what is due."""
 
+    @abstractmethod
     def abandon(self) -> None:
         """The session ends: count what is lost with it."""
