@@ -8,7 +8,6 @@ of it is taken back.  Changes come one at a time.
 from __future__ import annotations
 
 import logging
-import socket
 from base64 import b64decode
 from collections.abc import Container, Iterable, Sequence
 from functools import partial
@@ -20,28 +19,27 @@ from attrs import evolve, frozen
 
 from alpha_trio.datapath import DataPath
 from alpha_trio.errors import (
-    AlphaTrioError,
-    ConfigError,
     PeerError,
     RoutingError,
     UnknownPeer,
 )
 from alpha_trio.journal import Journal
 from alpha_trio.net.host import boottime
-from alpha_trio.net.routing import Router, Underlay
+from alpha_trio.net.routing import Router
 from alpha_trio.proto.batch import Event, EventKind
 from alpha_trio.proto.peers import PeerTable, State
 from alpha_trio.proto.primitives import key_text
 from alpha_trio.proto.traces import Trace
+from alpha_trio.registry.endpoints import refuse_own_address, usable_addresses
 from alpha_trio.registry.peer import (
     FROM_CONFIG,
     FROM_STATE,
     Peer,
     host_of,
-    peer_route,
     place_of,
     remote_of,
 )
+from alpha_trio.registry.routing import Routing
 from alpha_trio.registry.search import Search
 from alpha_trio.settings import (
     DEFAULT_CONFIG,
@@ -82,12 +80,11 @@ class Registry:
     ) -> None:
         """``families`` are the IP versions there is a socket for."""
         self.peers: dict[str, Peer] = {}
-        self.routing_error: str | None = None  # that of all peers, while it lasts
         self._settings = settings
         self._file_peers = settings.peers
         self._shadowed: list[PeerSettings] = []  # saved ones the config file overrides
         self._table = table
-        self._router = router
+        self._routing = Routing(router, self.peers, journal)
         self._store = store
         self._journal = journal
         self._datapath = datapath
@@ -95,6 +92,11 @@ class Registry:
         self._pins = Pins(store, journal)
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
+
+    @property
+    def routing_error(self) -> str | None:
+        """Why all peers' packets may not take the tunnel, while that lasts."""
+        return self._routing.error
 
     # -- running -------------------------------------------------------------
 
@@ -108,8 +110,8 @@ class Registry:
         """
         async with trio.open_nursery() as self._nursery:
             await self._load()
-            self._nursery.start_soon(self._watch_network)
-            self._nursery.start_soon(self._watch_paths)
+            self._nursery.start_soon(self._routing.watch_network)
+            self._nursery.start_soon(self._routing.watch_paths, self._datapath)
             task_status.started()
 
     async def _load(self) -> None:
@@ -129,7 +131,7 @@ class Registry:
             self._enter(peer, FROM_CONFIG)
         for peer in added:
             self._enter(peer, FROM_STATE)
-        await self._route()
+        await self._routing.apply()
 
     def _check_files(
         self, file_peers: Sequence[PeerSettings], saved: Sequence[PeerSettings]
@@ -145,19 +147,6 @@ class Registry:
             map(self._foreseen, [*file_peers, *saved]),
             lambda name: f"{name} ({origins[name]})",
         )
-
-    async def _watch_network(self) -> None:
-        """Adapt to links, addresses and routes of the host as they change."""
-        while True:
-            await self._router.wait_changed()
-            await self._route_or_log()
-
-    async def _watch_paths(self) -> None:
-        """Measure paths anew when one turned out to take less than thought."""
-        while True:
-            await self._datapath.wait_path_changed()
-            self._router.mark_stale()
-            await self._route_or_log()
 
     def on_event(self, event: Event) -> None:
         """React to what happened to a peer: keep its key, look for it anew."""
@@ -270,7 +259,7 @@ class Registry:
             kept = [peer for peer in self._of_state() if peer.name != name]
             await self._save(kept)
             self._leave(name)
-            await self._route_or_log()  # what is gone is gone
+            await self._routing.apply_or_log()  # what is gone is gone
 
     async def reload(self, file_peers: Sequence[PeerSettings]) -> dict[str, list[str]]:
         """Make the config file's peers those of ``file_peers``; touch no others.
@@ -289,7 +278,7 @@ class Registry:
             before = self._snapshot()
             self._apply_file(wanted, summary)
             try:
-                await self._route((*summary["added"], *summary["changed"]))
+                await self._routing.apply((*summary["added"], *summary["changed"]))
             except RoutingError:
                 await self._restore(before)
                 raise
@@ -344,7 +333,7 @@ class Registry:
                 self._pins.keys.pop(settings.name, None)
             self._enter(settings, FROM_STATE)
         try:
-            await self._route(replaced)
+            await self._routing.apply(replaced)
         except RoutingError:
             await self._restore(before)
             raise
@@ -386,7 +375,7 @@ class Registry:
                 f"that key is this host's own: give the one that 'alpha-trio key show' "
                 f"prints on {settings.name}"
             )
-        _refuse_own_address(settings)
+        refuse_own_address(settings)
 
     def _snapshot(self) -> _Before:
         peers = {name: (p.settings, p.origin) for name, p in self.peers.items()}
@@ -403,7 +392,7 @@ class Registry:
                     self._enter(*was)
             await self._save(self._of_state())
             await self._pins.save()
-            await self._route_or_log()
+            await self._routing.apply_or_log()
 
     def _of_state(self) -> list[PeerSettings]:
         return [p.settings for p in self.peers.values() if p.origin == FROM_STATE]
@@ -490,7 +479,7 @@ class Registry:
         refuses it; then the peer stays where it was.
         """
         async with self._lock:
-            usable = self._usable(peer, found)
+            usable = usable_addresses(peer, found, self.peers, self._families)
             if set(usable) == set(peer.addresses):
                 return
             if peer.session.state(boottime()) is State.ESTABLISHED and peer.addresses:
@@ -498,87 +487,12 @@ class Registry:
             before = peer.addresses
             self._move(peer, usable)
             try:
-                await self._route()
+                await self._routing.apply()
             except RoutingError:
                 self._move(peer, before)
-                await self._route_or_log()
+                await self._routing.apply_or_log()
                 raise
             _log.info("%s is %s.", host_of(peer.settings), ", ".join(map(str, usable)))
-
-    def _usable(self, peer: Peer, found: list[IPAddress]) -> list[IPAddress]:
-        """Those addresses of a name that its peer could be given as an endpoint.
-
-        Whoever answers for the name must not lead the packets of other peers, or of
-        this host, to himself or to nowhere.  Raises ConfigError or PeerError, the
-        first of the reasons, if none is left.
-        """
-        usable: list[IPAddress] = []
-        refusals: list[AlphaTrioError] = []
-        for answer in found:
-            try:
-                address = ip_address(values.host(str(answer)))
-                self._refuse_address(peer, address)
-            except (ConfigError, PeerError) as refusal:
-                refusals.append(refusal)
-            else:
-                usable.append(address)
-        if not usable and refusals:
-            raise refusals[0]
-        return list(dict.fromkeys(usable))
-
-    def _refuse_address(self, peer: Peer, address: IPAddress) -> None:
-        if address.version not in self._families:
-            raise PeerError(f"{address}: this host has no IPv{address.version}")
-        if address.is_loopback or _is_own(address):
-            raise PeerError(f"{address} is an address of this host")
-        remote = remote_of(address, peer.settings.port)
-        wanted = peer.settings.allow or (values.prefix_of(address),)
-        for other in self.peers.values():
-            if other is peer:
-                continue
-            if remote in other.remotes or set(wanted) & set(other.prefixes):
-                raise PeerError(f"{address} belongs to peer {other.settings.name}")
-
-    # -- routing -------------------------------------------------------------
-
-    async def _route(self, changed: Iterable[str] = ()) -> None:
-        """Lead the peers' packets into the tunnel; learn each one's MTU.
-
-        Raises RoutingError for what is refused of all peers, and for a route that is
-        now refused of one of those ``changed``.  Another's is not in their way: it is
-        logged, and told by its status.
-        """
-        underlays = await self._router.apply(
-            [peer_route(peer) for peer in self.peers.values()]
-        )
-        self.routing_error = None
-        for name in changed:
-            for reason in underlays[name].refused:
-                if reason not in self.peers[name].refused:
-                    raise RoutingError(reason)
-        for name, underlay in underlays.items():
-            peer = self.peers.get(name)
-            if peer is not None:
-                self._log_refusals(peer, underlay)
-                peer.underlay = underlay
-                peer.session.resize(underlay.mtu)
-
-    def _log_refusals(self, peer: Peer, underlay: Underlay) -> None:
-        name = peer.settings.name
-        for reason in underlay.refused:
-            line = f"Not all packets for {name} take the tunnel ({reason}). Trying on."
-            self._journal.failure(f"routing of {name}", reason, line)
-        if peer.refused and not underlay.refused:
-            self._journal.recovered(f"routing of {name}")
-
-    async def _route_or_log(self) -> None:
-        try:
-            await self._route()
-        except RoutingError as error:
-            self.routing_error = str(error)
-            self._journal.failure("routing", "failed", str(error))
-        else:
-            self._journal.recovered("routing")
 
 
 def _of_file(
@@ -599,26 +513,3 @@ def _refuse_config_peer(peer: Peer, settings: Settings) -> None:
 
 def _config_file(settings: Settings) -> Path:
     return settings.config_file or DEFAULT_CONFIG
-
-
-def _refuse_own_address(settings: PeerSettings) -> None:
-    """A host is no peer of itself: its packets never reach a device."""
-    try:
-        address = ip_address(host_of(settings))
-    except ValueError:
-        return
-    if _is_own(address):
-        raise PeerError(
-            f"{address} is an address of this host: give the address of {settings.name}"
-        )
-
-
-def _is_own(address: IPAddress) -> bool:
-    # Only towards an address of its own does a host choose that very address.
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((str(address), 9))
-        except OSError:
-            return False
-        return bool(probe.getsockname()[0] == str(address))

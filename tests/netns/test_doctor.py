@@ -15,7 +15,7 @@ pytestmark = pytest.mark.netns
 SCRIPT = """
 import json, sys
 from attrs import asdict
-from alpha_trio.settings import Backend, RelaySettings, RoutingSettings, Settings
+from alpha_trio.settings.model import Backend, RelaySettings, RoutingSettings, Settings
 from alpha_trio.doctor import checks
 
 routing = RoutingSettings(backend=Backend(sys.argv[1]))
