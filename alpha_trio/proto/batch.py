@@ -81,6 +81,7 @@ class EventKind(StrEnum):
     WRONG_MODE = "wrong-mode"
     KNOCK = "knock"
     WRONG_ADDRESS = "wrong-address"
+    PATH_MTU = "path-mtu"  # inner packets may have ``count`` bytes now
     TRACED = "traced"  # what a trace has found is there to be taken
 
 
