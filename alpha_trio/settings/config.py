@@ -81,6 +81,7 @@ _PEER: Parsers = {
     "keepalive": v.keepalive,
     "mode": v.mode,
     "reliable": v.boolean,
+    "mtu": v.mtu,
 }
 _OPTIONS: Parsers = {
     "interface": v.interface_name,
@@ -168,7 +169,7 @@ def parse_peer(name: str, values: Mapping[str, object], where: str) -> PeerSetti
 
     Args:
       name: the peer's name.
-      values: any of endpoint, port, key, allow, only, keepalive, mode and reliable;
+      values: any of endpoint, port, key, allow, only, keepalive, mode, reliable and mtu;
         None means not given.
       where: begins every error text, for example the name of a file or a command.
 
@@ -247,6 +248,7 @@ def peer_values(peer: PeerSettings) -> dict[str, object]:
         "keepalive": _plain_number(peer.keepalive),
         "mode": str(peer.mode),
         "reliable": peer.reliable,
+        "mtu": peer.mtu,
     }
     for setting in fields(PeerSettings):
         if getattr(peer, setting.name) == setting.default:

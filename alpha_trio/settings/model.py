@@ -81,6 +81,7 @@ class PeerSettings:
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: Mode = Mode.ADAPTIVE
     reliable: bool = False  # repeat packets until the peer acknowledges them
+    mtu: int = 0  # largest inner packet, bytes; 0: found out by probes
 
     @property
     def host(self) -> str:

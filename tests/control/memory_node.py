@@ -132,6 +132,7 @@ def status_of(peer: PeerSettings, **values):
         "latest_receive_seconds": None,
         "rtt_ms": None,
         "mtu": 1400,
+        "mtu_source": "probed",
         "allowed": [f"{peer.endpoint}/32"],
         "tx_packets": 0,
         "tx_bytes": 0,

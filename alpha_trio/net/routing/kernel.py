@@ -29,6 +29,7 @@ from alpha_trio.settings import IPAddress, IPInterface, IPNetwork
 _UDP = 17
 _INVERT = 2  # FIB_RULE_INVERT
 _NO_SUPPRESSION = 0xFFFFFFFF
+_LARGEST = 0xFFFF  # of an IP packet; "lo" says more
 _FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the route as it was set, not what is cached
 _LOOPBACK = 1  # the index of "lo", in every network namespace
 _LOCK_MTU = 1 << 2  # 1 << RTAX_MTU
@@ -190,7 +191,7 @@ class Kernel:
         return Path(
             interface,
             link.name,
-            min(mtu or link.mtu, link.mtu),
+            min(mtu or link.mtu, link.mtu, _LARGEST),
             ip_address(source) if source else None,
             answer["type"] == rt_type["local"],
         )

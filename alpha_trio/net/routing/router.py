@@ -210,7 +210,8 @@ class Router:
         if path.interface == self._interface:
             error = f"the route to {peer.endpoint} leads into the tunnel itself"
             return Underlay(inner_mtu(PATH_MTU, peer), error=error)
-        return Underlay(inner_mtu(path.mtu, peer), path.source, path.device)
+        mtu = inner_mtu(path.mtu, peer)
+        return Underlay(mtu, path.mtu, path.source, path.device)
 
     def _with_refusals(
         self, peer: PeerRoute, underlay: Underlay, refused: Mapping[RouteKey, str]

@@ -163,6 +163,12 @@ class Session:
         return Source.SET if self.fixed_mtu else self.path.source
 
     @property
+    def mtu_limit(self) -> int | None:
+        """``mtu`` if that is less than the link towards the peer allows."""
+        narrow = self.path.size < self.path.ceiling
+        return self.mtu if narrow or self.fixed_mtu else None
+
+    @property
     def _version(self) -> int:
         return 6 if self.remote is not None and len(self.remote) == 4 else 4
 

@@ -302,9 +302,8 @@ class AlphaTransport(Transport):
 
         Rounds whose messages are larger are given up at once.
         """
-        if size < self.line.datagram_size:
-            self.sender.deadline = -inf
         self.line.datagram_size, self.sender.doubted_size = size, doubted
+        self.sender.hasten_larger(size)
 
     # -- traces --------------------------------------------------------------------
 

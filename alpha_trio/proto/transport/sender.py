@@ -346,6 +346,13 @@ class Sender:
                 round_.resend_at = min(round_.resend_at, due)
                 self.deadline = min(self.deadline, round_.resend_at)
 
+    def hasten_larger(self, size: int) -> None:
+        """Look at once at rounds that the path does not take any more."""
+        for association in self.associations.values():
+            round_ = association.round
+            if round_ is not None and round_.largest > size and round_.sized is None:
+                round_.resend_at = self.deadline = -inf
+
     # -- A1 and S2 ---------------------------------------------------------------
 
     def on_a1_untrusted(
@@ -486,12 +493,12 @@ class Sender:
             round_ = association.round
             if round_ is None or round_.shape & CONTROL:
                 continue
-            if round_.attempts < STUCK_AFTER or round_.largest <= self.doubted_size:
+            if round_.attempts < STUCK_AFTER:
                 continue
-            if not round_.agreed:
+            if not round_.agreed and len(round_.s1) > self.doubted_size:
                 self._give_up(round_, Drop.NO_AGREEMENT)
                 return association
-            if round_.unanswered:
+            if round_.unanswered and round_.datagrams.largest > self.doubted_size:
                 self.sized = None
                 probe.told(probe, Outcome.STUCK, now, out)
                 return None
