@@ -108,6 +108,7 @@ class Counters:
     rx_packets: int = 0
     rx_bytes: int = 0
     reliable_rounds: int = 0  # ours, of packets
+    split_packets: int = 0  # sent in fragments, as the path takes less than IPv6 needs
     drops: dict[Drop, int] = Factory(dict)
 
     def drop(self, reason: Drop, packets: int = 1) -> None:

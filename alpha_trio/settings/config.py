@@ -169,8 +169,8 @@ def parse_peer(name: str, values: Mapping[str, object], where: str) -> PeerSetti
 
     Args:
       name: the peer's name.
-      values: any of endpoint, port, key, allow, only, keepalive, mode, reliable and mtu;
-        None means not given.
+      values: any of endpoint, port, key, allow, only, keepalive, mode, reliable and
+        mtu; None means not given.
       where: begins every error text, for example the name of a file or a command.
 
     Raises:

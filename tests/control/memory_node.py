@@ -144,6 +144,7 @@ def status_of(peer: PeerSettings, **values):
         "elements_left": 0,
         "reliable": peer.reliable,
         "reliable_rounds": 0,
+        "split_packets": 0,
         "drops": {},
     } | values
 

@@ -34,7 +34,7 @@ from alpha_trio.proto.messages import (
     Cookie,
     Syn,
 )
-from alpha_trio.proto.packets import frames, icmp
+from alpha_trio.proto.packets import IPV6_LEAST, Cut, frames, icmp, split_frame
 from alpha_trio.proto.peers.pathmtu import PathMtu, Phase, Source
 from alpha_trio.proto.peers.statistics import State, Statistics
 from alpha_trio.proto.peers.waiting import WaitingFrames
@@ -235,10 +235,10 @@ class Session:
             self._want_session(now)
             return
         cut = frames.cut(frame, self.mtu)
-        if cut is None:
-            self._refuse_too_big(frame, out)
+        if cut is not None:
+            transport.outgoing(cut, now, out)
+        elif not self._split(transport, frame, now, out):
             return
-        transport.outgoing(cut, now, out)
         self._sent(now)
         if self.unanswered_since == inf and self.negotiation.initiation is None:
             self.unanswered_since = now
@@ -262,10 +262,25 @@ class Session:
         if now - transport.established > due or exhausted:
             self._want_session(now)
 
+    def _split(
+        self, transport: Transport, frame: memoryview, now: float, out: Outbox
+    ) -> bool:
+        """Send in fragments what is larger than the path takes; False: not allowed."""
+        number = int.from_bytes(self.random(4))
+        pieces = split_frame(frame, self.mtu, number)
+        if pieces is None:
+            self._refuse_too_big(frame, out)
+            return False
+        self.counters.split_packets += frames.packets(frame)
+        for piece in pieces:
+            transport.outgoing(Cut(0, b"", [piece], 0, len(piece)), now, out)
+        return True
+
     def _refuse_too_big(self, frame: memoryview, out: Outbox) -> None:
         self.counters.drop(Drop.TOO_BIG, frames.packets(frame))
         packet = frame[frames.VIRTIO_SIZE :]
-        answer = icmp.error(packet, icmp.Problem.TOO_BIG, self.mtu)
+        least = IPV6_LEAST if packet[0] >> 4 == 6 else 0
+        answer = icmp.error(packet, icmp.Problem.TOO_BIG, max(self.mtu, least))
         if answer is not None:
             out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
 

@@ -599,33 +599,33 @@ class Sender:
             return
         for association in self.associations.values():
             round_ = association.round
-            if round_ is None or now < round_.resend_at:
-                continue
-            if now - round_.started >= self._lifetime(round_):
-                self._give_up(round_, Drop.NO_AGREEMENT)
-                if round_.sized is not None:
-                    round_.sized.told(round_.sized, Outcome.SILENT, now, out)
-            elif (
-                round_.largest > self.line.datagram_size and not round_.shape & CONTROL
-            ):
-                self._give_up(round_, Drop.TOO_BIG)  # the path has shrunk meanwhile
-            elif not round_.agreed:
-                self.under_way -= round_.attempts == 1  # others need not wait for it
-                round_.attempts += 1
-                self._expect(round_, now)
-                self.line.send(round_.s1, out)
-            elif round_.probe is not None:
-                self.finish(round_)  # a TRACE goes once
-            elif round_.sized is not None:
-                self._repeat_sized(round_, now, out)
-            elif round_.unanswered:
-                round_.attempts += 1
-                self._repeat_s2(round_, now, out)
-            else:
-                round_.resend_at = inf  # waits for those before it
+            if round_ is not None and now >= round_.resend_at:
+                self._on_overdue(round_, now, out)
         open_rounds = [a.round for a in self.associations.values() if a.round]
         self.deadline = min((r.resend_at for r in open_rounds), default=inf)
         self._release(now, out)
+
+    def _on_overdue(self, round_: Round, now: float, out: Outbox) -> None:
+        if now - round_.started >= self._lifetime(round_):
+            self._give_up(round_, Drop.NO_AGREEMENT)
+            if round_.sized is not None:
+                round_.sized.told(round_.sized, Outcome.SILENT, now, out)
+        elif round_.largest > self.line.datagram_size and not round_.shape & CONTROL:
+            self._give_up(round_, Drop.TOO_BIG)  # the path has shrunk meanwhile
+        elif not round_.agreed:
+            self.under_way -= round_.attempts == 1  # others need not wait for it
+            round_.attempts += 1
+            self._expect(round_, now)
+            self.line.send(round_.s1, out)
+        elif round_.probe is not None:
+            self.finish(round_)  # a TRACE goes once
+        elif round_.sized is not None:
+            self._repeat_sized(round_, now, out)
+        elif round_.unanswered:
+            round_.attempts += 1
+            self._repeat_s2(round_, now, out)
+        else:
+            round_.resend_at = inf  # waits for those before it
 
     def _lifetime(self, round_: Round) -> float:
         """How long a round may take; a control one not as long, as packets wait."""
