@@ -462,8 +462,8 @@ def _configure(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        # The same; here INTERFACE does not fragment either, and the kernel does not even
-        # note for others what was forged about our datagrams.
+        # The same; here INTERFACE does not fragment either, and the kernel does not
+        # even note for others what was forged about our datagrams.
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_INTERFACE)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
 

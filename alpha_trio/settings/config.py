@@ -57,6 +57,7 @@ _ROUTING: Parsers = {
     "priority": v.priority,
     "mark": v.mark,
     "protocol": v.routing_protocol,
+    "mss": v.boolean,
 }
 _RELAY: Parsers = {
     "enabled": v.boolean,
@@ -88,6 +89,7 @@ _OPTIONS: Parsers = {
     "port": v.port,
     "address": v.many(v.address),
     "relay": v.boolean,
+    "mss": v.boolean,
     "state_dir": lambda value: v.path(value).absolute(),
     "socket": lambda value: v.path(value).absolute(),
     "no_offload": v.many(v.choice(Offload)),
@@ -112,6 +114,8 @@ def load_settings(path: Path | None, options: Mapping[str, object]) -> Settings:
     disabled = found.pop("disabled_offloads") | given.pop("disabled_offloads")
     if (enabled := given.pop("relay", None)) is not None:
         found["relay"] = evolve(found["relay"], enabled=enabled)
+    if (mss := given.pop("mss", None)) is not None:
+        found["routing"] = evolve(found["routing"], mss=mss)
     settings = Settings(
         config_file=document.path, disabled_offloads=disabled, **(found | given)
     )

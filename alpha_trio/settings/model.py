@@ -98,6 +98,7 @@ class RoutingSettings:
     priority: int = 5182  # of the first rule; 28 from there on are ours, 3 before it
     mark: int = 0x5182  # and the number after it
     protocol: int = 161  # tag on our rules and routes; tells leftovers apart
+    mss: bool = False  # lower the segment size in forwarded TCP SYNs
 
     @property
     def relay_table(self) -> int:

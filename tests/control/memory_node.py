@@ -27,6 +27,7 @@ class MemoryNode:
         self.taken_over: list[str] = []
         self.forgotten: list[str] = []
         self.established: dict[str, trio.Event] = {}
+        self.steps = [{"ok": True, "what": "a fact", "remedy": ""}]
         self.traced = {"schema": 1, "hops": [], "segments": []}
         self._peers: dict[str, tuple[PeerSettings, str]] = {}
         self.document = {
@@ -103,6 +104,13 @@ class MemoryNode:
                 f"no peer is called {name!r}: see 'alpha-trio peers list'"
             )
         await self.established[name].wait()
+
+    def walk(self, name):
+        if name not in self._peers:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            )
+        return self.steps
 
     async def trace(self, name, seconds):
         if name not in self._peers:

@@ -105,10 +105,10 @@ class Underlay:
     """How a peer's endpoint is reached outside the tunnel."""
 
     mtu: int  # inner MTU for this peer: the path's MTU minus the overhead
-    path_mtu: int = PATH_MTU  # of the link or the route there, bytes of outer packets
     source: IPAddress | None = None  # our address on that path
     device: str | None = None
     error: str | None = None  # why it cannot be reached, for status
+    path_mtu: int = PATH_MTU  # of the link or the route there, bytes of outer packets
     refused: tuple[str, ...] = ()  # which of its routes the kernel refuses, and why
 
 

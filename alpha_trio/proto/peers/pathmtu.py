@@ -13,8 +13,8 @@ Until the first probe is answered, what the link says is assumed: the first pack
 often a TCP SYN, and the segment size in it cannot grow later.
 
 All sizes are bytes of outer IP packets.  Who sends the probes calls ``next_probe`` when
-``deadline`` has come, and ``on_arrived``, ``on_lost`` or ``on_silence`` for each; one is
-under way at a time.
+``deadline`` has come, and ``on_arrived``, ``on_lost`` or ``on_silence`` for each; one
+is under way at a time.
 """
 
 from __future__ import annotations
@@ -123,6 +123,11 @@ class PathMtu:
         if self.asked is not None or self.phase is Phase.OFF:
             return inf
         return min(self._due, self._check_at, self._grow_at)
+
+    @property
+    def grows_at(self) -> float:
+        """When larger packets are tried again, seconds; inf: no need."""
+        return self._grow_at
 
     # -- what is told from outside -----------------------------------------------------
 
