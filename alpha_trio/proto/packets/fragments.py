@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from struct import Struct
 
+from alpha_trio.proto.messages import BadPacket
 from alpha_trio.proto.packets.frames import (
     VIRTIO_SIZE,
     checksum,
@@ -30,6 +31,7 @@ _AHEAD = frozenset({_HOP_BY_HOP, _ROUTING, _DESTINATION})  # of a fragment heade
 _IPV4_HEADER, _IPV6_HEADER = 20, 40
 _DONT_FRAGMENT, _MORE_V4, _OFFSET_V4 = 0x4000, 0x2000, 0x1FFF
 _MORE_V6, _UNIT = 1, 8
+_LARGEST = 0xFFFF
 
 
 def split_frame(frame: memoryview, room: int, number: int) -> list[bytes] | None:
@@ -44,7 +46,10 @@ def split_frame(frame: memoryview, room: int, number: int) -> list[bytes] | None
     if whole is None:
         return None
     first = b"".join([whole.headers, whole.segments[0]])
-    packets = finished(join_untrusted(whole.word, [first, *whole.segments[1:]]))
+    try:
+        packets = finished(join_untrusted(whole.word, [first, *whole.segments[1:]]))
+    except BadPacket:  # a super-packet with headers that no kernel makes
+        return None
     pieces: list[bytes] = []
     for at, packet in enumerate(packets):
         made = _split(bytes(packet), room, (number + at) & 0xFFFF_FFFF)
@@ -67,6 +72,8 @@ def _split_v4(packet: bytes, room: int, _number: int) -> list[bytes] | None:
         return None
     step = (room - _IPV4_HEADER) // _UNIT * _UNIT
     payload, first = packet[_IPV4_HEADER:], field & _OFFSET_V4
+    if first + len(payload) // _UNIT > _OFFSET_V4:
+        return None
     pieces: list[bytes] = []
     for at in range(0, len(payload), step):
         part = payload[at : at + step]
@@ -93,6 +100,8 @@ def _split_v6(packet: bytes, room: int, number: int) -> list[bytes] | None:
         kind, _, field, number = _FRAGMENT.unpack_from(payload)
         first, last = field & ~(_UNIT - 1), field & _MORE_V6
         payload = payload[_FRAGMENT.size :]
+    if first + len(payload) > _LARGEST:
+        return None  # no such packet can be joined again
     head[next_at] = _FRAGMENTS
     step = (room - len(head) - _FRAGMENT.size) // _UNIT * _UNIT
     if step <= 0:
