@@ -1,4 +1,4 @@
-"""Inner packets in pieces: joined again, as the far host's kernel does, they are whole."""
+"""Inner packets in pieces: joined again, as the far host does, they are whole."""
 
 import struct
 from random import Random

@@ -19,7 +19,8 @@ from alpha_trio.proto.peers.pathmtu import (
     Phase,
     Source,
 )
-from tests.proto.simulation import DELAY, Link, Simulation
+from tests.proto.routed import Routed
+from tests.proto.simulation import DELAY, Link, Simulation, remote_of
 
 OUTER = 28  # IPv4 and UDP header
 AROUND = 92  # and ours, in the default mode
@@ -158,9 +159,9 @@ class Narrow(Link):
             yield DELAY, datagram
 
 
-def joined(takes, ceiling=1500, loss=0.0, **settings):
+def joined(takes, ceiling=1500, loss=0.0, kind=Simulation, **settings):
     link = Narrow(takes, loss, Random(3))
-    sim = Simulation(link=link, mode=settings.pop("mode", "adaptive"), **settings)
+    sim = kind(link=link, mode=settings.pop("mode", "adaptive"), **settings)
     sim.pair()
     for at, of in (("vm1", "vm2"), ("vm2", "vm1")):
         sim.hosts[at].table.allow(sim.session(at, of), ceiling, 0, sim.now)
@@ -299,3 +300,52 @@ def test_mode_plain_believes_the_link():
     sim, session = joined(1400, mode="plain")
     sim.run(10)
     assert (session.mtu, session.mtu_source) == (1500 - 52, Source.ROUTE)
+
+
+@pytest.mark.parametrize("takes", [1300, 9000])
+def test_strict_relays_let_probes_pass_and_drop_nothing(takes):
+    sim, session = joined(takes, ceiling=9000, kind=Routed)
+    use(sim, 5)
+    assert takes - 16 <= outer(session) <= takes
+    assert not sim.refused
+    assert not sim.drops()
+
+
+def test_forged_and_repeated_answers_prove_nothing():
+    sim, session = joined(1400)
+    vm2 = remote_of(sim.hosts["vm2"].address)
+    answers = [sent.data for sent in sim.messages(Kind.A2, "vm2")]
+    sim.hosts["vm1"].table.allow(session, 9000, 0, sim.now)
+    for answer in answers:
+        sim.inject("vm1", vm2, answer)
+        sim.inject("vm1", vm2, answer[:-1] + bytes([answer[-1] ^ 1]))
+        sim.run(0.05)
+    sim.run(5)
+    assert outer(session) == 1400
+
+
+def test_a_sender_that_never_pauses_is_checked_as_well():
+    sim, session = joined(1500)
+    for seconds in range(6):
+        if seconds == 2:
+            sim.link.takes = 1300
+        for _ in range(50):
+            for _ in range(4):
+                large(sim)
+            sim.run(0.02)
+        sim.send("vm2", "vm1")
+    assert outer(session) == 1300
+
+
+def test_large_first_messages_get_out_of_the_way():
+    """Rounds of a hundred packets have S1s that a narrow path does not take."""
+    sim, session = joined(1500)
+    for seconds in range(6):
+        if seconds == 2:
+            sim.link.takes = 1280
+        for _ in range(10):
+            sim.send("vm1", "vm2", 200)
+            large(sim)
+            sim.run(0.1)
+        sim.send("vm2", "vm1")
+    assert 1272 <= outer(session) <= 1280
