@@ -97,7 +97,7 @@ class PeerRoute:
     prefixes: tuple[IPNetwork, ...]  # destinations that go through the tunnel
     only: tuple[Selection, ...]
     overhead: int  # bytes the tunnel adds to an inner packet, outer headers included
-    mtu_limit: int | None = None  # inner MTU, where the path takes less than its link
+    mtu_limit: int | None = None  # inner MTU that was found; the link may take less
 
 
 @frozen
