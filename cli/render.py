@@ -179,7 +179,7 @@ def settings_page(peer: Document) -> list[RenderableType]:
 
 def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
     """The settings of all peers, as `peers list` has them."""
-    columns = ("allow", "only", "keepalive", "mode", "reliable", "mtu", "key", "origin")
+    columns = ("allow", "only", "keepalive", "mode", "reliable", "key", "origin")
     table = _table("NAME", "ENDPOINT", *(column.upper() for column in columns))
     for peer in peers:
         # The key itself would leave no room for the rest; `peers show` has it.
