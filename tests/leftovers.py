@@ -28,6 +28,7 @@ from tools import lab
 Left = tuple[str, str]
 """What it is, and its name or number."""
 
+_HOST = "namespace"
 _PR_SET_CHILD_SUBREAPER = 36
 _GRACE = 2.0  # seconds for what was told to end and is about to
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr
@@ -56,8 +57,11 @@ def present(*, hosts: bool) -> set[Left]:
 def since(before: set[Left], *, hosts: bool) -> list[Left]:
     """Return what has come since, once all that was about to end has ended."""
     deadline = time.monotonic() + _GRACE
+    homes = {_network(lab.NAMESPACES / name) for kind, name in before if kind == _HOST}
+    homes.discard(0)
     while True:
-        left = [new for new in present(hosts=hosts) - before if not _is_over(new)]
+        new = present(hosts=hosts) - before
+        left = [each for each in new if not _is_over(each) and not _is_at(each, homes)]
         waiting = any(kind == "process" for kind, _ in left)
         if not waiting or time.monotonic() > deadline:
             return sorted(left)
@@ -79,7 +83,7 @@ def remove(left: Left) -> None:
     if kind == "process":
         os.kill(int(name), signal.SIGKILL)
         os.waitpid(int(name), 0)
-    elif kind in ("namespace", "folder"):
+    elif kind in (_HOST, "folder"):
         lab.remove(lambda found, _: name.startswith(found))
     elif kind == "file":
         path = Path(name)
@@ -104,9 +108,22 @@ def _is_over(left: Left) -> bool:
         return True
 
 
+def _is_at(left: Left, homes: set[int]) -> bool:
+    """Whether it is a process on a host that was there before, and ends with it."""
+    return left[0] == "process" and _network(Path("/proc", left[1], "ns/net")) in homes
+
+
+def _network(path: Path) -> int:
+    """The number of a network namespace, 0 when it is gone."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
 def _of_hosts() -> Iterator[Left]:
     own = f"at-{os.getpid()}-"
-    for kind, place in (("namespace", lab.NAMESPACES), ("folder", lab.DIRECTORIES)):
+    for kind, place in ((_HOST, lab.NAMESPACES), ("folder", lab.DIRECTORIES)):
         for path in place.iterdir() if place.is_dir() else ():
             if path.name.startswith(own):
                 yield kind, path.name

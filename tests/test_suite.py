@@ -84,6 +84,14 @@ from tools.lab import Lab
 
 pytestmark = pytest.mark.netns
 
+@pytest.fixture(scope="module")
+def shared():
+    with Lab() as lab:
+        yield lab.host("vm1")
+
+def test_leaves_a_process_where_it_ends_with_the_host(shared):
+    shared.popen("sleep", "600")
+
 def test_leaves_a_host():
     Lab().host("vm1").popen("sleep", "600").returncode = 0
 
@@ -102,7 +110,7 @@ def test_hosts_that_are_left_are_named_and_removed(tmp_path):
         said,
     )
     assert found, said
-    assert "2 passed, 1 error in" in said
+    assert "3 passed, 1 error in" in said
     assert not (NAMESPACES / f"{found[1]}-vm1").exists()
 
 
