@@ -103,5 +103,4 @@ def pytest_runtest_call(item):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(item):
-    limit.begin_closing(item)
-    return (yield from limit.judged(item))
+    return (yield from limit.closed(item))

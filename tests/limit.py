@@ -30,6 +30,7 @@ _MARGIN = 30  # seconds; to arm the last resort takes a thread, so not each test
 _exceeded = pytest.StashKey[float]()
 _stderr = os.dup(2)  # what pytest puts in its place ends with the process
 _last_resort = 0.0  # when it ends this process
+_within = False  # a part of a test, and not what pytest does between them
 
 
 def begin(item: pytest.Item, seconds: float) -> None:
@@ -49,17 +50,26 @@ def end() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def begin_closing(item: pytest.Item) -> None:
-    """Limit what follows a failure, at which pytest drops all limits for debuggers."""
+def closed(item: pytest.Item) -> Generator[None, object, object]:
+    """Run what closes a test.
+
+    After a failure it has a limit of its own: pytest then drops all for debuggers.
+    """
     global _last_resort
     if signal.getitimer(signal.ITIMER_REAL)[0] == 0:
         _last_resort = 0.0
         begin(item, _CLOSING)
+    try:
+        return (yield from judged(item))
+    finally:
+        end()
 
 
 def judged(item: pytest.Item) -> Generator[None, object, object]:
     """Run a part of a test; whatever a test that was interrupted raises says so."""
+    global _within
     try:
+        _within = True
         return (yield)
     except BaseException as error:
         if (seconds := item.stash.get(_exceeded, None)) is None:
@@ -67,12 +77,17 @@ def judged(item: pytest.Item) -> Generator[None, object, object]:
         del item.stash[_exceeded]
         text = f"{item.nodeid}: not done within {seconds:g} s"
         raise pytest.fail.Exception(text) from error
+    finally:
+        _within = False
 
 
 def _interrupt(
     item: pytest.Item, seconds: float, _number: int, frame: FrameType | None
 ) -> None:
     if pytest_timeout.is_debugging():
+        return
+    if not _within:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)  # it would be pytest that ends
         return
     item.stash[_exceeded] = seconds
     item.add_report_section("call", "stacks", "\n".join(_stacks(frame)))

@@ -22,6 +22,7 @@ from alpha_trio.settings import Mode, PeerSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
+    "CONTRIBUTING.md",
     "README.md",
     "CHANGELOG.md",
     *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
