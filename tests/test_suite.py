@@ -36,7 +36,7 @@ from pathlib import Path
 import pytest
 from tests import leftovers
 
-leftovers._GRACE = 0
+leftovers._GRACE = 0.3
 
 def test_puts_things_where_they_belong(tmp_path):
     (tmp_path / "here").touch()
