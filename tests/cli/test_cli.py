@@ -838,7 +838,7 @@ def test_path_that_cannot_be_a_socket(tmp_path):
     call("--socket", str(tmp_path / ("x" * 120)), "status", code=1)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.root
 def test_without_permission(served):
     code = (
         "import os; from alpha_trio_cli.main import main\n"

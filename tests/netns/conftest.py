@@ -1,23 +1,12 @@
-"""Fixtures that build hosts as network namespaces; skipped without root."""
+"""Fixtures that build hosts as network namespaces."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tools.lab import Host, Lab
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() == 0 and Path("/dev/net/tun").exists():
-        return
-    skip = pytest.mark.skip(reason="needs root and /dev/net/tun")
-    for item in items:
-        if item.get_closest_marker("netns"):
-            item.add_marker(skip)
 
 
 @pytest.fixture
