@@ -553,8 +553,9 @@ def test_strict_filter_that_comes_later_is_met(pair):
         for routed in (one, two):
             filter_strictness(routed.host, 1)
             wait_until(
-                lambda r=routed: "goto 5185" in ip(r.host, "rule"),
-                "the rules for strict filters",
+                # One for each protocol, and one for what is forwarded.
+                lambda r=routed: ip(r.host, "rule").count("goto 5185") == 256,
+                "all rules for strict filters",
             )
         forget_neighbours(*pair)
         assert through_tunnel(vm1, lambda: ping(vm1, vm2.address))
