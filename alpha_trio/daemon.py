@@ -20,6 +20,7 @@ from alpha_trio.control import (
     commands_for,
     status_document,
     trace_document,
+    walk,
 )
 from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut
@@ -257,6 +258,10 @@ class Node:
         async with self._journal.hub.subscribe() as events:
             while not self._registry.connect(name):
                 await events.receive()
+
+    def walk(self, name: str) -> list[dict[str, Any]]:
+        """The steps of ``doctor NAME``.  Raises UnknownPeer."""
+        return walk(self._registry.find(name), boottime())
 
     async def trace(self, name: str, seconds: float) -> dict[str, Any]:
         """The document of ``trace --json``, after ``seconds`` and some for answers.

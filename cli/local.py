@@ -1,9 +1,9 @@
-"""What works on this host and asks no daemon: run, cleanup, doctor, the saved key."""
+"""What works on this host without a daemon: run, cleanup, doctor, the saved key."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import click
 
 from alpha_trio.errors import AlphaTrioError
 
-from .app import Command, given_socket
+from .app import Command, connect, given_socket
 from .words import counted
 
 if TYPE_CHECKING:
@@ -71,6 +71,12 @@ def settings_of(config: str | None, **options: Any) -> Settings:
 )
 @click.option("--relay", is_flag=True, default=None, help="Relay for others.")
 @click.option(
+    "--mss",
+    is_flag=True,
+    default=None,
+    help="Lower the segment size in forwarded TCP SYNs to what the tunnel takes.",
+)
+@click.option(
     "--no-offload",
     multiple=True,
     type=click.Choice(OFFLOADS),
@@ -120,16 +126,29 @@ def cleanup(config: str | None, keep_closed: bool, **options: Any) -> None:
 
 @click.command(cls=Command)
 @settings_options
-def doctor(config: str | None, state_dir: str | None) -> None:
-    """Check whether this host has what the tunnel needs."""
+@click.argument("name", required=False)
+def doctor(name: str | None, config: str | None, state_dir: str | None) -> None:
+    """Check whether this host has what the tunnel needs, or the way to the peer NAME.
+
+    The host is checked without a daemon; of a peer the running daemon tells.
+    """
+    if name is not None:
+        with connect() as client:
+            steps = client.call("doctor", {"name": name})["steps"]
+        diagnose([(step["ok"], step["what"], step["remedy"]) for step in steps])
+        return
     settings = settings_of(config, state_dir=state_dir)
     from alpha_trio.doctor import checks
 
     found = checks(settings)
-    for check in found:
-        remedy = f"; {check.remedy}" if check.remedy else ""
-        click.echo(f"{MARKS[check.ok]}  {check.what}{remedy}")
-    if failed := sum(check.ok is False for check in found):
+    diagnose([(check.ok, check.what, check.remedy) for check in found])
+
+
+def diagnose(found: Sequence[tuple[bool | None, str, str]]) -> None:
+    """Print what was found, good or bad, with its remedy; raise if some is bad."""
+    for good, what, remedy in found:
+        click.echo(f"{MARKS[good]}  {what}{f'; {remedy}' if remedy else ''}")
+    if failed := sum(good is False for good, *_ in found):
         raise AlphaTrioError(
             f"{failed} of {len(found)} checks failed: follow the lines marked BAD"
         )

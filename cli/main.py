@@ -70,6 +70,13 @@ def _switch(
     return typed == "on"
 
 
+def _size(
+    context: click.Context, option: click.Parameter, typed: str | None
+) -> int | str | None:
+    """The setting behind a number or "auto"; whether it can be is the daemon's word."""
+    return int(typed) if typed and typed.isdecimal() else typed
+
+
 def peer_options(function: Callable[..., None]) -> Callable[..., None]:
     """The settings of a peer.  An option not given is None or ()."""
     for option in (
@@ -97,6 +104,12 @@ def peer_options(function: Callable[..., None]) -> Callable[..., None]:
             callback=_switch,
             metavar="on|off",
             help="Repeat packets until the peer acknowledges them; off [default].",
+        ),
+        click.option(
+            "--mtu",
+            callback=_size,
+            metavar="N|auto",
+            help="Largest inner packet in bytes; auto [default]: found out by probes.",
         ),
         click.option(
             "--key",

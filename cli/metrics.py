@@ -24,6 +24,7 @@ PEER_COUNTERS = {
     "transmitted_bytes": ("tx_bytes", "Bytes of inner packets sent to the peer."),
     "received_packets": ("rx_packets", "Inner packets received from the peer."),
     "received_bytes": ("rx_bytes", "Bytes of inner packets received from the peer."),
+    "split_packets": ("split_packets", "Packets sent to the peer in fragments."),
     "reliable_rounds": ("reliable_rounds", "Reliable rounds to the peer."),
 }
 

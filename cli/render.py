@@ -21,6 +21,7 @@ from .words import (
     milliseconds,
     mismatch,
     mix,
+    mtu,
     node,
     place,
     reached,
@@ -150,7 +151,7 @@ def peer_page(peer: Document) -> list[RenderableType]:
         ("handshake", ago(peer["latest_handshake_seconds"])),
         ("last heard", ago(peer["latest_receive_seconds"])),
         ("round trip", milliseconds(peer["rtt_ms"])),
-        ("MTU", peer["mtu"]),
+        ("MTU", mtu(peer)),
         ("allowed", ", ".join(peer["allowed"])),
         ("sent", _traffic(peer, "tx")),
         ("received", _traffic(peer, "rx")),
@@ -178,7 +179,7 @@ def settings_page(peer: Document) -> list[RenderableType]:
 
 def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
     """The settings of all peers, as `peers list` has them."""
-    columns = ("allow", "only", "keepalive", "mode", "reliable", "key", "origin")
+    columns = ("allow", "only", "keepalive", "mode", "reliable", "mtu", "key", "origin")
     table = _table("NAME", "ENDPOINT", *(column.upper() for column in columns))
     for peer in peers:
         # The key itself would leave no room for the rest; `peers show` has it.

@@ -32,6 +32,19 @@ def reached(peer: Document) -> str:
     return sentence
 
 
+MTU_SOURCES = {
+    "route": "as the link or the route says",
+    "probed": "found by probes",
+    "set": "as set by --mtu",
+}
+
+
+def mtu(peer: Document) -> str:
+    """The largest inner packet, and how that was found."""
+    how = MTU_SOURCES.get(peer["mtu_source"], peer["mtu_source"])
+    return f"{peer['mtu']}, {how}"
+
+
 def place(peer: Document) -> str:
     """The endpoint and port of a peer's settings, as they are typed; may be empty."""
     host, port = peer.get("endpoint") or "", peer.get("port")

@@ -84,6 +84,7 @@ MAY_USE = {
         "net.tun",
         "net.udp",
         "proto.batch",
+        "proto.packets",
         "proto.peers",
         "proto.primitives",
         "proto.traces",

@@ -9,6 +9,7 @@ all of this.
     commands    what each command takes, checks, asks of the node, and answers
     status      the document of ``status --json``
     hops        the document of ``trace --json``
+    steps       what ``doctor NAME`` says of the way to a peer
 """
 
 from alpha_trio.control.commands import commands_for
@@ -16,6 +17,7 @@ from alpha_trio.control.hops import trace_document
 from alpha_trio.control.listener import cleanup
 from alpha_trio.control.server import ControlServer
 from alpha_trio.control.status import status_document
+from alpha_trio.control.steps import walk
 
 __all__ = [
     "ControlServer",
@@ -23,4 +25,5 @@ __all__ = [
     "commands_for",
     "status_document",
     "trace_document",
+    "walk",
 ]

@@ -60,6 +60,9 @@ class NodeAPI(Protocol):
     async def wait_established(self, name: str) -> None:
         """Ask the peer for a session, return when there is one; raise UnknownPeer."""
 
+    def walk(self, name: str) -> list[dict[str, Any]]:
+        """The steps of ``doctor NAME``; raise UnknownPeer."""
+
     async def trace(self, name: str, seconds: float) -> dict[str, Any]:
         """The document of ``trace --json``; it takes ``seconds`` and a moment more.
 
@@ -87,6 +90,7 @@ def commands_for(node: NodeAPI) -> dict[str, Command]:
         "peers.show": handlers.show,
         "reload": handlers.reload,
         "wait": handlers.wait,
+        "doctor": handlers.doctor,
         "trace": handlers.trace,
         "stop": handlers.stop,
         "monitor": handlers.monitor,
@@ -147,6 +151,9 @@ class Handlers:
         name = _name(args)
         await self._node.wait_established(name)
         yield {"event": "established", "peer": name}
+
+    async def doctor(self, args: Args) -> dict[str, Any]:
+        return {"steps": self._node.walk(_name(args))}
 
     async def trace(self, args: Args) -> AsyncGenerator[Event, None]:
         """A stream of one event, too: nobody waits for the answers in vain."""

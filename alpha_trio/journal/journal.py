@@ -24,6 +24,9 @@ _LINES = {
     ),
     EventKind.ESTABLISHED: "Got ACKACK packet. Handshake with {host} is done!",
     EventKind.PINNED: "Pinned the key of {peer} ({host}): from now on it must have it.",
+    EventKind.PATH_MTU: (
+        "The path to {peer} ({host}) takes inner packets of {count} bytes now."
+    ),
     EventKind.TRACED: "Traced the way to {peer} ({host}).",
     EventKind.EXPIRED: "Forgetting the session with {peer}: it is too old.",
 }
@@ -69,7 +72,7 @@ class Journal:
         for listener in self.listeners:
             listener(event)
         host = event.remote[0] if event.remote else "unknown address"
-        text = {"peer": event.peer, "host": host}
+        text = {"peer": event.peer, "host": host, "count": event.count}
         if event.kind in _FAILURES:
             line = _FAILURES[event.kind].format(**text)
             self.failure(event.peer or host, event.kind, line)

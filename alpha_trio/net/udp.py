@@ -32,7 +32,8 @@ from alpha_trio.settings import Offload
 _log = logging.getLogger(__name__)
 
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
-_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_DO = 10, 23, 2
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
+_PMTUDISC_PROBE, _PMTUDISC_INTERFACE = 3, 4
 _IP_PKTINFO = 8
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
@@ -455,12 +456,15 @@ def _set_buffer(sock: socket.socket, forced: int, plain: int, size: int) -> None
 def _configure(sock: socket.socket) -> None:
     grow_buffers(sock)
     if sock.family == socket.AF_INET:
-        # Never fragment: EMSGSIZE then tells the path's MTU.
-        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+        # Never fragment, and never believe ICMP, which anybody can forge: EMSGSIZE then
+        # tells of our own link only.  INTERFACE would not set DF.
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+        # The same; here INTERFACE does not fragment either, and the kernel does not
+        # even note for others what was forged about our datagrams.
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_INTERFACE)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
 
 

@@ -81,6 +81,7 @@ class EventKind(StrEnum):
     WRONG_MODE = "wrong-mode"
     KNOCK = "knock"
     WRONG_ADDRESS = "wrong-address"
+    PATH_MTU = "path-mtu"  # inner packets may have ``count`` bytes now
     TRACED = "traced"  # what a trace has found is there to be taken
 
 
@@ -107,6 +108,7 @@ class Counters:
     rx_packets: int = 0
     rx_bytes: int = 0
     reliable_rounds: int = 0  # ours, of packets
+    split_packets: int = 0  # sent in fragments, as the path takes less than IPv6 needs
     drops: dict[Drop, int] = Factory(dict)
 
     def drop(self, reason: Drop, packets: int = 1) -> None:

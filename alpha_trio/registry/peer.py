@@ -67,6 +67,7 @@ def peer_route(peer: Peer) -> PeerRoute:
         prefixes=peer.prefixes,
         only=peer.settings.only,
         overhead=overhead(endpoint.version if endpoint else 4, peer.settings.mode),
+        mtu_limit=peer.session.mtu_limit,
     )
 
 

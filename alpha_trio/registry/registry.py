@@ -84,7 +84,7 @@ class Registry:
         self._file_peers = settings.peers
         self._shadowed: list[PeerSettings] = []  # saved ones the config file overrides
         self._table = table
-        self._routing = Routing(router, self.peers, journal)
+        self._routing = Routing(router, table, self.peers, journal)
         self._store = store
         self._journal = journal
         self._datapath = datapath
@@ -110,7 +110,8 @@ class Registry:
         """
         async with trio.open_nursery() as self._nursery:
             await self._load()
-            self._nursery.start_soon(self._routing.watch_network)
+            self._nursery.start_soon(self._routing.watch_network, self._datapath)
+            self._nursery.start_soon(self._routing.watch_sizes)
             self._nursery.start_soon(self._routing.watch_paths, self._datapath)
             task_status.started()
 
@@ -158,6 +159,8 @@ class Registry:
             self._pins.keys[peer.settings.name] = key
             assert self._nursery is not None
             self._nursery.start_soon(self._pins.save)
+        elif event.kind is EventKind.PATH_MTU:
+            self._routing.size_changed()
         elif event.kind in (EventKind.GAVE_UP, EventKind.SILENT) and peer.search:
             peer.search.lost()
 

@@ -4,30 +4,58 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import trio
+
 from alpha_trio.datapath import DataPath
 from alpha_trio.errors import RoutingError
 from alpha_trio.journal import Journal
+from alpha_trio.net.host import boottime
 from alpha_trio.net.routing import Router, Underlay
+from alpha_trio.proto.peers import PeerTable
 from alpha_trio.registry.peer import Peer, peer_route
+
+_GATHER = 0.05  # s; when many paths are measured at once, their routes change together
 
 
 class Routing:
     """Keeps the kernel's routing, and each peer's MTU, those of ``peers``."""
 
     def __init__(
-        self, router: Router, peers: Mapping[str, Peer], journal: Journal
+        self,
+        router: Router,
+        table: PeerTable,
+        peers: Mapping[str, Peer],
+        journal: Journal,
     ) -> None:
         """``peers``: all of them by name, as they are at each call."""
         self.error: str | None = None  # that of all peers, while it lasts
         self._router = router
+        self._table = table
         self._peers = peers
         self._journal = journal
+        self._sizes_changed = trio.Event()
 
-    async def watch_network(self) -> None:
+    async def watch_network(self, datapath: DataPath) -> None:
         """Adapt to links, addresses and routes of the host as they change."""
         while True:
             await self._router.wait_changed()
             await self.apply_or_log()
+            now = boottime()
+            for peer in self._peers.values():
+                self._table.route_changed(peer.session, now)
+            datapath.rearm()
+
+    async def watch_sizes(self) -> None:
+        """Lower and raise the MTU of routes, as what is found out about their paths."""
+        while True:
+            await self._sizes_changed.wait()
+            await trio.sleep(_GATHER)
+            self._sizes_changed = trio.Event()
+            await self.apply_or_log()
+
+    def size_changed(self) -> None:
+        """Some peer's path takes more or less than was thought."""
+        self._sizes_changed.set()
 
     async def watch_paths(self, datapath: DataPath) -> None:
         """Measure paths anew when one turned out to take less than thought."""
@@ -55,7 +83,11 @@ class Routing:
             if peer is not None:
                 self._log_refusals(peer, underlay)
                 peer.underlay = underlay
-                peer.session.resize(underlay.mtu)
+                self._table.allow(
+                    peer.session, underlay.path_mtu, peer.settings.mtu, boottime()
+                )
+                if peer.session.mtu != underlay.mtu:
+                    self.size_changed()  # another link, or the peer has moved
 
     def _log_refusals(self, peer: Peer, underlay: Underlay) -> None:
         name = peer.settings.name

@@ -57,6 +57,7 @@ _ROUTING: Parsers = {
     "priority": v.priority,
     "mark": v.mark,
     "protocol": v.routing_protocol,
+    "mss": v.boolean,
 }
 _RELAY: Parsers = {
     "enabled": v.boolean,
@@ -81,12 +82,14 @@ _PEER: Parsers = {
     "keepalive": v.keepalive,
     "mode": v.mode,
     "reliable": v.boolean,
+    "mtu": v.mtu,
 }
 _OPTIONS: Parsers = {
     "interface": v.interface_name,
     "port": v.port,
     "address": v.many(v.address),
     "relay": v.boolean,
+    "mss": v.boolean,
     "state_dir": lambda value: v.path(value).absolute(),
     "socket": lambda value: v.path(value).absolute(),
     "no_offload": v.many(v.choice(Offload)),
@@ -111,6 +114,8 @@ def load_settings(path: Path | None, options: Mapping[str, object]) -> Settings:
     disabled = found.pop("disabled_offloads") | given.pop("disabled_offloads")
     if (enabled := given.pop("relay", None)) is not None:
         found["relay"] = evolve(found["relay"], enabled=enabled)
+    if (mss := given.pop("mss", None)) is not None:
+        found["routing"] = evolve(found["routing"], mss=mss)
     settings = Settings(
         config_file=document.path, disabled_offloads=disabled, **(found | given)
     )
@@ -168,8 +173,8 @@ def parse_peer(name: str, values: Mapping[str, object], where: str) -> PeerSetti
 
     Args:
       name: the peer's name.
-      values: any of endpoint, port, key, allow, only, keepalive, mode and reliable;
-        None means not given.
+      values: any of endpoint, port, key, allow, only, keepalive, mode, reliable and
+        mtu; None means not given.
       where: begins every error text, for example the name of a file or a command.
 
     Raises:
@@ -247,6 +252,7 @@ def peer_values(peer: PeerSettings) -> dict[str, object]:
         "keepalive": _plain_number(peer.keepalive),
         "mode": str(peer.mode),
         "reliable": peer.reliable,
+        "mtu": peer.mtu,
     }
     for setting in fields(PeerSettings):
         if getattr(peer, setting.name) == setting.default:

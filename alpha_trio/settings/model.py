@@ -81,6 +81,7 @@ class PeerSettings:
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: Mode = Mode.ADAPTIVE
     reliable: bool = False  # repeat packets until the peer acknowledges them
+    mtu: int = 0  # largest inner packet, bytes; 0: found out by probes
 
     @property
     def host(self) -> str:
@@ -97,6 +98,7 @@ class RoutingSettings:
     priority: int = 5182  # of the first rule; 28 from there on are ours, 3 before it
     mark: int = 0x5182  # and the number after it
     protocol: int = 161  # tag on our rules and routes; tells leftovers apart
+    mss: bool = False  # lower the segment size in forwarded TCP SYNs
 
     @property
     def relay_table(self) -> int:

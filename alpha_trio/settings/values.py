@@ -93,6 +93,7 @@ _PORTS = re.compile(r"(?P<first>[0-9]{1,5})(-(?P<last>[0-9]{1,5}))?")
 
 _SIZE = re.compile(r"(?P<number>[0-9]{1,9}) ?(?P<unit>[KMG]iB)")
 _UNITS = {"KiB": 10, "MiB": 20, "GiB": 30}  # powers of two
+_LEAST_MTU, _MOST_MTU = 256, 65_535  # bytes of an inner packet
 _LEAST_MEMORY, _MOST_MEMORY = 1 << 20, 64 << 30
 
 KEY_BYTES = 32
@@ -247,6 +248,13 @@ def routing_protocol(value: object) -> int:
 
 
 # The relay
+
+
+def mtu(value: object) -> int:
+    """The largest inner packet in bytes; 0 for "auto", which finds it out."""
+    if value == "auto" or (value == 0 and not isinstance(value, bool)):
+        return 0
+    return whole(_LEAST_MTU, _MOST_MTU)(value)
 
 
 def byte_count(value: object) -> int:

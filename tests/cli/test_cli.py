@@ -360,6 +360,27 @@ def test_status_of_knocking_hosts(node):
     assert line.endswith(f": alpha-trio peers add NAME 10.9.9.9 --key {NEW_KEY}")
 
 
+def test_the_mtu_is_set_and_found_out_again(node):
+    call("peers", "add", "vm2", "192.168.10.61", "--mtu", "1200")
+    assert node.peers()[0][0].mtu == 1200
+    assert json.loads(call("peers", "list", "--json"))["peers"][0]["mtu"] == 1200
+    for nothing in ("auto", ""):
+        call("peers", "set", "vm2", "--mtu", "1200")
+        call("peers", "set", "vm2", "--mtu", nothing)
+        assert node.peers()[0][0].mtu == 0
+    assert "out of range" in call("peers", "set", "vm2", "--mtu", "66000", code=1)
+    assert "not a whole number" in call("peers", "set", "vm2", "--mtu", "big", code=1)
+
+
+def test_the_doctor_of_a_peer(node):
+    call("peers", "add", "vm2", "192.168.10.61")
+    assert call("doctor", "vm2") == "good  a fact\n"
+    node.steps = [{"ok": False, "what": "no way", "remedy": "walk"}]
+    result = CliRunner().invoke(alpha_trio_cli.main.main, ["doctor", "vm2"])
+    assert (result.exit_code, result.stdout) == (1, "BAD   no way; walk\n")
+    call("doctor", "vm9", code=4)
+
+
 def test_reliable_is_switched_on_and_off(node):
     call("peers", "add", "vm2", "192.168.10.61", "--reliable", "on")
     assert node.peers()[0][0].reliable is True

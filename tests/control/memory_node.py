@@ -27,6 +27,7 @@ class MemoryNode:
         self.taken_over: list[str] = []
         self.forgotten: list[str] = []
         self.established: dict[str, trio.Event] = {}
+        self.steps = [{"ok": True, "what": "a fact", "remedy": ""}]
         self.traced = {"schema": 1, "hops": [], "segments": []}
         self._peers: dict[str, tuple[PeerSettings, str]] = {}
         self.document = {
@@ -104,6 +105,13 @@ class MemoryNode:
             )
         await self.established[name].wait()
 
+    def walk(self, name):
+        if name not in self._peers:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            )
+        return self.steps
+
     async def trace(self, name, seconds):
         if name not in self._peers:
             raise UnknownPeer(
@@ -132,6 +140,7 @@ def status_of(peer: PeerSettings, **values):
         "latest_receive_seconds": None,
         "rtt_ms": None,
         "mtu": 1400,
+        "mtu_source": "probed",
         "allowed": [f"{peer.endpoint}/32"],
         "tx_packets": 0,
         "tx_bytes": 0,
@@ -143,6 +152,7 @@ def status_of(peer: PeerSettings, **values):
         "elements_left": 0,
         "reliable": peer.reliable,
         "reliable_rounds": 0,
+        "split_packets": 0,
         "drops": {},
     } | values
 

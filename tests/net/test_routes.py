@@ -208,7 +208,8 @@ def test_prefix_of_another_family_than_the_underlay_has_no_source():
         (9000, None, 8948),
         (1500, 1300, 1300),
         (1300, 1400, 1248),
-        (500, None, 576),
+        (576, None, 524),
+        (100, None, 68),
     ],
 )
 def test_inner_mtu(path, limit, inner):

@@ -189,6 +189,10 @@ end
 local function show_controls(buffer, at, tree)
     while at and at < buffer:len() do
         local name = CONTROLS[buffer(at, 1):uint()]
+        if name == "PADDING" and buffer:len() - at < 20 then
+            tree:add(fields.padding, buffer(at))  -- the last one may be cut short
+            return buffer:len()
+        end
         local item = tree:add(buffer(at), "Control message " .. (name or "?"))
         if not name then
             item:add_proto_expert_info(malformed, "Unknown control message")

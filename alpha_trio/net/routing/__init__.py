@@ -9,6 +9,7 @@ reached.  All of it bears our tag and is taken back.
     kernel      rules, routes, links and look-ups in our words
     netlink     what is used of pyroute2, without all the rest of it
     marks       the marking backend: nft and iptables rules as text
+    clamp       the segment size in forwarded TCP SYNs
     notices     what the kernel tells of changes
     sysctl      settings of the host that decide about our packets
 """

@@ -29,6 +29,8 @@ from alpha_trio.settings import IPAddress, IPInterface, IPNetwork
 _UDP = 17
 _INVERT = 2  # FIB_RULE_INVERT
 _NO_SUPPRESSION = 0xFFFFFFFF
+_LARGEST = 0xFFFF  # of an IP packet; "lo" says more
+_FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the route as it was set, not what is cached
 _LOOPBACK = 1  # the index of "lo", in every network namespace
 _LOCK_MTU = 1 << 2  # 1 << RTAX_MTU
 _NO_OWN_ADDRESSES = 1  # IN6_ADDR_GEN_MODE_NONE
@@ -64,7 +66,7 @@ class Path:
 
     interface: int
     device: str
-    mtu: int  # of the path if it is known, else of the device
+    mtu: int  # of the route if it has one, else of the device; nothing that ICMP says
     source: IPAddress | None
     local: bool  # an address of this host
 
@@ -154,12 +156,23 @@ class Kernel:
 
         RoutingError if there is none.
         """
+        try:
+            answer = self._ask(address, port)
+            mtu = _metric_mtu(answer)
+            if mtu and _expires(answer):  # what ICMP made of it, true or forged
+                mtu = _metric_mtu(self._ask(address, port, _FIB_MATCH))
+            return self._parse_path(answer, mtu)
+        except NetlinkError as error:
+            raise RoutingError(f"no route to {address}: {_reason(error)}") from error
+
+    def _ask(self, address: IPAddress, port: int, flags: int = 0) -> Any:
         request = _LookUp()
         request.setvalue(
             {
                 "header": {"type": RTM_GETROUTE, "flags": NLM_F_REQUEST | NLM_F_ACK},
                 "family": family_of(address),
                 "dst_len": address.max_prefixlen,
+                "flags": flags,
                 "attrs": [
                     ("RTA_DST", str(address)),
                     ("RTA_IP_PROTO", _UDP),
@@ -168,20 +181,17 @@ class Kernel:
                 ],
             }
         )
-        try:
-            (answer,) = self._ip.nlm_request_batch([request])
-            return self._parse_path(answer)
-        except NetlinkError as error:
-            raise RoutingError(f"no route to {address}: {_reason(error)}") from error
+        (answer,) = self._ip.nlm_request_batch([request])
+        return answer
 
-    def _parse_path(self, answer: Any) -> Path:
+    def _parse_path(self, answer: Any, mtu: int) -> Path:
         interface = answer.get_attr("RTA_OIF")
         link = self.link(interface)
         source = answer.get_attr("RTA_PREFSRC")
         return Path(
             interface,
             link.name,
-            _metric_mtu(answer) or link.mtu,
+            min(mtu or link.mtu, link.mtu, _LARGEST),
             ip_address(source) if source else None,
             answer["type"] == rt_type["local"],
         )
@@ -408,6 +418,12 @@ def _parse_route(message: Any) -> Installed:
 def _metric_mtu(message: Any) -> int:
     metrics = message.get_attr("RTA_METRICS")
     return metrics.get_attr("RTAX_MTU", 0) if metrics else 0
+
+
+def _expires(message: Any) -> bool:
+    """Whether the kernel will forget it by itself, as no route that somebody set."""
+    cache = message.get_attr("RTA_CACHEINFO")
+    return bool(cache and cache["rta_expires"])
 
 
 def _ports(text: str | None) -> tuple[int, int] | None:

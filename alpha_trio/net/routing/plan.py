@@ -41,7 +41,7 @@ MAX_LENGTHS = (_END - _LENGTHS) // 2  # distinct prefix lengths of one family
 
 MAIN_TABLE = 254
 PATH_MTU = 1500  # taken for a path nothing is known about
-MIN_MTU = 576  # what every IPv4 host takes
+MIN_MTU = 68  # what every IPv4 link carries (RFC 791)
 MIN_MTU6 = 1280  # what every IPv6 link carries
 _TCP, _UDP, _ICMP = 6, 17, 1
 _WHOLE_MARK = 0xFFFF_FFFF
@@ -97,7 +97,7 @@ class PeerRoute:
     prefixes: tuple[IPNetwork, ...]  # destinations that go through the tunnel
     only: tuple[Selection, ...]
     overhead: int  # bytes the tunnel adds to an inner packet, outer headers included
-    mtu_limit: int | None = None  # inner MTU found smaller by EMSGSIZE, if any
+    mtu_limit: int | None = None  # inner MTU, where the path takes less than its link
 
 
 @frozen
@@ -108,6 +108,7 @@ class Underlay:
     source: IPAddress | None = None  # our address on that path
     device: str | None = None
     error: str | None = None  # why it cannot be reached, for status
+    path_mtu: int = PATH_MTU  # of the link or the route there, bytes of outer packets
     refused: tuple[str, ...] = ()  # which of its routes the kernel refuses, and why
 
 

@@ -10,7 +10,7 @@ import trio
 from attrs import evolve
 
 from alpha_trio.errors import RoutingError
-from alpha_trio.net.routing import marks
+from alpha_trio.net.routing import clamp, marks
 from alpha_trio.net.routing.kernel import Kernel, Path, connect
 from alpha_trio.net.routing.notices import drain, subscribe
 from alpha_trio.net.routing.plan import (
@@ -132,7 +132,11 @@ class Router:
                 self._owner = True
                 undo(kernel, left)
                 marks.remove(settings.interface)
+            clamp.remove(settings.interface)
             self._configure(kernel)
+        if settings.routing.mss:
+            self._owner = True
+            clamp.load(settings.interface)
 
     def _configure(self, kernel: Kernel) -> None:
         index = self._interface
@@ -210,7 +214,8 @@ class Router:
         if path.interface == self._interface:
             error = f"the route to {peer.endpoint} leads into the tunnel itself"
             return Underlay(inner_mtu(PATH_MTU, peer), error=error)
-        return Underlay(inner_mtu(path.mtu, peer), path.source, path.device)
+        mtu = inner_mtu(path.mtu, peer)
+        return Underlay(mtu, path.source, path.device, path_mtu=path.mtu)
 
     def _with_refusals(
         self, peer: PeerRoute, underlay: Underlay, refused: Mapping[RouteKey, str]
@@ -240,6 +245,8 @@ class Router:
             undo(kernel, tagged(kernel, settings))
         if settings.routing.backend is Backend.MARKS:
             marks.remove(settings.interface)
+        if settings.routing.mss:
+            clamp.remove(settings.interface)
 
 
 # --- what is ours in the kernel

@@ -5,9 +5,11 @@ and back; and the ICMP errors an inner sender is answered with.
 
     frames      super-packets taken apart, and joined again
     icmp        errors, as packets for the TUN
+    fragments   packets in pieces, where a path takes less than IPv6 may count on
 """
 
 from alpha_trio.proto.packets import frames, icmp
+from alpha_trio.proto.packets.fragments import IPV6_LEAST, split_frame
 from alpha_trio.proto.packets.frames import (
     FRAME_WORD_SIZE,
     GSO_NONE,
@@ -22,6 +24,7 @@ from alpha_trio.proto.packets.frames import (
 __all__ = [
     "FRAME_WORD_SIZE",
     "GSO_NONE",
+    "IPV6_LEAST",
     "VIRTIO_SIZE",
     "Cut",
     "flow_of",
@@ -30,4 +33,5 @@ __all__ = [
     "join_datagrams",
     "join_untrusted",
     "same_flow",
+    "split_frame",
 ]

@@ -7,6 +7,7 @@ an Outbox.
     table       finds the peer: by prefix, by connection id, by address, by deadline
     prefixes    which peer owns an inner address
     session     one peer: its transport, what waits for it, its timers
+    pathmtu     how large packets to the peer may be, found out by probes
     waiting     frames that wait for a session
     statistics  how a peer stands, for ``status``
 """

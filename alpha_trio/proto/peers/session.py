@@ -34,7 +34,8 @@ from alpha_trio.proto.messages import (
     Cookie,
     Syn,
 )
-from alpha_trio.proto.packets import frames, icmp
+from alpha_trio.proto.packets import IPV6_LEAST, Cut, frames, icmp, split_frame
+from alpha_trio.proto.peers.pathmtu import PathMtu, Phase, Source
 from alpha_trio.proto.peers.statistics import State, Statistics
 from alpha_trio.proto.peers.waiting import WaitingFrames
 from alpha_trio.proto.primitives import Identity
@@ -45,7 +46,9 @@ from alpha_trio.proto.transport import (
     AlphaTransport,
     Arrival,
     Line,
+    Outcome,
     PlainTransport,
+    SizeProbe,
     Transport,
     overhead,
 )
@@ -56,6 +59,8 @@ SILENCE_AFTER = 15.0  # data went and nothing came back: the peer may have resta
 REKEY_AFTER = 120.0  # age at which the initiator asks for a new session, if in use
 REKEY_GRACE = 10.0  # later the responder asks itself
 WIPE_AFTER = 540.0  # age at which its keys are forgotten
+
+_OUTER = {4: 20 + 8, 6: 40 + 8}  # bytes of IP and UDP header by IP version
 
 # SYNs that show the session they renew: a second, and at once.
 RENEWAL_RATE, RENEWAL_BURST = 1.0, 5.0
@@ -84,6 +89,8 @@ class Session:
     mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
     reliable: bool = False  # packets are repeated until they are acknowledged
     mtu: int = 1280  # largest inner packet, bytes
+    fixed_mtu: int = 0  # the same, if the operator knows better; 0: find it out
+    path: PathMtu = field(factory=PathMtu)
     counters: Counters = field(factory=Counters)
     wake: float = inf  # when on_deadline wants to be called
 
@@ -99,6 +106,8 @@ class Session:
     gave_up: bool = False
     wrong_address: Remote | None = None
     tracing: Trace | None = None
+    _probe: SizeProbe | None = None
+    _path_host: str = ""  # whose path it is that ``path`` knows
     modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
     _renewals: TokenBucket = field(
         factory=lambda: TokenBucket(RENEWAL_RATE, RENEWAL_BURST)
@@ -125,12 +134,96 @@ class Session:
         if isinstance(self.current, AlphaTransport):
             self.current.sender.reliable = reliable
 
-    def resize(self, mtu: int) -> None:
-        """The path takes inner packets of ``mtu`` bytes now."""
-        self.mtu = mtu
+    # -- the path's MTU ------------------------------------------------------
+
+    def allow(self, ceiling: int, fixed: int, now: float) -> None:
+        """The link, or the route, towards the peer takes IP packets so large, bytes.
+
+        ``fixed``: the inner MTU that the operator wants, bytes; 0: find it out.
+        """
+        version, path = self._version, self.path
+        same = (path.version, path.ceiling) == (version, ceiling)
+        if fixed or self.mode == "plain":
+            path.stop(version, ceiling)
+        elif not same or path.phase is Phase.OFF:
+            path.begin(version, ceiling, now)
+            self._path_host = self.remote[0] if self.remote else ""
+        self.fixed_mtu = fixed
+        self._fit()
+        self._wake_by(self._path_deadline)
+
+    def route_changed(self, now: float) -> None:
+        """Some route of this host has changed, and maybe the path with it."""
+        self.path.route_changed(now)
+        self._wake_by(self._path_deadline)
+
+    @property
+    def mtu_source(self) -> Source:
+        """How ``mtu`` was found."""
+        return Source.SET if self.fixed_mtu else self.path.source
+
+    @property
+    def mtu_limit(self) -> int | None:
+        """``mtu`` if that is less than the link towards the peer allows."""
+        narrow = self.path.size < self.path.ceiling
+        return self.mtu if narrow or self.fixed_mtu else None
+
+    @property
+    def _version(self) -> int:
+        return 6 if self.remote is not None and len(self.remote) == 4 else 4
+
+    @property
+    def _path_deadline(self) -> float:
+        return self.path.deadline if isinstance(self.current, AlphaTransport) else inf
+
+    def _fit(self) -> bool:
+        """Use what is known of the path; tells whether that changes the MTU."""
+        path, around = self.path, _OUTER[self.path.version]
+        inner = path.size - around - overhead(self.mode)
+        if self.fixed_mtu:
+            inner = min(self.fixed_mtu, inner)
+        was, self.mtu = self.mtu, inner
         for transport in (self.current, self.previous):
             if isinstance(transport, AlphaTransport):
-                transport.line.datagram_size = mtu + overhead(self.mode)
+                transport.fit(inner + overhead(self.mode), path.floor - around)
+                self._wake_by(transport.deadline)
+        return inner != was
+
+    def _tell_path(self, out: Outbox) -> None:
+        if self._fit():
+            out.tell(EventKind.PATH_MTU, self.name, self.remote, self.mtu)
+
+    def _run_path(self, now: float, out: Outbox) -> None:
+        current, path = self.current, self.path
+        if now < self._path_deadline or not isinstance(current, AlphaTransport):
+            return
+        if self._usable(now) is None:
+            path.pause()
+            return
+        if current.remote[0] != self._path_host:
+            path.begin(self._version, path.ceiling, now)
+            self._path_host = current.remote[0]
+        size = path.next_probe(now, large=current.take_large())
+        self._tell_path(out)
+        if size is not None:
+            around = _OUTER[path.version]
+            self._probe = SizeProbe(size - around, now, self._on_probed)
+            current.ask_size(self._probe, now, out)
+
+    def _on_probed(
+        self, probe: SizeProbe, outcome: Outcome, now: float, out: Outbox
+    ) -> None:
+        if probe is not self._probe:
+            return  # of a session before this one
+        self._probe = None
+        if outcome is Outcome.ARRIVED:
+            self.path.on_arrived(now, repeated=probe.sent > 1)
+        elif outcome is Outcome.SILENT:
+            self.path.on_silence(now)
+        else:
+            self.path.on_lost(now, surely=outcome is Outcome.STUCK)
+        self._tell_path(out)
+        self._wake_by(self.path.deadline)
 
     # -- the way out ---------------------------------------------------------
 
@@ -142,14 +235,16 @@ class Session:
             self._want_session(now)
             return
         cut = frames.cut(frame, self.mtu)
-        if cut is None:
-            self._refuse_too_big(frame, out)
+        if cut is not None:
+            transport.outgoing(cut, now, out)
+        elif not self._split(transport, frame, now, out):
             return
-        transport.outgoing(cut, now, out)
         self._sent(now)
         if self.unanswered_since == inf and self.negotiation.initiation is None:
             self.unanswered_since = now
             self._wake_by(now + SILENCE_AFTER)
+            self.path.in_use(now)
+            self._wake_by(self._path_deadline)
             self._rekey(transport, now)
 
     def push(self, now: float, out: Outbox) -> None:
@@ -167,10 +262,25 @@ class Session:
         if now - transport.established > due or exhausted:
             self._want_session(now)
 
+    def _split(
+        self, transport: Transport, frame: memoryview, now: float, out: Outbox
+    ) -> bool:
+        """Send in fragments what is larger than the path takes; False: not allowed."""
+        number = int.from_bytes(self.random(4))
+        pieces = split_frame(frame, self.mtu, number)
+        if pieces is None:
+            self._refuse_too_big(frame, out)
+            return False
+        self.counters.split_packets += frames.packets(frame)
+        for piece in pieces:
+            transport.outgoing(Cut(0, b"", [piece], 0, len(piece)), now, out)
+        return True
+
     def _refuse_too_big(self, frame: memoryview, out: Outbox) -> None:
         self.counters.drop(Drop.TOO_BIG, frames.packets(frame))
         packet = frame[frames.VIRTIO_SIZE :]
-        answer = icmp.error(packet, icmp.Problem.TOO_BIG, self.mtu)
+        least = IPV6_LEAST if packet[0] >> 4 == 6 else 0
+        answer = icmp.error(packet, icmp.Problem.TOO_BIG, max(self.mtu, least))
         if answer is not None:
             out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
 
@@ -289,6 +399,8 @@ class Session:
         transport.sender.reliable = self.reliable
         if self.negotiation.rtt is not None:
             transport.sender.rtt.begin(self.negotiation.rtt)
+        if self.path.phase is not Phase.OFF:
+            transport.fit(size, self.path.floor - _OUTER[self.path.version])
         transport.add_first(agreement)
         return transport
 
@@ -305,7 +417,9 @@ class Session:
             transport, AlphaTransport
         ):
             transport.sender.succeed(self.previous.sender, now, out)
-        self._wake_by(now + REFUSE_AFTER)
+        self._probe = None
+        self.path.resume(now)
+        self._wake_by(min(now + REFUSE_AFTER, self._path_deadline))
         if self.keepalive:
             self._wake_by(now + self.keepalive)
         self._send_waiting(now, out)
@@ -427,6 +541,7 @@ class Session:
         """
         self._negotiate(now, out)
         self._run_trace(now, out)
+        self._run_path(now, out)
         self._run_transports(now, out)
         if now >= self.unanswered_since + SILENCE_AFTER:
             out.tell(EventKind.SILENT, self.name, self.remote)
@@ -499,6 +614,7 @@ class Session:
             times.append(self.last_sent + self.keepalive)
         if self.current is not None:
             times += [self.current.established + WIPE_AFTER, self.current.deadline]
+            times.append(self._path_deadline)
         if self.previous is not None:
             lifetime = self.previous.heard + PREVIOUS_LIFETIME
             times += [lifetime, self.previous.deadline]
@@ -592,4 +708,6 @@ class Session:
             rounds=dict(self.modes),
             associations=len(rounds.associations) if rounds else 0,
             elements_left=rounds.elements_left if rounds else 0,
+            mtu=self.mtu,
+            mtu_source=self.mtu_source,
         )

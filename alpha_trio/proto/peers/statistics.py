@@ -7,6 +7,7 @@ from enum import StrEnum
 from attrs import frozen
 
 from alpha_trio.proto.batch import Counters, Remote
+from alpha_trio.proto.peers.pathmtu import Source
 
 
 class State(StrEnum):
@@ -37,3 +38,5 @@ class Statistics:
     rounds: dict[str, int]
     associations: int
     elements_left: int
+    mtu: int  # inner, bytes
+    mtu_source: Source

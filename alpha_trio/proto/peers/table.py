@@ -164,6 +164,16 @@ class PeerTable:
         self._plan(session, now)
         return trace
 
+    def allow(self, session: Session, ceiling: int, fixed: int, now: float) -> None:
+        """See Session.allow."""
+        session.allow(ceiling, fixed, now)
+        self._plan(session, now)
+
+    def route_changed(self, session: Session, now: float) -> None:
+        """See Session.route_changed."""
+        session.route_changed(now)
+        self._plan(session, now)
+
     def remove(self, name: str) -> None:
         """Forget a peer, its session, and what waited for it."""
         session = self.sessions.pop(name)

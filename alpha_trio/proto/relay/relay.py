@@ -270,6 +270,8 @@ class Relay:
         size = CONTROL_MESSAGE.size
         for at in range(0, len(body) - len(body) % size, size):
             what, number, anchor = CONTROL_MESSAGE.unpack_from(body, at)
+            if what == Control.PADDING:
+                break  # nothing follows, but it may be long
             if what == Control.OPEN:
                 end.incoming.add(number, anchor, None)
             elif what == Control.ACCEPT:

@@ -9,6 +9,7 @@ Transport; the way of a packet through the first is, in this order:
     queue       packets that wait for a round
     layout      a round's S2s, one after the other in one buffer
     round       a round under way, and the association it runs on
+    sized       a question whether a datagram so large arrives
     timing      how long to wait for an answer
     line        message heads and tags, addresses: what both halves share
     receiver    the peer's rounds: S1 frozen, A1, S2 checked, A2
@@ -21,6 +22,7 @@ from alpha_trio.proto.transport.alpha import AlphaTransport
 from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.modes import MODES, overhead
 from alpha_trio.proto.transport.plain import PlainTransport
+from alpha_trio.proto.transport.sized import Outcome, SizeProbe
 from alpha_trio.proto.transport.transport import Arrival, Transport
 
 __all__ = [
@@ -28,7 +30,9 @@ __all__ = [
     "AlphaTransport",
     "Arrival",
     "Line",
+    "Outcome",
     "PlainTransport",
+    "SizeProbe",
     "Transport",
     "overhead",
 ]

@@ -55,6 +55,7 @@ from alpha_trio.proto.transport.line import ROUND_KINDS, Line
 from alpha_trio.proto.transport.receiver import ControlMessage, InAssociation, Receiver
 from alpha_trio.proto.transport.round import OutAssociation
 from alpha_trio.proto.transport.sender import Sender
+from alpha_trio.proto.transport.sized import SizeProbe
 from alpha_trio.proto.transport.transport import Arrival, OwnsSource, Transport
 
 LATER_SPACING = 64  # 4,096 elements, 2,047 rounds: made in slices
@@ -246,6 +247,8 @@ class AlphaTransport(Transport):
     def _on_control(self, message: ControlMessage, now: float, out: Outbox) -> None:
         try:
             for at in range(0, len(message.body), CONTROL_MESSAGE.size):
+                if message.body[at] == Control.PADDING:
+                    break  # whatever follows, and however long it is
                 part = message.body[at : at + CONTROL_MESSAGE.size]
                 self._carry_out_untrusted(part, now, out)
         except BadPacket:
@@ -268,7 +271,7 @@ class AlphaTransport(Transport):
             self.receiver.associations.pop(number, None)
         elif kind == Control.TRACE:
             self._report(anchor, now, out)
-        elif kind != Control.PADDING:
+        else:
             raise BadPacket
 
     def _on_open_untrusted(self, number: int, anchor: bytes) -> None:
@@ -282,6 +285,25 @@ class AlphaTransport(Transport):
         name = chain_id(self.line.agreement.offer.nonce, ACKNOWLEDGMENT_CHAIN, number)
         chain = HashChain(name, self.line.random(ELEMENT_SIZE), LATER_SPACING)
         self._making.append((Control.ACCEPT, number, chain, anchor))
+
+    # -- size probes ---------------------------------------------------------------
+
+    def ask_size(self, probe: SizeProbe, now: float, out: Outbox) -> None:
+        """Find out whether datagrams of a size reach the peer."""
+        self.sender.ask_size(probe, now, out)
+
+    def take_large(self) -> bool:
+        """Whether datagrams above ``doubt`` were sent since the last call."""
+        large, self.sender.large = self.sender.large, False
+        return large
+
+    def fit(self, size: int, doubted: int) -> None:
+        """Send datagrams of ``size`` bytes at most, and note those above ``doubted``.
+
+        Rounds whose messages are larger are given up at once.
+        """
+        self.line.datagram_size, self.sender.doubted_size = size, doubted
+        self.sender.hasten_larger(size)
 
     # -- traces --------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from alpha_trio.proto.primitives import (
 )
 from alpha_trio.proto.traces import Probe
 from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams
+from alpha_trio.proto.transport.sized import SizeProbe
 
 
 @define(eq=False)
@@ -36,6 +37,7 @@ class Round:
     ack_key: bytes = b""  # once an A2 has disclosed it
     unanswered: int = 0  # bit i: packet i was sent, and there is no verdict on it
     probe: Probe | None = None  # of a TRACE: what wants to know when it left
+    sized: SizeProbe | None = None  # what asks whether a datagram so long arrives
 
     @property
     def is_reliable_data(self) -> bool:

@@ -55,6 +55,14 @@ from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.modes import MODES, depth_of
 from alpha_trio.proto.transport.queue import FlowQueue, Waiting, waiting_again
 from alpha_trio.proto.transport.round import OutAssociation, Round
+from alpha_trio.proto.transport.sized import (
+    COPIES,
+    LAST_WAIT,
+    PROBE_PATIENCE,
+    STUCK_AFTER,
+    Outcome,
+    SizeProbe,
+)
 from alpha_trio.proto.transport.timing import RTO_JITTER, RoundTrip
 
 HELD_BYTES = 7_500_000  # waiting and under way; oldest waiting dropped first
@@ -78,6 +86,7 @@ CONTROL_LIFETIME = 3.0  # s, or six round trips, until a control message makes w
 # Where two of three exchanges fail, one of a hundred thousand fails twenty times.
 RELIABLE_LIFETIME = 20.0  # s for S1 and A1, as much for S2 and A2, and to wait before
 
+_NO_SIZE = 1 << 16
 _CONTROLS_AT_ONCE = 32  # control messages in one datagram, 20 bytes each
 
 
@@ -99,6 +108,9 @@ class Sender:
     under_way: int = 0  # rounds whose A1 has not come, but is not overdue either
     controls: list[bytes] = field(factory=list)  # waiting, and first in turn
     trace: tuple[bytes, Probe] | None = None  # likewise, and next in turn
+    sized: SizeProbe | None = None  # waits until nothing else does
+    doubted_size: int = _NO_SIZE  # bytes of a datagram that a narrow path may not take
+    large: bool = False  # a round had larger ones since somebody last looked
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
     starved: bool = False  # something waits because every association is busy
     trees: bool = False  # and there are as many of those as there may be
@@ -190,6 +202,8 @@ class Sender:
         """Start a round on every idle association, as long as something waits."""
         if self.controls or self.trace:
             self._start_control(now, out)
+        if self.sized is not None:
+            self._start_sized(self.sized, now, out)
         age = RELIABLE_LIFETIME if self.reliable else QUEUE_AGE
         while self.queue and now - self.queue.oldest.since > age:
             self._drop_oldest()
@@ -209,6 +223,7 @@ class Sender:
                     self.starved = self.trees = False
                     return
         self.starved = True
+        self._put_off_sized(now)
 
     def _better_wait(self, room: int) -> bool:
         if self.rtt.smoothed is None or self.queued_count >= room:
@@ -303,6 +318,7 @@ class Sender:
         self._expect(round_, now)
         self.under_way += 1
         if not flags & CONTROL:
+            self.large = self.large or round_.largest > self.doubted_size
             mode = _mode(datagrams.packets, depth, len(presigner.roots))
             self.modes[mode] += 1
         self.line.send(s1, out)
@@ -329,6 +345,13 @@ class Sender:
                 due = max(now, round_.started + MIN_RTO)
                 round_.resend_at = min(round_.resend_at, due)
                 self.deadline = min(self.deadline, round_.resend_at)
+
+    def hasten_larger(self, size: int) -> None:
+        """Look at once at rounds that the path does not take any more."""
+        for association in self.associations.values():
+            round_ = association.round
+            if round_ is not None and round_.largest > size and round_.sized is None:
+                round_.resend_at = self.deadline = -inf
 
     # -- A1 and S2 ---------------------------------------------------------------
 
@@ -439,6 +462,81 @@ class Sender:
                 round_ = self._start_control_round(association, body, now, out)
                 round_.probe = probe
 
+    # -- size probes ---------------------------------------------------------------
+
+    def ask_size(self, probe: SizeProbe, now: float, out: Outbox) -> None:
+        """Find out whether datagrams of a size arrive, when nothing else waits."""
+        self.sized = probe
+        self._start_sized(probe, now, out)
+
+    def _start_sized(self, probe: SizeProbe, now: float, out: Outbox) -> None:
+        patient = now < probe.since + PROBE_PATIENCE
+        if patient and (self.queue or self.controls):
+            return
+        idle = next((a for a in self.associations.values() if a.idle), None)
+        if idle is None and not patient:
+            idle = self._make_way(probe, now, out)
+        if idle is not None:
+            self.sized = None
+            round_ = self._start_control_round(idle, probe.body, now, out)
+            round_.sized = probe
+
+    def _make_way(
+        self, probe: SizeProbe, now: float, out: Outbox
+    ) -> OutAssociation | None:
+        """An association whose round may be stuck for the very reason we ask about.
+
+        An S1 without an answer makes way.  A reliable round does not, but tells as much
+        as a probe could: its A1 came, and of its packets no verdict ever does.
+        """
+        for association in self.associations.values():
+            round_ = association.round
+            if round_ is None or round_.shape & CONTROL:
+                continue
+            if round_.attempts < STUCK_AFTER:
+                continue
+            if not round_.agreed and len(round_.s1) > self.doubted_size:
+                self._give_up(round_, Drop.NO_AGREEMENT)
+                return association
+            if round_.unanswered and round_.datagrams.largest > self.doubted_size:
+                self.sized = None
+                probe.told(probe, Outcome.STUCK, now, out)
+                return None
+        return None
+
+    def _put_off_sized(self, now: float) -> None:
+        """Packets wait: a probe that looks lost gives its association back to them."""
+        for association in self.associations.values():
+            round_ = association.round
+            if round_ is None or round_.sized is None or round_.attempts < 2:
+                continue
+            if round_.agreed and round_.sized.sent < COPIES:
+                self.finish(round_)
+                self.sized, round_.sized.since = round_.sized, now
+                self.deadline = min(self.deadline, now)
+
+    def _end_sized(
+        self, round_: Round, outcome: Outcome, now: float, out: Outbox
+    ) -> None:
+        self.finish(round_)
+        if round_.sized is not None:
+            round_.sized.told(round_.sized, outcome, now, out)
+
+    def _repeat_sized(self, round_: Round, now: float, out: Outbox) -> None:
+        probe = round_.sized
+        assert probe is not None
+        if probe.sent >= COPIES:
+            self._end_sized(round_, Outcome.LOST, now, out)
+            return
+        round_.attempts += 1
+        self._repeat_s2(round_, now, out)
+        self._count_copy(round_, probe, now)
+
+    def _count_copy(self, round_: Round, probe: SizeProbe, now: float) -> None:
+        probe.sent += 1
+        if probe.sent >= COPIES:
+            round_.resend_at = max(round_.resend_at, now + LAST_WAIT)
+
     def _start_control_round(
         self, association: OutAssociation, body: bytes, now: float, out: Outbox
     ) -> Round:
@@ -468,7 +566,7 @@ class Sender:
             round_.attempts = 1
             self._expect(round_, now)
         else:
-            self.finish(round_)
+            self._end_sized(round_, Outcome.ARRIVED, now, out)
             self.start(now, out)
         return True
 
@@ -484,6 +582,8 @@ class Sender:
             self.line.counters.tx_packets += round_.inner_packets
             self.line.counters.tx_bytes += round_.inner_bytes
         self._expect(round_, now)
+        if round_.sized is not None:
+            self._count_copy(round_, round_.sized, now)
 
     def _repeat_s2(self, round_: Round, now: float, out: Outbox) -> None:
         """Send again, byte for byte, what has no verdict yet."""
@@ -499,34 +599,39 @@ class Sender:
             return
         for association in self.associations.values():
             round_ = association.round
-            if round_ is None or now < round_.resend_at:
-                continue
-            if now - round_.started >= self._lifetime(round_):
-                self._give_up(round_, Drop.NO_AGREEMENT)
-            elif (
-                round_.largest > self.line.datagram_size and not round_.shape & CONTROL
-            ):
-                self._give_up(round_, Drop.TOO_BIG)  # the path has shrunk meanwhile
-            elif not round_.agreed:
-                self.under_way -= round_.attempts == 1  # others need not wait for it
-                round_.attempts += 1
-                self._expect(round_, now)
-                self.line.send(round_.s1, out)
-            elif round_.probe is not None:
-                self.finish(round_)  # a TRACE goes once
-            elif round_.unanswered:
-                round_.attempts += 1
-                self._repeat_s2(round_, now, out)
-            else:
-                round_.resend_at = inf  # waits for those before it
+            if round_ is not None and now >= round_.resend_at:
+                self._on_overdue(round_, now, out)
         open_rounds = [a.round for a in self.associations.values() if a.round]
         self.deadline = min((r.resend_at for r in open_rounds), default=inf)
         self._release(now, out)
 
+    def _on_overdue(self, round_: Round, now: float, out: Outbox) -> None:
+        if now - round_.started >= self._lifetime(round_):
+            self._give_up(round_, Drop.NO_AGREEMENT)
+            if round_.sized is not None:
+                round_.sized.told(round_.sized, Outcome.SILENT, now, out)
+        elif round_.largest > self.line.datagram_size and not round_.shape & CONTROL:
+            self._give_up(round_, Drop.TOO_BIG)  # the path has shrunk meanwhile
+        elif not round_.agreed:
+            self.under_way -= round_.attempts == 1  # others need not wait for it
+            round_.attempts += 1
+            self._expect(round_, now)
+            self.line.send(round_.s1, out)
+        elif round_.probe is not None:
+            self.finish(round_)  # a TRACE goes once
+        elif round_.sized is not None:
+            self._repeat_sized(round_, now, out)
+        elif round_.unanswered:
+            round_.attempts += 1
+            self._repeat_s2(round_, now, out)
+        else:
+            round_.resend_at = inf  # waits for those before it
+
     def _lifetime(self, round_: Round) -> float:
         """How long a round may take; a control one not as long, as packets wait."""
         if round_.shape & CONTROL:
-            return max(CONTROL_LIFETIME, 6 * (self.rtt.smoothed or 0.0))
+            trips = 10 if round_.sized is not None else 6
+            return max(CONTROL_LIFETIME, trips * (self.rtt.smoothed or 0.0))
         return RELIABLE_LIFETIME if round_.shape & RELIABLE else ROUND_LIFETIME
 
     def _give_up(self, round_: Round, reason: Drop) -> None:

@@ -1,0 +1,111 @@
+"""What ``doctor NAME`` says of one peer: each thing on the way to it, step by step.
+
+Each subject is a function in WALK, which yields the steps it knows of, in the order in
+which a packet meets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import inf
+from typing import Any
+
+from attrs import asdict, frozen
+
+from alpha_trio.proto.packets import IPV6_LEAST
+from alpha_trio.registry import Peer
+from alpha_trio.settings import Mode
+
+
+@frozen
+class Step:
+    """One fact about the way to a peer."""
+
+    ok: bool | None  # None: it is neither good nor bad
+    what: str
+    remedy: str = ""  # what to do about it; empty if there is nothing to do
+
+
+Subject = Callable[[Peer, float], Iterator[Step]]
+
+
+def walk(peer: Peer, now: float) -> list[dict[str, Any]]:
+    """All steps, as plain values."""
+    return [asdict(step) for subject in WALK for step in subject(peer, now)]
+
+
+# The path's MTU
+
+
+def _link(peer: Peer, now: float) -> Iterator[Step]:
+    underlay = peer.underlay
+    if underlay is None or underlay.device is None:
+        why = underlay.error if underlay is not None else None
+        yield Step(
+            False,
+            f"no link leads to {peer.settings.name}: {why or 'not looked up yet'}",
+            f"see 'alpha-trio status {peer.settings.name}'",
+        )
+        return
+    yield Step(
+        True,
+        f"the link, or the route, by {underlay.device} takes packets of "
+        f"{underlay.path_mtu} bytes",
+    )
+
+
+def _probes(peer: Peer, now: float) -> Iterator[Step]:
+    path, settings = peer.session.path, peer.settings
+    if settings.mode is Mode.PLAIN:
+        yield Step(
+            None,
+            "mode plain proves nothing, so nothing is probed: the link is believed",
+            f"if large packets get lost: alpha-trio peers set {settings.name} --mtu N",
+        )
+    elif settings.mtu:
+        yield Step(
+            None,
+            f"the operator has set {settings.mtu} bytes inside, so nothing is probed",
+            f"to find it out: alpha-trio peers set {settings.name} --mtu auto",
+        )
+    elif not path.tried:
+        yield Step(
+            None,
+            "no probe was answered or lost yet",
+            f"ask for a session: alpha-trio wait {settings.name}",
+        )
+    for tried in path.tried:
+        yield Step(
+            True if tried.result == "arrived" else None,
+            f"a probe of {tried.size} bytes, {now - tried.at:.0f} s ago "
+            f"({tried.why}): {tried.result}",
+        )
+
+
+def _in_use(peer: Peer, now: float) -> Iterator[Step]:
+    session, path = peer.session, peer.session.path
+    yield Step(
+        True,
+        f"in use: {session.mtu} bytes inside, {path.size} outside "
+        f"(source: {session.mtu_source})",
+    )
+    if now < path.grows_at < inf:
+        yield Step(None, f"larger ones are tried in {path.grows_at - now:.0f} s")
+    underlay = peer.underlay
+    if underlay is not None and underlay.mtu != session.mtu and not underlay.error:
+        yield Step(
+            False,
+            f"the routes still have {underlay.mtu} bytes",
+            "try again in a second; if it stays so, see 'health' in the status",
+        )
+    sixes = any(prefix.version == 6 for prefix in peer.prefixes)
+    if sixes and session.mtu < IPV6_LEAST:
+        yield Step(
+            None,
+            f"IPv6 counts on {IPV6_LEAST} bytes: what is larger than {session.mtu} "
+            f"goes as fragments, {session.counters.split_packets} packets until now",
+            "a path that takes more; or IPv4 inside",
+        )
+
+
+WALK: list[Subject] = [_link, _probes, _in_use]
