@@ -8,6 +8,7 @@ an Outbox.
     prefixes    which peer owns an inner address
     session     one peer: its transport, what waits for it, its timers
     waiting     frames that wait for a session
+    whereabouts where a peer has been, and whether it is two
     statistics  how a peer stands, for ``status``
 """
 

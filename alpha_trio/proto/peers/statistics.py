@@ -37,3 +37,4 @@ class Statistics:
     rounds: dict[str, int]
     associations: int
     elements_left: int
+    twins: tuple[Remote, Remote] | None = None  # where two hosts have its key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
+from alpha_trio.proto.batch import Place
 from alpha_trio.proto.messages import CONTROL, RELIABLE, BadPacket
 from alpha_trio.proto.primitives import (
     ACK,
@@ -36,6 +37,7 @@ class Round:
     ack_key: bytes = b""  # once an A2 has disclosed it
     unanswered: int = 0  # bit i: packet i was sent, and there is no verdict on it
     probe: Probe | None = None  # of a TRACE: what wants to know when it left
+    asked_at: Place | None = None  # where alone its S1 went, if not where the peer is
 
     @property
     def is_reliable_data(self) -> bool:
