@@ -26,6 +26,7 @@ import trio
 from attrs import define, field
 
 from alpha_trio.errors import StartError
+from alpha_trio.net.source import prefer_stable
 from alpha_trio.proto.batch import Remote, Send
 from alpha_trio.settings import Offload
 
@@ -462,6 +463,7 @@ def _configure(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        prefer_stable(sock)
 
 
 def _has(sock: socket.socket, option: int, value: int) -> bool:

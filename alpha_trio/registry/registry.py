@@ -25,7 +25,7 @@ from alpha_trio.errors import (
 )
 from alpha_trio.journal import Journal
 from alpha_trio.net.host import boottime
-from alpha_trio.net.routing import Router
+from alpha_trio.net.routing import Router, Underlay
 from alpha_trio.proto.batch import Event, EventKind
 from alpha_trio.proto.peers import PeerTable, State
 from alpha_trio.proto.primitives import key_text
@@ -54,6 +54,10 @@ from alpha_trio.settings import (
 from alpha_trio.state import PeerStore, Pins
 
 _log = logging.getLogger("alpha_trio")
+
+_WHERE_IT_IS = frozenset(
+    {EventKind.ACK_RECEIVED, EventKind.ESTABLISHED, EventKind.MOVED}
+)
 
 
 @frozen
@@ -84,7 +88,7 @@ class Registry:
         self._file_peers = settings.peers
         self._shadowed: list[PeerSettings] = []  # saved ones the config file overrides
         self._table = table
-        self._routing = Routing(router, self.peers, journal)
+        self._routing = Routing(router, self.peers, journal, self._rerouted)
         self._store = store
         self._journal = journal
         self._datapath = datapath
@@ -112,6 +116,7 @@ class Registry:
             await self._load()
             self._nursery.start_soon(self._routing.watch_network)
             self._nursery.start_soon(self._routing.watch_paths, self._datapath)
+            self._nursery.start_soon(self._routing.watch_peers)
             task_status.started()
 
     async def _load(self) -> None:
@@ -160,6 +165,27 @@ class Registry:
             self._nursery.start_soon(self._pins.save)
         elif event.kind in (EventKind.GAVE_UP, EventKind.SILENT) and peer.search:
             peer.search.lost()
+        elif event.kind in _WHERE_IT_IS and peer.is_elsewhere:
+            self._routing.peer_moved()
+
+    def _rerouted(self, peer: Peer, before: Underlay | None) -> None:
+        """Let a peer hear from us at once if it would not find us otherwise.
+
+        If there is no way to where it is, it may be found at another of its addresses.
+        """
+        underlay, session, now = peer.underlay, peer.session, boottime()
+        if underlay is None or before is None:
+            return
+        same = before.endpoint == underlay.endpoint
+        if (
+            underlay.error
+            and not before.error
+            and len(session.negotiation.places()) > 1
+        ):
+            self._table.ask(session, now)
+        elif underlay.lost or (same and before.interface != underlay.interface):
+            self._table.readdress(session, now, lost=underlay.lost)
+        self._datapath.rearm()
 
     async def forget_pin(self, name: str) -> bool:
         """Let the next contact decide about a peer's key; False if it does already.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+
+import trio
 
 from alpha_trio.datapath import DataPath
 from alpha_trio.errors import RoutingError
@@ -10,24 +12,47 @@ from alpha_trio.journal import Journal
 from alpha_trio.net.routing import Router, Underlay
 from alpha_trio.registry.peer import Peer, peer_route
 
+_SETTLE = 0.1  # seconds between two changes because of peers that move
+
 
 class Routing:
     """Keeps the kernel's routing, and each peer's MTU, those of ``peers``."""
 
     def __init__(
-        self, router: Router, peers: Mapping[str, Peer], journal: Journal
+        self,
+        router: Router,
+        peers: Mapping[str, Peer],
+        journal: Journal,
+        rerouted: Callable[[Peer, Underlay | None], None],
     ) -> None:
-        """``peers``: all of them by name, as they are at each call."""
+        """``peers``: all of them by name, as they are at each call.
+
+        ``rerouted`` is told of a peer after each look at its way, with what was before.
+        """
         self.error: str | None = None  # that of all peers, while it lasts
         self._router = router
         self._peers = peers
         self._journal = journal
+        self._rerouted = rerouted
+        self._moved = trio.Event()
 
     async def watch_network(self) -> None:
         """Adapt to links, addresses and routes of the host as they change."""
         while True:
             await self._router.wait_changed()
             await self.apply_or_log()
+
+    def peer_moved(self) -> None:
+        """A peer is elsewhere than it was routed for."""
+        self._moved.set()
+
+    async def watch_peers(self) -> None:
+        """Adapt to peers that move, or know us by another address."""
+        while True:
+            await self._moved.wait()
+            self._moved = trio.Event()
+            await self.apply_or_log()
+            await trio.sleep(_SETTLE)
 
     async def watch_paths(self, datapath: DataPath) -> None:
         """Measure paths anew when one turned out to take less than thought."""
@@ -54,8 +79,9 @@ class Routing:
             peer = self._peers.get(name)
             if peer is not None:
                 self._log_refusals(peer, underlay)
-                peer.underlay = underlay
+                before, peer.underlay = peer.underlay, underlay
                 peer.session.resize(underlay.mtu)
+                self._rerouted(peer, before)
 
     def _log_refusals(self, peer: Peer, underlay: Underlay) -> None:
         name = peer.settings.name
