@@ -89,7 +89,8 @@ def peer_route(peer: Peer) -> PeerRoute:
 
 
 def host_of(settings: PeerSettings) -> str:
-    return settings.endpoint or settings.name
+    """What is looked up to find a peer; nothing if it is waited for."""
+    return "" if settings.waits else settings.host
 
 
 def place_of(settings: PeerSettings) -> tuple[str, int]:

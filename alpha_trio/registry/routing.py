@@ -36,11 +36,10 @@ class Routing:
         self._rerouted = rerouted
         self._moved = trio.Event()
 
-    async def watch_network(self) -> None:
-        """Adapt to links, addresses and routes of the host as they change."""
-        while True:
-            await self._router.wait_changed()
-            await self.apply_or_log()
+    async def follow_network(self) -> None:
+        """Adapt to the next change of links, addresses and routes of the host."""
+        await self._router.wait_changed()
+        await self.apply_or_log()
 
     def peer_moved(self) -> None:
         """A peer is elsewhere than it was routed for."""

@@ -203,12 +203,13 @@ class PeerTable:
         for session in self.sessions.values():
             if session.negotiation.key is not None:
                 self._by_key.setdefault(session.negotiation.key, session)
-            for host, port, *_ in session.negotiation.remotes:
+            for remote in session.negotiation.remotes:
+                host, port = _host_of(remote), remote[1]
                 self._by_remote[host, port] = session
                 there = self._by_host.setdefault(host, [])
                 if session not in there:
                     there.append(session)
-                packed = ip_address(host).packed
+                packed = ip_address(remote[0]).packed
                 self._endpoints.add(packed + port.to_bytes(2))
 
     def _take_id(self, session: Session) -> int:
@@ -433,7 +434,7 @@ class PeerTable:
 
     def _peer_at(self, remote: Remote) -> Session | None:
         """The peer configured for this address; behind NAT its port may differ."""
-        host, port = remote[:2]
+        host, port = _host_of(remote), remote[1]
         session = self._by_remote.get((host, port))
         if session is None:
             there = self._by_host.get(host, ())
@@ -497,3 +498,9 @@ class PeerTable:
             self._plan(session, now)
             if wake == -inf:
                 return
+
+
+def _host_of(remote: Remote) -> str:
+    """The host there; of a link-local address also on which link."""
+    scope = remote[3] if len(remote) > 3 else 0
+    return f"{remote[0]}%{scope}" if scope else str(remote[0])
