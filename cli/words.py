@@ -23,6 +23,8 @@ SENTENCES = {
 
 def reached(peer: Document) -> str:
     """One sentence: how the peer is reached, or why it is not."""
+    if peer["state"] == "idle" and not peer["configured_endpoint"]:
+        return "waits to be called"
     sentence = SENTENCES.get(peer["state"], "at {endpoint}").format(
         endpoint=peer["endpoint"] or peer["configured_endpoint"] or peer["name"],
         heard=ago(peer["latest_receive_seconds"]),

@@ -46,10 +46,11 @@ MAY_USE = {
     "state": ("errors", "settings", "journal", "proto.messages", "proto.primitives"),
     # the edge to Linux
     "net.host": (),
+    "net.source": ("settings",),
     "net.netfilter": ("errors",),
     "net.tun": ("errors", "settings", "proto.batch", "proto.packets"),
-    "net.udp": ("errors", "settings", "proto.batch"),
-    "net.routing": ("errors", "settings", "net.netfilter"),
+    "net.udp": ("errors", "settings", "net.source", "proto.batch"),
+    "net.routing": ("errors", "settings", "net.netfilter", "net.source"),
     "net.tproxy": ("errors", "settings", "net.netfilter"),
     "net.transit": ("errors", "settings", "proto.batch", "net.udp"),
     # the daemon
@@ -69,6 +70,7 @@ MAY_USE = {
         "datapath",
         "net.host",
         "net.routing",
+        "net.source",
         "proto.batch",
         "proto.peers",
         "proto.primitives",

@@ -66,7 +66,7 @@ def status_document(
         ],
         "relay": relay,
         "drops": _drops(table.counters) | _unreceived(udp),
-        "health": _health(settings, tun, udp, peers, routing_error),
+        "health": _health(settings, now, tun, udp, peers, routing_error),
     }
 
 
@@ -77,7 +77,7 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
     return {
         "name": settings.name,
         "endpoint": address(statistics.remote) if statistics.remote else None,
-        "configured_endpoint": settings.endpoint or settings.name,
+        "configured_endpoint": None if settings.waits else settings.host,
         "state": str(_state(peer, statistics.state)),
         "reason": peer.error or _unreachable(peer) or statistics.reason,
         "mode": "plain" if settings.mode is Mode.PLAIN else "alpha",
@@ -141,8 +141,21 @@ def _unreceived(udp: Udp) -> dict[str, int]:
     return {str(Drop.NO_ROOM): count} if count else {}
 
 
+def _twins(peer: Peer, now: float) -> str | None:
+    twins, name = peer.session.statistics(now).twins, peer.settings.name
+    if twins is None:
+        return None
+    places = " and ".join(map(address, twins))
+    return (
+        f"peer {name}: two hosts use its key, at {places}, and take the session from "
+        "each other: on a copied one stop the daemon, remove host.key from its state "
+        "directory, start it again, and add it here as a peer of its own"
+    )
+
+
 def _health(
     settings: Settings,
+    now: float,
     tun: Tun,
     udp: Udp,
     peers: Iterable[Peer],
@@ -164,6 +177,7 @@ def _health(
         if (mtu := peer.session.mtu) < IPV6_LEAST
         and any(prefix.version == 6 for prefix in peer.prefixes)
     ]
+    lines += [line for peer in peers if (line := _twins(peer, now)) is not None]
     have = {*udp.offloads, *(name.rstrip("46") for name in tun.offloads)}
     for offload in Offload:
         if offload in have:

@@ -51,6 +51,11 @@ _FAILURES = {
     EventKind.WRONG_MODE: (
         "{peer} ({host}) wants another mode than we do: set the same on both sides."
     ),
+    EventKind.MOVED: "{peer} is at {host} now.",
+    EventKind.TWINS: (
+        "Two hosts have the key of {peer}, one of them at {host}: each needs one of "
+        "its own. 'alpha-trio status' says where they are."
+    ),
     EventKind.WRONG_ADDRESS: (
         "Dropping packets of {peer}: they come from {host}, which is not its endpoint."
     ),

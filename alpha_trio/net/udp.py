@@ -26,6 +26,7 @@ import trio
 from attrs import define, field
 
 from alpha_trio.errors import StartError
+from alpha_trio.net.source import prefer_stable
 from alpha_trio.proto.batch import Remote, Send
 from alpha_trio.settings import Offload
 
@@ -466,6 +467,7 @@ def _configure(sock: socket.socket) -> None:
         # even note for others what was forged about our datagrams.
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_INTERFACE)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        prefer_stable(sock)
 
 
 def _has(sock: socket.socket, option: int, value: int) -> bool:

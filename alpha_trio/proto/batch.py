@@ -13,7 +13,7 @@ again.  Whoever wants to keep bytes longer copies them.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import Factory, define, frozen
 
@@ -21,6 +21,14 @@ Buffer = bytes | bytearray | memoryview
 Remote = tuple[Any, ...]
 """A peer's UDP address as the socket gives it: (host, port) or, for IPv6,
 (host, port, flow, scope)."""
+
+
+class Place(NamedTuple):
+    """Where a peer is, and which of our addresses it knows us by there."""
+
+    remote: Remote
+    local: bytes = b""  # as the socket reported it; b"": whichever the kernel chooses
+
 
 # One UDP_SEGMENT send: 64 datagrams are what every kernel with the option takes
 # (128 since Linux 6.9).  IPv4 leaves 65,507 bytes in a UDP datagram, but with IP and
@@ -82,6 +90,8 @@ class EventKind(StrEnum):
     KNOCK = "knock"
     WRONG_ADDRESS = "wrong-address"
     PATH_MTU = "path-mtu"  # inner packets may have ``count`` bytes now
+    MOVED = "moved"  # the peer has another address now, or knows us by another one
+    TWINS = "twins"  # two hosts have the peer's key
     TRACED = "traced"  # what a trace has found is there to be taken
 
 

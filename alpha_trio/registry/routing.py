@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
@@ -26,36 +26,39 @@ class Routing:
         table: PeerTable,
         peers: Mapping[str, Peer],
         journal: Journal,
+        rerouted: Callable[[Peer, Underlay | None], None],
     ) -> None:
-        """``peers``: all of them by name, as they are at each call."""
+        """``peers``: all of them by name, as they are at each call.
+
+        ``rerouted`` is told of a peer after each look at its way, with what was before.
+        """
         self.error: str | None = None  # that of all peers, while it lasts
         self._router = router
         self._table = table
         self._peers = peers
         self._journal = journal
-        self._sizes_changed = trio.Event()
+        self._rerouted = rerouted
+        self._changed = trio.Event()
 
-    async def watch_network(self, datapath: DataPath) -> None:
-        """Adapt to links, addresses and routes of the host as they change."""
-        while True:
-            await self._router.wait_changed()
-            await self.apply_or_log()
-            now = boottime()
-            for peer in self._peers.values():
-                self._table.route_changed(peer.session, now)
-            datapath.rearm()
+    async def follow_network(self) -> None:
+        """Adapt to the next change of links, addresses and routes of the host."""
+        await self._router.wait_changed()
+        await self.apply_or_log()
+        now = boottime()
+        for peer in self._peers.values():
+            self._table.route_changed(peer.session, now)
 
-    async def watch_sizes(self) -> None:
-        """Lower and raise the MTU of routes, as what is found out about their paths."""
+    def peer_changed(self) -> None:
+        """A peer is elsewhere than thought, or its path takes another size."""
+        self._changed.set()
+
+    async def watch_peers(self) -> None:
+        """Adapt to peers that move, know us by another address, or are measured."""
         while True:
-            await self._sizes_changed.wait()
+            await self._changed.wait()
             await trio.sleep(_GATHER)
-            self._sizes_changed = trio.Event()
+            self._changed = trio.Event()
             await self.apply_or_log()
-
-    def size_changed(self) -> None:
-        """Some peer's path takes more or less than was thought."""
-        self._sizes_changed.set()
 
     async def watch_paths(self, datapath: DataPath) -> None:
         """Measure paths anew when one turned out to take less than thought."""
@@ -82,12 +85,13 @@ class Routing:
             peer = self._peers.get(name)
             if peer is not None:
                 self._log_refusals(peer, underlay)
-                peer.underlay = underlay
+                before, peer.underlay = peer.underlay, underlay
                 self._table.allow(
                     peer.session, underlay.path_mtu, peer.settings.mtu, boottime()
                 )
                 if peer.session.mtu != underlay.mtu:
-                    self.size_changed()  # another link, or the peer has moved
+                    self.peer_changed()  # another link, or the peer has moved
+                self._rerouted(peer, before)
 
     def _log_refusals(self, peer: Peer, underlay: Underlay) -> None:
         name = peer.settings.name

@@ -88,6 +88,16 @@ class PeerSettings:
         """What is looked up to find the peer: an address or a host name."""
         return self.endpoint or self.name
 
+    @property
+    def waits(self) -> bool:
+        """Whether the peer is never asked, but waited for until it calls.
+
+        That is who has a key to be known by and prefixes of its own, and nothing to be
+        looked up: no endpoint, and a name without a dot, so of no host elsewhere.
+        """
+        named = self.endpoint is not None or "." in self.name
+        return not named and self.key is not None and bool(self.allow)
+
 
 @frozen
 class RoutingSettings:

@@ -378,18 +378,22 @@ def host(value: object) -> str:
     if isinstance(found, IPv6Address) and found.ipv4_mapped:
         found = found.ipv4_mapped
     _refuse_unreachable(found)
+    if isinstance(found, IPv6Address) and found.scope_id:
+        interface_name(found.scope_id)
     return str(found)
 
 
 def _refuse_unreachable(found: IPAddress) -> None:
     if found.is_multicast or found.is_unspecified or str(found) == "255.255.255.255":
         raise ConfigError(f"{found} is not the address of one host; give a unicast one")
-    # Without its zone it could be behind any interface, and the rules that lead
-    # packets into the tunnel know no zones.
-    if found.version == 6 and found.is_link_local:
+    # Without its zone it could be behind any interface.
+    if found.version == 6 and found.is_link_local and not _has_zone(found):
         raise ConfigError(
-            f"{found} is valid on one link only; give a global or unique local address"
+            f"{found} is valid on one link only; name the link, as in {found}%eth0, or "
+            "give a global or unique local address"
         )
+    if not found.is_link_local and _has_zone(found):
+        raise ConfigError(f"{found} needs no zone; leave out the % and the rest")
 
 
 def _host_name(typed: str) -> str:

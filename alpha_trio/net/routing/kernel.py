@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any
 
 from attrs import define, field, frozen
@@ -81,6 +81,7 @@ class _LookUp(nlmsg):  # type: ignore[misc]  # pyroute2 has no type information
     fields = rtmsg.fields
     nla_map = (
         (1, "RTA_DST", "target"),
+        (4, "RTA_OIF", "uint32"),
         (27, "RTA_IP_PROTO", "uint8"),
         (28, "RTA_SPORT", "be16"),
         (29, "RTA_DPORT", "be16"),
@@ -151,6 +152,13 @@ class Kernel:
         found = self._dump(self._ip.addr, socket.AF_UNSPEC, index=interface)
         return {_parse_address(message) for message in found}
 
+    def homes(self) -> dict[IPAddress, set[int]]:
+        """Return this host's addresses, each with the indices of its interfaces."""
+        homes: dict[IPAddress, set[int]] = {}
+        for message in self._dump(self._ip.addr, socket.AF_UNSPEC):
+            homes.setdefault(_parse_address(message).ip, set()).add(message["index"])
+        return homes
+
     def look_up(self, address: IPAddress, port: int) -> Path:
         """Return the way of a UDP datagram from our ``port`` to ``address``.
 
@@ -166,7 +174,7 @@ class Kernel:
             raise RoutingError(f"no route to {address}: {_reason(error)}") from error
 
     def _ask(self, address: IPAddress, port: int, flags: int = 0) -> Any:
-        request = _LookUp()
+        request, zone = _LookUp(), _zone_of(address)
         request.setvalue(
             {
                 "header": {"type": RTM_GETROUTE, "flags": NLM_F_REQUEST | NLM_F_ACK},
@@ -174,10 +182,11 @@ class Kernel:
                 "dst_len": address.max_prefixlen,
                 "flags": flags,
                 "attrs": [
-                    ("RTA_DST", str(address)),
+                    ("RTA_DST", str(address).partition("%")[0]),
                     ("RTA_IP_PROTO", _UDP),
                     ("RTA_SPORT", port),
                     ("RTA_DPORT", port),
+                    *zone,
                 ],
             }
         )
@@ -365,6 +374,20 @@ class Kernel:
 def family_of(address: IPAddress | IPNetwork) -> int:
     """Return socket.AF_INET or AF_INET6."""
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _zone_of(address: IPAddress) -> list[tuple[str, int]]:
+    """Return the attribute that names the link of a link-local address, if it is one.
+
+    RoutingError if there is no such link.
+    """
+    zone = address.scope_id if isinstance(address, IPv6Address) else None
+    if zone is None:
+        return []
+    try:
+        return [("RTA_OIF", socket.if_nametoindex(zone))]
+    except OSError:
+        raise RoutingError(f"{address}: there is no interface {zone}") from None
 
 
 def _port_range(ports: tuple[int, int] | None) -> str | None:

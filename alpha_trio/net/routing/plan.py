@@ -98,6 +98,9 @@ class PeerRoute:
     only: tuple[Selection, ...]
     overhead: int  # bytes the tunnel adds to an inner packet, outer headers included
     mtu_limit: int | None = None  # inner MTU, where the path takes less than its link
+    addresses: tuple[IPAddress, ...] = ()  # all that are the peer's own
+    local: IPAddress | None = None  # our address by which the peer knows us
+    interface: int = 0  # by which it was reached when asked last; 0: not known
 
 
 @frozen
@@ -105,8 +108,12 @@ class Underlay:
     """How a peer's endpoint is reached outside the tunnel."""
 
     mtu: int  # inner MTU for this peer: the path's MTU minus the overhead
-    source: IPAddress | None = None  # our address on that path
+    source: IPAddress | None = None  # our address by which the peer knows, or will
     device: str | None = None
+    interface: int = 0  # the index of that device
+    endpoint: IPAddress | None = None  # what it is the way to
+    lost: bool = False  # the address by which the peer knew us is ours no more, or not
+    # on the way that leads to it now
     error: str | None = None  # why it cannot be reached, for status
     path_mtu: int = PATH_MTU  # of the link or the route there, bytes of outer packets
     refused: tuple[str, ...] = ()  # which of its routes the kernel refuses, and why
@@ -225,7 +232,8 @@ def _source(
     """Return the source address for packets to ``prefix`` that have none yet."""
     # The peer's own address is to be reached as if there were no tunnel, so from the
     # address it knows us by; an overlay is reached from our address in it.
-    if prefix.num_addresses > 1 or prefix.network_address != peer.endpoint:
+    own_addresses = (peer.endpoint, *peer.addresses)
+    if prefix.num_addresses > 1 or prefix.network_address not in own_addresses:
         own = [a for a in settings.addresses if a.version == prefix.version]
         own.sort(key=lambda address: prefix.network_address not in address.network)
         if own:

@@ -31,6 +31,7 @@ from alpha_trio.net.routing.sysctl import (
     ipv6_enabled,
     strict_elsewhere,
 )
+from alpha_trio.net.source import stable_source
 from alpha_trio.settings import Backend, IPAddress, Settings
 
 _QUEUE = 1000  # packets that wait in the interface for the daemon
@@ -53,6 +54,7 @@ class Router:
         self._stale = True
         self._facts = Facts()
         self._paths: dict[IPAddress, Path | str] = {}
+        self._homes: dict[IPAddress, set[int]] = {}  # our addresses, on which devices
         self._plan = Plan((), {}, 0)
         self._marks: marks.Marks | None = None
 
@@ -154,6 +156,7 @@ class Router:
         with self._connected() as kernel:
             if stale:
                 self._restore_addresses(kernel)
+                self._homes = kernel.homes()
             self._look_up(kernel, peers)
             underlays = {peer.name: self._underlay(peer) for peer in peers}
             wanted = plan(self._settings, peers, underlays, self._facts)
@@ -196,26 +199,55 @@ class Router:
         endpoints = {peer.endpoint for peer in peers if peer.endpoint is not None}
         for gone in self._paths.keys() - endpoints:
             del self._paths[gone]
+        routing = self._settings.routing
+        mark = routing.mark if routing.backend is Backend.RULES else 0
         for address in endpoints - self._paths.keys():
             try:
-                self._paths[address] = kernel.look_up(address, self._settings.port)
+                path = kernel.look_up(address, self._settings.port)
+                if address.version == 6 and not path.local:
+                    source = stable_source(address, self._settings.port, mark)
+                    path = evolve(path, source=source or path.source)
+                self._paths[address] = path
             except RoutingError as error:
                 self._paths[address] = str(error)
 
     def _underlay(self, peer: PeerRoute) -> Underlay:
         path = None if peer.endpoint is None else self._paths[peer.endpoint]
+        unknown = Underlay(inner_mtu(PATH_MTU, peer), endpoint=peer.endpoint)
         if path is None:
-            return Underlay(inner_mtu(PATH_MTU, peer))
+            return unknown
+        lost = self._is_lost(peer, path)
         if isinstance(path, str):
-            return Underlay(inner_mtu(PATH_MTU, peer), error=path)
+            return evolve(unknown, error=path, lost=lost)
         if path.local:
             error = f"{peer.endpoint} is that host's own address, which is this one"
-            return Underlay(inner_mtu(PATH_MTU, peer), error=error)
+            return evolve(unknown, error=error)
         if path.interface == self._interface:
             error = f"the route to {peer.endpoint} leads into the tunnel itself"
-            return Underlay(inner_mtu(PATH_MTU, peer), error=error)
-        mtu = inner_mtu(path.mtu, peer)
-        return Underlay(mtu, path.source, path.device, path_mtu=path.mtu)
+            return evolve(unknown, error=error)
+        return Underlay(
+            inner_mtu(path.mtu, peer),
+            path.source if lost or peer.local is None else peer.local,
+            path.device,
+            path.interface,
+            peer.endpoint,
+            lost,
+            path_mtu=path.mtu,
+        )
+
+    def _is_lost(self, peer: PeerRoute, path: Path | str) -> bool:
+        """Tell whether the peer has to learn another address of ours.
+
+        An address of an interface that the way there has left is of no use: its
+        network lets nothing come back, or nothing leave.  One that never was on the
+        way, as that of a host that forwards, stays.
+        """
+        if peer.local is None:
+            return False
+        homes = self._homes.get(peer.local, set())
+        if isinstance(path, str) or path.interface == peer.interface:
+            return not homes
+        return not homes or (peer.interface in homes and path.interface not in homes)
 
     def _with_refusals(
         self, peer: PeerRoute, underlay: Underlay, refused: Mapping[RouteKey, str]

@@ -16,7 +16,15 @@ from math import inf
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Buffer, Counters, Drop, EventKind, Outbox, Remote
+from alpha_trio.proto.batch import (
+    Buffer,
+    Counters,
+    Drop,
+    EventKind,
+    Outbox,
+    Place,
+    Remote,
+)
 from alpha_trio.proto.handshake import (
     GIVE_UP_AFTER,
     Agreement,
@@ -38,6 +46,7 @@ from alpha_trio.proto.packets import IPV6_LEAST, Cut, frames, icmp, split_frame
 from alpha_trio.proto.peers.pathmtu import PathMtu, Phase, Source
 from alpha_trio.proto.peers.statistics import State, Statistics
 from alpha_trio.proto.peers.waiting import WaitingFrames
+from alpha_trio.proto.peers.whereabouts import Whereabouts
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.traces import Trace, parse_report_untrusted
@@ -59,6 +68,7 @@ SILENCE_AFTER = 15.0  # data went and nothing came back: the peer may have resta
 REKEY_AFTER = 120.0  # age at which the initiator asks for a new session, if in use
 REKEY_GRACE = 10.0  # later the responder asks itself
 WIPE_AFTER = 540.0  # age at which its keys are forgotten
+TWIN_AFTER = 5.0  # nothing new is sent in a former session so long after the next one
 
 _OUTER = {4: 20 + 8, 6: 40 + 8}  # bytes of IP and UDP header by IP version
 
@@ -102,9 +112,11 @@ class Session:
     initiated: bool = False  # whether the current session was asked for by us
     unanswered_since: float = inf  # first data sent after the last was heard
     owed_since: float = inf  # first data heard after the last was sent
+    greets: bool = False  # the peer is to hear of us at once
     last_sent: float = -inf
     gave_up: bool = False
     wrong_address: Remote | None = None
+    whereabouts: Whereabouts = field(factory=Whereabouts)
     tracing: Trace | None = None
     _probe: SizeProbe | None = None
     _path_host: str = ""  # whose path it is that ``path`` knows
@@ -231,6 +243,9 @@ class Session:
         """Send the TUN frame, with ``push``, or let it wait for a handshake."""
         transport = self.current
         if transport is None or now - transport.established > REFUSE_AFTER:
+            if self.negotiation.nowhere:
+                self._refuse_unreachable(frame, out)
+                return
             self._wait(frame)
             self._want_session(now)
             return
@@ -284,6 +299,13 @@ class Session:
         if answer is not None:
             out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
 
+    def _refuse_unreachable(self, frame: memoryview, out: Outbox) -> None:
+        self.counters.drop(Drop.NO_SESSION, frames.packets(frame))
+        packet = frame[frames.VIRTIO_SIZE :]
+        answer = icmp.error(packet, icmp.Problem.UNREACHABLE)
+        if answer is not None:
+            out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
+
     def _sent(self, now: float) -> None:
         self.last_sent = now
         self.owed_since = inf
@@ -303,6 +325,59 @@ class Session:
         if self._usable(now) is None:
             self._want_session(now)
 
+    # -- where we are, and where the peer is ---------------------------------
+
+    def readdress(self, now: float, *, lost: bool) -> None:
+        """The way to the peer has changed: let it hear from us at once.
+
+        ``lost``: the address by which it knows us is ours no more, or not on that way.
+        Then the kernel chooses one, and the peer follows what is authentic.
+        """
+        if lost:
+            for transport in (self.current, self.previous):
+                if transport is not None:
+                    transport.line.local = b""
+            if self.negotiation.proven is not None:
+                self.negotiation.proven = Place(self.negotiation.proven.remote)
+        if isinstance(self._usable(now), AlphaTransport):
+            self.greets = True
+            self._wake_by(now)
+        elif self.current is not None or self.negotiation.initiation is not None:
+            self.ask(now)  # nothing else is authentic, and so followed
+
+    def ask(self, now: float) -> None:
+        """Ask for a session wherever the peer may be, though there may be one."""
+        self._want_session(now)
+        if self.negotiation.initiation is not None:
+            self.negotiation.initiation.restart(everywhere=True)
+            self._wake_by(now)
+
+    def _follow(self, transport: Transport, now: float, out: Outbox) -> None:
+        """The peer has proven to be elsewhere."""
+        line, place = transport.line, transport.line.proven
+        line.proven = None
+        if place is None or place == line.place:
+            return
+        if transport is not self.current:
+            line.move(place, now)
+        elif self.whereabouts.follow(line.place, place, now):
+            line.move(place, now)
+            self.negotiation.proven = place
+            transport.hasten(now)  # what went where it is not
+            out.tell(EventKind.MOVED, self.name, place.remote)
+
+    def _note_twin(self, former: Transport, now: float, out: Outbox) -> None:
+        """A session is used that its peer has left: by whom then?"""
+        current = self.current
+        if (
+            current is not None
+            and current.heard > current.established
+            and now > current.established + TWIN_AFTER
+            and current.remote != former.remote
+            and self.whereabouts.doubled(former.remote, current.remote, now)
+        ):
+            out.tell(EventKind.TWINS, self.name, former.remote)
+
     # -- handshakes ----------------------------------------------------------
 
     def is_renewal(self, syn: Syn, now: float) -> bool:
@@ -318,10 +393,7 @@ class Session:
 
     def is_at(self, remote: Remote) -> bool:
         """Whether the peer is configured, or was heard last, at this host."""
-        places = list(self.negotiation.remotes)
-        if self.current is not None:
-            places.append(self.current.remote)
-        return remote[0] in [place[0] for place in places]
+        return remote[0] in [place.remote[0] for place in self.negotiation.places()]
 
     def on_syn(
         self,
@@ -338,10 +410,10 @@ class Session:
         self._wake_by(self.negotiation.deadline)
 
     def on_cookie_untrusted(
-        self, cookie: Cookie, remote: Remote, now: float, out: Outbox
+        self, cookie: Cookie, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
         """See Negotiation.on_cookie_untrusted.  Raises BadPacket."""
-        self.negotiation.on_cookie_untrusted(cookie, remote, now, out)
+        self.negotiation.on_cookie_untrusted(cookie, remote, local, now, out)
         self._wake_by(self.negotiation.deadline)
 
     def on_ack_untrusted(
@@ -376,6 +448,8 @@ class Session:
             return
         self.initiated = False
         self._establish(self._transport(agreement, now), now, out)
+        if self.whereabouts.called(remote, now):
+            out.tell(EventKind.TWINS, self.name, remote)
 
     def _receive_on(self, transport: Transport) -> None:
         """Both asked: the peer may have sent in this session before it got the other.
@@ -410,6 +484,7 @@ class Session:
         self.ids.bind(self, transport)
         # What is under way on the old one still arrives; nothing new is sent on it.
         self.previous, self.current = self.current, transport
+        self.negotiation.proven = transport.line.place
         self.gave_up = False
         self.wrong_address = None
         self.unanswered_since = self.owed_since = inf
@@ -445,6 +520,8 @@ class Session:
         consumed, arrival = transport.incoming(
             view, stride, remote, local, self.owns_source, now, out
         )
+        if transport.line.proven is not None:
+            self._follow(transport, now, out)
         if arrival > Arrival.NOTHING:
             transport.heard = now
             if transport is self.current:
@@ -452,6 +529,8 @@ class Session:
                 if self.negotiation.doubtful:
                     transport.hasten(now)
                 self.negotiation.settle()
+            else:
+                self._note_twin(transport, now, out)
             if arrival is Arrival.DATA and self.owed_since == inf:
                 self.owed_since = now
                 self._wake_by(now + KEEPALIVE_AFTER)
@@ -578,7 +657,8 @@ class Session:
             self.owed_since = inf
             if due:
                 self._want_session(now)
-        elif owed or due:
+        elif owed or due or self.greets:
+            self.greets = False
             transport.keepalive(now, out)
             self._sent(now)
             self._rekey(transport, now)  # keepalives alone keep a session, too
@@ -630,12 +710,19 @@ class Session:
         """Where the peer is: where it was last heard from, else where to ask."""
         if self.current is not None:
             return self.current.remote
-        remotes = self.negotiation.remotes
-        return remotes[0] if remotes else None
+        places = self.negotiation.places()
+        return places[0].remote if places else None
+
+    @property
+    def local(self) -> bytes:
+        """Which address of ours the peer knows, as the socket reported it, if any."""
+        return self.current.local if self.current is not None else b""
 
     def reset(self) -> None:
         """Forget every session and handshake; what waits is dropped and counted."""
         self.negotiation.reset()
+        self.negotiation.proven = None
+        self.whereabouts = Whereabouts()
         self._abandon()
 
     def _abandon(self) -> None:
@@ -668,7 +755,9 @@ class Session:
             return State.ESTABLISHED
         if self.negotiation.offered_key is not None:
             return State.KEY_MISMATCH
-        if not self.negotiation.remotes:
+        if self.negotiation.nowhere:
+            return State.IDLE
+        if not self.negotiation.places():
             return State.RESOLVING
         if self.negotiation.going:
             return State.HANDSHAKING
@@ -679,6 +768,8 @@ class Session:
             return self.negotiation.refusal
         if self.wrong_address is not None:
             return f"answers come from {self.wrong_address[0]}, not from its endpoint"
+        if self._usable(now) is None and self.negotiation.nowhere:
+            return "it has no endpoint, so it is waited for: it has to call"
         if self.state(now) is State.UNREACHABLE:
             return f"no answer to handshakes for {GIVE_UP_AFTER:.0f} s"
         return None
@@ -710,4 +801,5 @@ class Session:
             elements_left=rounds.elements_left if rounds else 0,
             mtu=self.mtu,
             mtu_source=self.mtu_source,
+            twins=self.whereabouts.twins_at(now),
         )

@@ -40,3 +40,4 @@ class Statistics:
     elements_left: int
     mtu: int  # inner, bytes
     mtu_source: Source
+    twins: tuple[Remote, Remote] | None = None  # where two hosts have its key

@@ -111,12 +111,15 @@ class PeerTable:
         key: bytes | None = None,
         mode: str = "adaptive",
         reliable: bool = False,
+        waits: bool = False,
     ) -> Session:
         """Enter a new peer; whether names or prefixes clash is for the caller."""
         ids = ConnectionIds(self._take_id, self._free_id, self._bind)
         session = Session(name, ids, self.identity, self.random, self._prefixes.owner)
         self.sessions[name] = session
-        self.configure(session, remotes, prefixes, keepalive, key, mode, reliable)
+        self.configure(
+            session, remotes, prefixes, keepalive, key, mode, reliable, waits
+        )
         return session
 
     def configure(
@@ -128,14 +131,16 @@ class PeerTable:
         key: bytes | None = None,
         mode: str = "adaptive",
         reliable: bool = False,
+        waits: bool = False,
     ) -> None:
         """Change how a peer is reached and what it must show; its session lives on.
 
         Without ``key`` the first contact decides.  A new key or mode holds for the
         next session: to end the present one is for the caller.  ``reliable`` holds for
-        the next round.
+        the next round.  ``waits``: it has no remotes, and will have none: it calls.
         """
         session.negotiation.move(tuple(remotes))
+        session.negotiation.waits = waits
         session.require(key, mode)
         session.rely(reliable)
         session.keepalive = keepalive
@@ -156,6 +161,16 @@ class PeerTable:
     def connect(self, session: Session, now: float) -> None:
         """Begin a handshake as a first packet would, unless there is a session."""
         session.connect(now)
+        self._plan(session, now)
+
+    def ask(self, session: Session, now: float) -> None:
+        """See Session.ask."""
+        session.ask(now)
+        self._plan(session, now)
+
+    def readdress(self, session: Session, now: float, *, lost: bool) -> None:
+        """See Session.readdress."""
+        session.readdress(now, lost=lost)
         self._plan(session, now)
 
     def trace(self, session: Session, seconds: float, now: float) -> Trace | None:
@@ -198,12 +213,13 @@ class PeerTable:
         for session in self.sessions.values():
             if session.negotiation.key is not None:
                 self._by_key.setdefault(session.negotiation.key, session)
-            for host, port, *_ in session.negotiation.remotes:
+            for remote in session.negotiation.remotes:
+                host, port = _host_of(remote), remote[1]
                 self._by_remote[host, port] = session
                 there = self._by_host.setdefault(host, [])
                 if session not in there:
                     there.append(session)
-                packed = ip_address(host).packed
+                packed = ip_address(remote[0]).packed
                 self._endpoints.add(packed + port.to_bytes(2))
 
     def _take_id(self, session: Session) -> int:
@@ -388,7 +404,7 @@ class PeerTable:
                     session.on_ackack_untrusted(ackack, remote, local, now, out)
                 else:
                     cookie = parse_cookie_untrusted(datagram)
-                    session.on_cookie_untrusted(cookie, remote, now, out)
+                    session.on_cookie_untrusted(cookie, remote, local, now, out)
             except BadPacket:
                 session.counters.drop(Drop.BAD_PROOF)
             if session.negotiation.key != known:
@@ -428,7 +444,7 @@ class PeerTable:
 
     def _peer_at(self, remote: Remote) -> Session | None:
         """The peer configured for this address; behind NAT its port may differ."""
-        host, port = remote[:2]
+        host, port = _host_of(remote), remote[1]
         session = self._by_remote.get((host, port))
         if session is None:
             there = self._by_host.get(host, ())
@@ -492,3 +508,9 @@ class PeerTable:
             self._plan(session, now)
             if wake == -inf:
                 return
+
+
+def _host_of(remote: Remote) -> str:
+    """The host there; of a link-local address also on which link."""
+    scope = remote[3] if len(remote) > 3 else 0
+    return f"{remote[0]}%{scope}" if scope else str(remote[0])
