@@ -54,6 +54,12 @@ class Recipe:
         }
         return found
 
+    def configure(self, *names: str) -> None:
+        """Give these daemons, before they start, the config file of the page."""
+        text = self.file("/etc/alpha-trio/alpha-trio.toml")
+        for name in names:
+            self.daemons[name].config_file.write_text(text)
+
     def follow(
         self,
         *numbers: int,

@@ -23,6 +23,7 @@ from tools.lab import wait_until
 pytestmark = pytest.mark.netns
 
 WEB = 80
+TCP = 6
 TESTED = set()
 
 
@@ -153,6 +154,7 @@ def test_kubernetes(cards, lab, ends):
     forward(vm1, vm2)
     vm1.run("iptables-restore", "--noflush", stdin=SERVICE)
     recipe = Recipe("Kubernetes and other service addresses", ends, vm1, vm2)
+    recipe.configure("vm1", "vm2")
     recipe.follow(0)
     with listening(pod2, 8080), Tap(vm2) as tap:
         recipe.follow(1)
@@ -171,11 +173,11 @@ BUS = """<busconfig><type>system</type><listen>unix:path={path}</listen>
 
 
 @pytest.fixture
-def bus(ends):
+def bus(ends, tmp_path):
     """A message bus of its own for one host; returns what finds it."""
 
     def start(host):
-        path, settings = host.directory / "bus", host.directory / "bus.conf"
+        path, settings = tmp_path / "bus", tmp_path / "bus.conf"
         settings.write_text(BUS.format(path=path))
         command = ("dbus-daemon", f"--config-file={settings}", "--nofork")
         ends.enter_context(ending(host.popen(*command)))
@@ -186,13 +188,11 @@ def bus(ends):
 
 
 @needs("firewalld", "dbus-daemon")
-def test_firewalld(lab, ends, bus):
+def test_firewalld(lab, ends, bus, tmp_path):
     vm1, vm2 = lab.lan(2)
     recipe = Recipe("firewalld", ends, vm1, vm2)
     recipe.environment = bus(vm1)
-    settings = vm1.directory / "firewalld"
-    settings.mkdir()
-    command = ("firewalld", "--nofork", "--nopid", f"--system-config={settings}")
+    command = ("firewalld", "--nofork", "--nopid", f"--system-config={tmp_path}")
     env = recipe.environment
     ends.enter_context(ending(vm1.popen(*command, env=env)))
     state = ("firewall-cmd", "--state")
@@ -205,4 +205,228 @@ def test_firewalld(lab, ends, bus):
     with listening(vm1, 8080), Tap(vm2) as tap:
         vm2.run("nc", "-z", "192.168.10.60", "8080")
         assert_only_tunnel(tap.packets())
+    assert_healthy(recipe)
+
+
+# A program that keeps its state in /run sees a /run of its own, and a /sys that it may
+# only read: so it does not wait for udev.
+APART = "mount -o remount,ro /sys && mount -t tmpfs tmpfs /run"
+
+
+@needs("NetworkManager", "nmcli", "dbus-daemon")
+def test_network_manager(lab, ends, bus, tmp_path):
+    vm1, vm2 = lab.lan(2)
+    recipe = Recipe("NetworkManager", ends, vm1, vm2)
+    recipe.environment = bus(vm1)
+    recipe.daemons["vm1"].arguments = ("--address", "10.9.0.1/24")
+    recipe.start()
+    settings, state = tmp_path / "conf.d", tmp_path / "state"
+    settings.mkdir()
+    state.mkdir()
+    manager = prepared(
+        vm1,
+        f"{APART} && mount --bind {settings} /etc/NetworkManager/conf.d"
+        f" && mount --bind {state} /var/lib/NetworkManager",
+    )
+    (settings / "lab.conf").write_text("[main]\nplugins=keyfile\nno-auto-default=*\n")
+    command = ("NetworkManager", "--no-daemon")
+    ends.enter_context(ending(manager.popen(*command, env=recipe.environment)))
+    ask = "nmcli --get-values GENERAL.STATE device show alpha0"
+
+    def state_of_alpha0():
+        return vm1.run(*ask.split(), env=recipe.environment, check=False).stdout
+
+    wait_until(lambda: "connected" in state_of_alpha0(), "an external connection")
+    conf = "/etc/NetworkManager/conf.d/alpha-trio.conf"
+    (settings / "alpha-trio.conf").write_text(recipe.file(conf))
+    recipe.follow(0)
+    wait_until(lambda: state_of_alpha0() == "10 (unmanaged)\n", "unmanaged")
+    assert_healthy(recipe)
+
+
+NETWORKD = "/lib/systemd/systemd-networkd"
+CATCH_ALL = "[Match]\nName=*\n[Network]\nLinkLocalAddressing=no\nAddress=10.77.0.9/24\n"
+
+
+@contextmanager
+def networkd(host, log, **files):
+    """systemd-networkd, with these files, for as long as the block."""
+    place = "/run/systemd/netif"
+    write = "".join(
+        f' && mkdir -p "$(dirname {path})" && cat > {path} <<"END"\n{text}END\n true'
+        for path, text in files.items()
+    )
+    there = prepared(
+        host,
+        f"{APART} && mount -t tmpfs tmpfs /etc/systemd"
+        f" && mkdir -p {place}/links {place}/leases {place}/lldp"
+        f" && chown -R systemd-network /run/systemd{write}",
+    )
+    with log.open("w") as output, ending(there.popen(NETWORKD, stderr=output)):
+        yield
+
+
+def in_kernel(host):
+    """Our rules, and our routes in either family."""
+    rules = host.run("ip", "rule").stdout.splitlines()
+    routes = host.run("ip", "route", "show", "table", "all", "proto", "161").stdout
+    return [rule for rule in rules if "proto 161" in rule], routes
+
+
+@needs(NETWORKD)
+def test_systemd_networkd(lab, ends, tmp_path):
+    vm1, vm2 = lab.lan(2)
+    recipe = Recipe("systemd-networkd", ends, vm1, vm2)
+    recipe.start()
+    for one, other in ((vm1, vm2), (vm2, vm1)):
+        recipe.daemons[one.name].cli("peers", "add", other.name, other.address)
+    ping(vm1, vm2.address)
+    ours = in_kernel(vm1)
+    log, everything = tmp_path / "log", {"/etc/systemd/network/50-all.network": CATCH_ALL}
+
+    def addresses(link):
+        return vm1.run("ip", "-4", "addr", "show", "dev", link).stdout
+
+    with networkd(vm1, log, **everything):
+        wait_until(lambda: "10.77.0.9" in addresses("alpha0"), "networkd took it over")
+    vm1.run("ip", "addr", "flush", "dev", "alpha0")
+    vm1.run("ip", "addr", "del", "10.77.0.9/24", "dev", "eth0")
+    paths = [
+        "/etc/systemd/networkd.conf.d/alpha-trio.conf",
+        "/etc/systemd/network/10-alpha-trio.network",
+    ]
+    everything |= {path: recipe.file(path) for path in paths}
+    restart = networkd(vm1, log, **everything)
+    recipe.follow(0, instead={"systemctl": lambda *_: ends.enter_context(restart) or ""})
+    wait_until(lambda: "10.77.0.9" in addresses("eth0"), "networkd at work")
+    assert "10.77.0.9" not in addresses("alpha0")
+    assert "Unknown" not in log.read_text()
+    wait_until(lambda: in_kernel(vm1) == ours, "rules and routes as before")
+    # An older one, or one without the file, removes what it does not know.
+    for rule in ours[0]:
+        vm1.run("ip", "rule", "del", "priority", rule.partition(":")[0])
+    vm1.run("ip", "route", "flush", "table", "5182")
+    wait_until(lambda: in_kernel(vm1) == ours, "all back again")
+    ping(vm1, vm2.address)
+
+
+# -- behind routers
+
+
+def masquerade(host, port="eth1"):
+    """Give what leaves by this link its address, in place of those behind."""
+    host.run(
+        "nft",
+        "-f",
+        "-",
+        stdin="table ip nat { chain post { type nat hook postrouting priority srcnat;"
+        f" oifname {port} masquerade; }}; }}",
+    )
+
+
+def test_both_ends_behind_nat(lab, ends):
+    vm1, nat1, internet, nat2, vm2 = map(
+        lab.host, ("vm1", "nat1", "internet", "nat2", "vm2")
+    )
+    link(lab, vm1, nat1, "192.168.1.7 192.168.1.1/24")
+    link(lab, nat1, internet, "203.0.113.1 203.0.113.254/24")
+    link(lab, vm2, nat2, "192.168.2.7 192.168.2.1/24")
+    link(lab, nat2, internet, "198.51.100.2 198.51.100.254/24")
+    for host, gateway in (
+        (vm1, "192.168.1.1"),
+        (nat1, "203.0.113.254"),
+        (nat2, "198.51.100.254"),
+        (vm2, "192.168.2.1"),
+    ):
+        route(host, "default", via=gateway)
+    forward(nat1, internet, nat2)
+    masquerade(nat1)
+    masquerade(nat2)
+    nat2.run(
+        "nft",
+        "-f",
+        "-",
+        stdin="table ip nat { chain pre { type nat hook prerouting priority dstnat;"
+        " iifname eth1 udp dport 1234 dnat to 192.168.2.7; }; }",
+    )
+    recipe = Recipe("Both ends behind NAT", ends, vm1, vm2)
+    recipe.follow(0)
+    wait_until(lambda: recipe.peer("vm2", "vm1")["state"] == "established", "vm1 calls")
+    recipe.follow(1)
+    assert recipe.peer("vm2", "vm1")["endpoint"].startswith("203.0.113.1:")
+    send_tcp(vm2, vm1, "10.9.0.1")
+    assert_healthy(recipe)
+    # Both start again; vm1 still calls first.
+    for daemon in recipe.daemons.values():
+        daemon.stop()
+    for daemon in recipe.daemons.values():
+        daemon.start()
+    wait_until(lambda: recipe.peer("vm2", "vm1")["state"] == "established", "vm1 calls")
+    ping(vm2, "10.9.0.1")
+
+
+@pytest.mark.strict
+def test_default_route_and_ssh(lab, ends):
+    vm1, internet, gateway, client = map(
+        lab.host, ("vm1", "internet", "gateway", "client")
+    )
+    link(lab, vm1, internet, "203.0.113.10 203.0.113.1/24")
+    link(lab, gateway, internet, "198.51.100.2 198.51.100.1/24")
+    link(lab, gateway, internet, "198.18.0.2 198.18.0.1/24")
+    link(lab, client, internet, "192.0.2.7 192.0.2.1/24")
+    route(vm1, "default", via="203.0.113.1")
+    route(client, "default", via="192.0.2.1")
+    route(gateway, "203.0.113.0/24", via="198.51.100.1")
+    route(gateway, "default", via="198.18.0.1")
+    forward(internet)
+    title = "A default route through a peer, and SSH to the own address"
+    recipe = Recipe(title, ends, vm1, gateway)
+    with listening(vm1, 22):
+        recipe.follow(0)
+        outward, inward = recipe.follow(1)
+        assert "dev eth0" in outward
+        assert "dev alpha0" in inward
+        with Tap(client) as tap:
+            client.run("nc", "-z", "203.0.113.10", "22")
+            assert {p.source for p in tap.packets() if p.protocol == TCP} == {
+                "192.0.2.7",
+                "203.0.113.10",
+            }
+            ping(client, "203.0.113.10")
+    with Tap(vm1) as link_of_vm1, Tap(client) as tap:
+        with listening(client):
+            vm1.run("nc", "-z", "192.0.2.7", str(WEB))
+        assert_only_tunnel(link_of_vm1.packets())
+        assert "198.18.0.2" in {packet.source for packet in tap.packets()}
+    assert_healthy(recipe)
+
+
+@needs("traceroute")
+@pytest.mark.parametrize("family", [4, 6])
+def test_traceroute(family, lab, ends):
+    vm1, gw1, r1, r2, gw2, vm2 = map(lab.host, ("vm1", "gw1", "r1", "r2", "gw2", "vm2"))
+    link(lab, vm1, gw1, "10.50.0.7 10.50.0.1/16", "fd00:50::7 fd00:50::1/64")
+    link(lab, gw1, r1, "198.51.100.1 198.51.100.254/24")
+    link(lab, r1, r2, "192.0.2.1 192.0.2.2/24")
+    link(lab, gw2, r2, "203.0.113.2 203.0.113.254/24")
+    link(lab, vm2, gw2, "10.60.0.7 10.60.0.1/16", "fd00:60::7 fd00:60::1/64")
+    route(vm1, "default", via="10.50.0.1")
+    route(vm1, "default", via="fd00:50::1")
+    route(vm2, "default", via="10.60.0.1")
+    route(vm2, "default", via="fd00:60::1")
+    route(gw1, "default", via="198.51.100.254")
+    route(gw2, "default", via="203.0.113.254")
+    route(r1, "default", via="192.0.2.2")
+    route(r2, "default", via="192.0.2.1")
+    forward(r1, r2)
+    recipe = Recipe("Traceroute through site to site", ends, vm1, gw1, gw2)
+    recipe.follow(0)
+    ping(vm1, "10.60.0.7" if family == 4 else "fd00:60::7")
+    pages = recipe.follow(1)
+    hops = re.findall(r"^ *\d+  (\S+)", pages[family == 6], re.MULTILINE)
+    assert hops == {
+        4: ["10.50.0.1", "10.9.0.2", "10.60.0.7"],
+        6: ["fd00:50::1", "fd00:9::2", "fd00:60::7"],
+    }[family]
+    recipe.daemons.pop("vm1")
     assert_healthy(recipe)
