@@ -6,24 +6,24 @@ tests that need it are skipped then.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import time
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from tests.netns.recipes import Recipe, forward, link, route, titles
-from tests.netns.traffic import Tap, assert_only_tunnel, peer, ping, prepared, send_tcp
+from tests.netns.traffic import Tap, assert_only_tunnel, ping, prepared, send_tcp
 from tools.daemons import ending, serving
 from tools.lab import wait_until
 
 pytestmark = pytest.mark.netns
 
 WEB = 80
-TCP = 6
+TCP, UDP = 6, 17
 TESTED = set()
 
 
@@ -38,6 +38,10 @@ def ends(lab):
     """Ends what was entered before the lab ends."""
     with ExitStack() as stack:
         yield stack
+
+
+def nothing(*_):
+    """What the lab does for a command that it has no need of."""
 
 
 def listening(host, port=WEB):
@@ -102,7 +106,7 @@ def test_docker(cards, lab, ends):
     web = docker_host(lab, vm1)
     recipe = Recipe("Docker", ends, vm1, vm2)
     ends.enter_context(listening(web))
-    recipe.follow(0, instead={"docker run": lambda *_: None})
+    recipe.follow(0, instead={"docker run": nothing})
     with Tap(vm2) as tap:
         recipe.follow(
             1,
@@ -430,3 +434,131 @@ def test_traceroute(family, lab, ends):
     }[family]
     recipe.daemons.pop("vm1")
     assert_healthy(recipe)
+
+
+NARROW = 1280  # bytes, what IPv6 asks of every link
+
+
+def test_a_path_that_filters_icmp(lab, ends):
+    vm1, r1, vm2 = lab.chain(1)
+    # vm2's own link looks as wide as ever; what is too large for r1 is lost in silence.
+    r1.run(*f"ip link set eth1 mtu {NARROW}".split())
+    r1.run(
+        "nft",
+        "-f",
+        "-",
+        stdin="table inet silent { chain out { type filter hook output priority 0;"
+        " icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }",
+    )
+    recipe = Recipe("A path that filters ICMP", ends, vm1, vm2)
+    recipe.follow(0)
+    send_tcp(vm1, vm2, vm2.address)
+    status, explained, path = recipe.follow(1)
+    found = recipe.peer("vm1", "vm2")
+    assert found["mtu"] <= NARROW
+    assert found["mtu_source"] == "probed"
+    assert f"mtu {found['mtu']}" in path
+    assert str(found["mtu"]) in status
+    assert "probe" in explained
+
+
+@contextmanager
+def dhcp_server(host, log, addresses):
+    """dnsmasq, which leases one address for as long as the block."""
+    options = f"--port=0 --no-ping --interface=eth0 --dhcp-range={addresses},2m"
+    files = "--leasefile-ro --conf-file=/dev/null --pid-file --log-dhcp --user=root"
+    command = ("dnsmasq", "--keep-in-foreground", "--log-facility=-")
+    with log.open("w") as output:
+        there = host.popen(*command, *options.split(), *files.split(), stderr=output)
+        with ending(there):
+            wait_until(lambda: "DHCP, IP range" in log.read_text(), "DHCP server")
+            yield
+
+
+@needs("dnsmasq", "busybox")
+@pytest.mark.strict
+@pytest.mark.parametrize("exempt", [False, True])
+def test_dhcp_from_a_peer(exempt, lab, ends, tmp_path):
+    vm1, vm2 = lab.host("vm1"), lab.host("vm2")
+    link(lab, vm1, vm2, "192.168.10.60 192.168.10.61/24")
+    recipe = Recipe("DHCP from a peer", ends, vm1, vm2)
+    log = tmp_path / "log"
+    ends.enter_context(dhcp_server(vm2, log, "192.168.10.60,192.168.10.60"))
+    ask = "busybox udhcpc -f -i eth0 -s /bin/true".split()
+
+    def leases():
+        return log.read_text().count("DHCPACK(eth0)")
+
+    client = vm1.popen(*ask)
+    ends.enter_context(ending(client))
+    wait_until(lambda: leases() == 1, "a lease")
+    answers = recipe.follow(0, 1, instead={} if exempt else {"ip rule": nothing})
+    assert all(("dev eth0" in way) == exempt for way in answers[-2:])
+    ping(vm1, "192.168.10.61")
+    with Tap(vm2) as tap:
+
+        def asked():
+            return (68, 67) in {p.ports for p in tap.packets() if p.protocol == UDP}
+
+        client.send_signal(signal.SIGUSR1)  # half of the lease is over
+        wait_until(asked, "the question outside of the tunnel")
+    if exempt:
+        wait_until(lambda: leases() == 2, "the lease renewed")
+    # A broadcast gets through in any case.
+    vm1.run(*ask, "-q", "-n")
+    assert leases() == 2 + exempt
+    assert_healthy(recipe)
+
+
+# -- roaming
+
+
+@needs("sshd", "ssh", "ssh-keygen")
+def test_ssh_while_roaming(lab, ends, tmp_path):
+    vm1, r1, vm2 = lab.host("vm1"), lab.host("r1"), lab.host("vm2")
+    link(lab, vm1, r1, "192.168.1.7 192.168.1.1/24")
+    link(lab, vm1, r1, "192.168.2.7 192.168.2.1/24")
+    link(lab, vm2, r1, "198.51.100.2 198.51.100.1/24")
+    route(vm1, "default", via="192.168.1.1")
+    route(vm2, "default", via="198.51.100.1")
+    forward(r1)
+    recipe = Recipe("SSH while roaming", ends, vm1, vm2)
+    recipe.follow(0)
+    for name in ("host", "user"):
+        vm1.run("ssh-keygen", "-q", "-N", "", "-f", str(tmp_path / name))
+    server = (
+        "/usr/sbin/sshd -D -e -f /dev/null -o UsePAM=no -o StrictModes=no"
+        f" -o HostKey={tmp_path}/host -o AuthorizedKeysFile={tmp_path}/user.pub"
+    )
+    there = prepared(vm2, "mount -t tmpfs tmpfs /run && mkdir /run/sshd")
+    ends.enter_context(serving(there, "tcp", 22, *server.split()))
+    login = (
+        f"ssh -i {tmp_path}/user -o StrictHostKeyChecking=no"
+        f" -o UserKnownHostsFile=/dev/null -F /dev/null 10.9.0.2 cat"
+    )
+    session = vm1.popen(
+        *login.split(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, detached=True
+    )
+    with session:
+        try:
+            echo(session, "at home")
+            where = recipe.peer("vm2", "vm1")["endpoint"]
+            assert where == "192.168.1.7:1234"
+            # From one network to the other: the old address is gone at once.
+            vm1.run(*"ip link set eth0 down".split())
+            vm1.run(*"ip addr flush dev eth0".split())
+            route(vm1, "default", via="192.168.2.1")
+            echo(session, "on the way")
+            assert recipe.peer("vm2", "vm1")["endpoint"] == "192.168.2.7:1234"
+            assert "192.168.2.7" in recipe.follow(1)[0]
+        finally:
+            session.kill()
+    assert_healthy(recipe)
+
+
+def echo(session, line):
+    """Type a line in a session whose program repeats it."""
+    session.stdin.write(f"{line}\n")
+    session.stdin.flush()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        assert pool.submit(session.stdout.readline).result(timeout=20) == f"{line}\n"
