@@ -12,6 +12,7 @@ import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -314,6 +315,96 @@ def test_systemd_networkd(lab, ends, tmp_path):
     ping(vm1, vm2.address)
 
 
+# -- a routing daemon
+
+EXCHANGED = {"10.9.0.1": "10.9.0.2", "10.9.0.2": "10.9.0.1"}
+
+
+def exchanged(text):
+    """The text for vm2: the same with the two addresses exchanged."""
+    return re.sub(r"10\.9\.0\.[12]\b", lambda found: EXCHANGED[found[0]], text)
+
+
+class Bird:
+    """BIRD on both hosts; what ``birdc`` is typed for reaches the right one."""
+
+    def __init__(self, recipe, ends):
+        self._recipe = recipe
+        for daemon in recipe.daemons.values():
+            host = daemon.host
+            (host.directory / "empty.conf").write_text("protocol device {}\n")
+            socket, pid = host.directory / "bird.sock", host.directory / "bird.pid"
+            options = f"-f -c {host.directory}/empty.conf -s {socket} -P {pid}"
+            ends.enter_context(ending(host.popen("bird", *options.split())))
+            wait_until(socket.exists, f"{host.name}: bird")
+
+    def __call__(self, host, command):
+        words = command.removeprefix("birdc ").strip("'")
+        if path := re.search('"(/.*)"', words):
+            text = self._recipe.file(path[1])
+            file = host.directory / "bird.conf"
+            file.write_text(exchanged(text) if host.name == "vm2" else text)
+            words = words.replace(path[1], str(file))
+        done = host.run("birdc", "-s", str(host.directory / "bird.sock"), words)
+        assert "error" not in done.stdout, done.stdout
+        return done.stdout
+
+
+@pytest.fixture
+def sites(lab):
+    """vm1 and vm2 with a network behind each, and a host in each of these."""
+    vm1, vm2, here, there = map(lab.host, ("vm1", "vm2", "here", "there"))
+    link(lab, vm1, vm2, "192.168.10.60 192.168.10.61/24")
+    link(lab, vm1, here, "10.50.0.1 10.50.0.7/24")
+    link(lab, vm2, there, "10.60.0.1 10.60.0.7/24")
+    route(here, "default", via="10.50.0.1")
+    route(there, "default", via="10.60.0.1")
+    forward(vm1, vm2)
+    return vm1, vm2, here, there
+
+
+@needs("bird", "birdc")
+def test_ospf_with_named_neighbours(sites, ends):
+    vm1, vm2, here, _ = sites
+    recipe = Recipe("A routing daemon over the tunnel", ends, vm1, vm2)
+    recipe.configure("vm1", "vm2")
+    config = recipe.daemons["vm2"].config_file
+    config.write_text(exchanged(config.read_text()))
+    bird = Bird(recipe, ends)
+    recipe.follow(0, instead={"birdc": bird})
+
+    def learned():
+        return vm1.run(*"ip route show proto bird".split()).stdout
+
+    wait_until(lambda: "10.60.0.0/24 via 10.9.0.2" in learned(), "OSPF's route", 20)
+    neighbours, routes = recipe.follow(1, instead={"birdc": bird})
+    assert "Full" in neighbours
+    assert "dev alpha0" in routes
+    with Tap(vm2) as tap:
+        ping(here, "10.60.0.7")
+        assert_only_tunnel(tap.packets())
+    bird(vm2, "birdc disable backbone")
+    wait_until(lambda: "10.60" not in learned(), "the route withdrawn", 20)
+    assert here.run(*"ping -c 1 -W 1 10.60.0.7".split(), check=False).returncode == 1
+
+
+@needs("bird", "birdc")
+def test_babel_on_a_link_inside(sites, ends):
+    vm1, vm2, here, _ = sites
+    recipe = Recipe("A routing daemon over the tunnel", ends, vm1, vm2)
+    bird = Bird(recipe, ends)
+    recipe.follow(2, 3, instead={"birdc": bird})
+    find = "ip route show proto bird".split()
+    wait_until(lambda: "10.60.0.0/24" in vm1.run(*find).stdout, "Babel's route", 20)
+    neighbours, routes = recipe.follow(4, instead={"birdc": bird})
+    assert "to-vm2" in neighbours
+    assert "dev to-vm2" in routes
+    with Tap(vm2) as tap:
+        ping(here, "10.60.0.7", "-s", "1200", "-M", "do")
+        assert_only_tunnel(tap.packets())
+    assert_healthy(recipe)
+
+
 # -- behind routers
 
 
@@ -562,3 +653,8 @@ def echo(session, line):
     session.stdin.flush()
     with ThreadPoolExecutor(max_workers=1) as pool:
         assert pool.submit(session.stdout.readline).result(timeout=20) == f"{line}\n"
+
+
+def test_every_recipe_is_followed_here():
+    text = Path(__file__).read_text()
+    assert [title for title in titles() if f'"{title}"' not in text] == []
