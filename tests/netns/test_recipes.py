@@ -86,8 +86,8 @@ COMMIT
 
 def docker_host(lab, vm1):
     """Docker's bridge on vm1 with one container."""
-    vm1.run(*"ip link add docker0 up type bridge".split())
-    vm1.run(*"ip addr add 172.17.0.1/16 dev docker0".split())
+    vm1.run(*["ip", "link", "add", "docker0", "up", "type", "bridge"])
+    vm1.run(*["ip", "addr", "add", "172.17.0.1/16", "dev", "docker0"])
     web = lab.host("web")
     inside, _ = lab.connect(web, vm1)
     vm1.run("ip", "link", "set", vm1.ports[-1], "master", "docker0")
@@ -120,7 +120,8 @@ def test_docker(cards, lab, ends):
         send_tcp(web, vm2, "192.168.10.61")
         assert_only_tunnel(tap.packets())
     too_large = web.run(
-        *"ping -c 1 -W 1 -M do -s 1450 192.168.10.61".split(), check=False
+        *["ping", "-c", "1", "-W", "1", "-M", "do", "-s", "1450", "192.168.10.61"],
+        check=False,
     )
     assert f"mtu = {recipe.peer('vm1', 'vm2')['mtu']}" in too_large.stdout
     assert_healthy(recipe)
@@ -287,7 +288,10 @@ def test_systemd_networkd(lab, ends, tmp_path):
         recipe.daemons[one.name].cli("peers", "add", other.name, other.address)
     ping(vm1, vm2.address)
     ours = in_kernel(vm1)
-    log, everything = tmp_path / "log", {"/etc/systemd/network/50-all.network": CATCH_ALL}
+    log, everything = (
+        tmp_path / "log",
+        {"/etc/systemd/network/50-all.network": CATCH_ALL},
+    )
 
     def addresses(link):
         return vm1.run("ip", "-4", "addr", "show", "dev", link).stdout
@@ -302,7 +306,9 @@ def test_systemd_networkd(lab, ends, tmp_path):
     ]
     everything |= {path: recipe.file(path) for path in paths}
     restart = networkd(vm1, log, **everything)
-    recipe.follow(0, instead={"systemctl": lambda *_: ends.enter_context(restart) or ""})
+    recipe.follow(
+        0, instead={"systemctl": lambda *_: ends.enter_context(restart) or ""}
+    )
     wait_until(lambda: "10.77.0.9" in addresses("eth0"), "networkd at work")
     assert "10.77.0.9" not in addresses("alpha0")
     assert "Unknown" not in log.read_text()
@@ -374,7 +380,7 @@ def test_ospf_with_named_neighbours(sites, ends):
     recipe.follow(0, instead={"birdc": bird})
 
     def learned():
-        return vm1.run(*"ip route show proto bird".split()).stdout
+        return vm1.run(*["ip", "route", "show", "proto", "bird"]).stdout
 
     wait_until(lambda: "10.60.0.0/24 via 10.9.0.2" in learned(), "OSPF's route", 20)
     neighbours, routes = recipe.follow(1, instead={"birdc": bird})
@@ -385,7 +391,10 @@ def test_ospf_with_named_neighbours(sites, ends):
         assert_only_tunnel(tap.packets())
     bird(vm2, "birdc disable backbone")
     wait_until(lambda: "10.60" not in learned(), "the route withdrawn", 20)
-    assert here.run(*"ping -c 1 -W 1 10.60.0.7".split(), check=False).returncode == 1
+    assert (
+        here.run(*["ping", "-c", "1", "-W", "1", "10.60.0.7"], check=False).returncode
+        == 1
+    )
 
 
 @needs("bird", "birdc")
@@ -394,7 +403,7 @@ def test_babel_on_a_link_inside(sites, ends):
     recipe = Recipe("A routing daemon over the tunnel", ends, vm1, vm2)
     bird = Bird(recipe, ends)
     recipe.follow(2, 3, instead={"birdc": bird})
-    find = "ip route show proto bird".split()
+    find = ["ip", "route", "show", "proto", "bird"]
     wait_until(lambda: "10.60.0.0/24" in vm1.run(*find).stdout, "Babel's route", 20)
     neighbours, routes = recipe.follow(4, instead={"birdc": bird})
     assert "to-vm2" in neighbours
@@ -519,10 +528,13 @@ def test_traceroute(family, lab, ends):
     ping(vm1, "10.60.0.7" if family == 4 else "fd00:60::7")
     pages = recipe.follow(1)
     hops = re.findall(r"^ *\d+  (\S+)", pages[family == 6], re.MULTILINE)
-    assert hops == {
-        4: ["10.50.0.1", "10.9.0.2", "10.60.0.7"],
-        6: ["fd00:50::1", "fd00:9::2", "fd00:60::7"],
-    }[family]
+    assert (
+        hops
+        == {
+            4: ["10.50.0.1", "10.9.0.2", "10.60.0.7"],
+            6: ["fd00:50::1", "fd00:9::2", "fd00:60::7"],
+        }[family]
+    )
     recipe.daemons.pop("vm1")
     assert_healthy(recipe)
 
@@ -575,7 +587,7 @@ def test_dhcp_from_a_peer(exempt, lab, ends, tmp_path):
     recipe = Recipe("DHCP from a peer", ends, vm1, vm2)
     log = tmp_path / "log"
     ends.enter_context(dhcp_server(vm2, log, "192.168.10.60,192.168.10.60"))
-    ask = "busybox udhcpc -f -i eth0 -s /bin/true".split()
+    ask = ["busybox", "udhcpc", "-f", "-i", "eth0", "-s", "/bin/true"]
 
     def leases():
         return log.read_text().count("DHCPACK(eth0)")
@@ -636,8 +648,8 @@ def test_ssh_while_roaming(lab, ends, tmp_path):
             where = recipe.peer("vm2", "vm1")["endpoint"]
             assert where == "192.168.1.7:1234"
             # From one network to the other: the old address is gone at once.
-            vm1.run(*"ip link set eth0 down".split())
-            vm1.run(*"ip addr flush dev eth0".split())
+            vm1.run(*["ip", "link", "set", "eth0", "down"])
+            vm1.run(*["ip", "addr", "flush", "dev", "eth0"])
             route(vm1, "default", via="192.168.2.1")
             echo(session, "on the way")
             assert recipe.peer("vm2", "vm1")["endpoint"] == "192.168.2.7:1234"
