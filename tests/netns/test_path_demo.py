@@ -1,4 +1,4 @@
-"""``tools/demo --path``: a transfer that survives, or a sentence that says what did not."""
+"""``tools/demo --path``: a transfer that survives, or a sentence that says why not."""
 
 from __future__ import annotations
 

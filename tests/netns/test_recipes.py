@@ -25,7 +25,9 @@ pytestmark = pytest.mark.netns
 
 WEB = 80
 TCP, UDP = 6, 17
-TESTED = set()
+
+
+words = str.split  # of a command
 
 
 def needs(*programs):
@@ -86,8 +88,8 @@ COMMIT
 
 def docker_host(lab, vm1):
     """Docker's bridge on vm1 with one container."""
-    vm1.run(*["ip", "link", "add", "docker0", "up", "type", "bridge"])
-    vm1.run(*["ip", "addr", "add", "172.17.0.1/16", "dev", "docker0"])
+    vm1.run(*words("ip link add docker0 up type bridge"))
+    vm1.run(*words("ip addr add 172.17.0.1/16 dev docker0"))
     web = lab.host("web")
     inside, _ = lab.connect(web, vm1)
     vm1.run("ip", "link", "set", vm1.ports[-1], "master", "docker0")
@@ -120,8 +122,7 @@ def test_docker(cards, lab, ends):
         send_tcp(web, vm2, "192.168.10.61")
         assert_only_tunnel(tap.packets())
     too_large = web.run(
-        *["ping", "-c", "1", "-W", "1", "-M", "do", "-s", "1450", "192.168.10.61"],
-        check=False,
+        *words("ping -c 1 -W 1 -M do -s 1450 192.168.10.61"), check=False
     )
     assert f"mtu = {recipe.peer('vm1', 'vm2')['mtu']}" in too_large.stdout
     assert_healthy(recipe)
@@ -250,6 +251,7 @@ def test_network_manager(lab, ends, bus, tmp_path):
     assert_healthy(recipe)
 
 
+NETWORKS = "/etc/systemd/network/"
 NETWORKD = "/lib/systemd/systemd-networkd"
 CATCH_ALL = "[Match]\nName=*\n[Network]\nLinkLocalAddressing=no\nAddress=10.77.0.9/24\n"
 
@@ -288,10 +290,7 @@ def test_systemd_networkd(lab, ends, tmp_path):
         recipe.daemons[one.name].cli("peers", "add", other.name, other.address)
     ping(vm1, vm2.address)
     ours = in_kernel(vm1)
-    log, everything = (
-        tmp_path / "log",
-        {"/etc/systemd/network/50-all.network": CATCH_ALL},
-    )
+    log, everything = tmp_path / "log", {NETWORKS + "50-all.network": CATCH_ALL}
 
     def addresses(link):
         return vm1.run("ip", "-4", "addr", "show", "dev", link).stdout
@@ -302,7 +301,7 @@ def test_systemd_networkd(lab, ends, tmp_path):
     vm1.run("ip", "addr", "del", "10.77.0.9/24", "dev", "eth0")
     paths = [
         "/etc/systemd/networkd.conf.d/alpha-trio.conf",
-        "/etc/systemd/network/10-alpha-trio.network",
+        NETWORKS + "10-alpha-trio.network",
     ]
     everything |= {path: recipe.file(path) for path in paths}
     restart = networkd(vm1, log, **everything)
@@ -380,7 +379,7 @@ def test_ospf_with_named_neighbours(sites, ends):
     recipe.follow(0, instead={"birdc": bird})
 
     def learned():
-        return vm1.run(*["ip", "route", "show", "proto", "bird"]).stdout
+        return vm1.run(*words("ip route show proto bird")).stdout
 
     wait_until(lambda: "10.60.0.0/24 via 10.9.0.2" in learned(), "OSPF's route", 20)
     neighbours, routes = recipe.follow(1, instead={"birdc": bird})
@@ -391,10 +390,7 @@ def test_ospf_with_named_neighbours(sites, ends):
         assert_only_tunnel(tap.packets())
     bird(vm2, "birdc disable backbone")
     wait_until(lambda: "10.60" not in learned(), "the route withdrawn", 20)
-    assert (
-        here.run(*["ping", "-c", "1", "-W", "1", "10.60.0.7"], check=False).returncode
-        == 1
-    )
+    assert here.run(*words("ping -c 1 -W 1 10.60.0.7"), check=False).returncode == 1
 
 
 @needs("bird", "birdc")
@@ -403,7 +399,7 @@ def test_babel_on_a_link_inside(sites, ends):
     recipe = Recipe("A routing daemon over the tunnel", ends, vm1, vm2)
     bird = Bird(recipe, ends)
     recipe.follow(2, 3, instead={"birdc": bird})
-    find = ["ip", "route", "show", "proto", "bird"]
+    find = words("ip route show proto bird")
     wait_until(lambda: "10.60.0.0/24" in vm1.run(*find).stdout, "Babel's route", 20)
     neighbours, routes = recipe.follow(4, instead={"birdc": bird})
     assert "to-vm2" in neighbours
@@ -420,9 +416,7 @@ def test_babel_on_a_link_inside(sites, ends):
 def masquerade(host, port="eth1"):
     """Give what leaves by this link its address, in place of those behind."""
     host.run(
-        "nft",
-        "-f",
-        "-",
+        *words("nft -f -"),
         stdin="table ip nat { chain post { type nat hook postrouting priority srcnat;"
         f" oifname {port} masquerade; }}; }}",
     )
@@ -447,9 +441,7 @@ def test_both_ends_behind_nat(lab, ends):
     masquerade(nat1)
     masquerade(nat2)
     nat2.run(
-        "nft",
-        "-f",
-        "-",
+        *words("nft -f -"),
         stdin="table ip nat { chain pre { type nat hook prerouting priority dstnat;"
         " iifname eth1 udp dport 1234 dnat to 192.168.2.7; }; }",
     )
@@ -539,6 +531,8 @@ def test_traceroute(family, lab, ends):
     assert_healthy(recipe)
 
 
+SILENT = """table inet silent { chain out { type filter hook output priority 0;
+icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }"""
 NARROW = 1280  # bytes, what IPv6 asks of every link
 
 
@@ -546,13 +540,7 @@ def test_a_path_that_filters_icmp(lab, ends):
     vm1, r1, vm2 = lab.chain(1)
     # vm2's own link looks as wide as ever; what is too large for r1 is lost in silence.
     r1.run(*f"ip link set eth1 mtu {NARROW}".split())
-    r1.run(
-        "nft",
-        "-f",
-        "-",
-        stdin="table inet silent { chain out { type filter hook output priority 0;"
-        " icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }",
-    )
+    r1.run(*words("nft -f -"), stdin=SILENT)
     recipe = Recipe("A path that filters ICMP", ends, vm1, vm2)
     recipe.follow(0)
     send_tcp(vm1, vm2, vm2.address)
@@ -587,7 +575,7 @@ def test_dhcp_from_a_peer(exempt, lab, ends, tmp_path):
     recipe = Recipe("DHCP from a peer", ends, vm1, vm2)
     log = tmp_path / "log"
     ends.enter_context(dhcp_server(vm2, log, "192.168.10.60,192.168.10.60"))
-    ask = ["busybox", "udhcpc", "-f", "-i", "eth0", "-s", "/bin/true"]
+    ask = words("busybox udhcpc -f -i eth0 -s /bin/true")
 
     def leases():
         return log.read_text().count("DHCPACK(eth0)")
@@ -648,8 +636,8 @@ def test_ssh_while_roaming(lab, ends, tmp_path):
             where = recipe.peer("vm2", "vm1")["endpoint"]
             assert where == "192.168.1.7:1234"
             # From one network to the other: the old address is gone at once.
-            vm1.run(*["ip", "link", "set", "eth0", "down"])
-            vm1.run(*["ip", "addr", "flush", "dev", "eth0"])
+            vm1.run(*words("ip link set eth0 down"))
+            vm1.run(*words("ip addr flush dev eth0"))
             route(vm1, "default", via="192.168.2.1")
             echo(session, "on the way")
             assert recipe.peer("vm2", "vm1")["endpoint"] == "192.168.2.7:1234"
