@@ -15,6 +15,7 @@ from .app import Command, given_socket
 from .words import counted
 
 if TYPE_CHECKING:
+    from alpha_trio.doctor import Check
     from alpha_trio.settings import Settings
 
 OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
@@ -125,7 +126,7 @@ def doctor(config: str | None, state_dir: str | None) -> None:
     settings = settings_of(config, state_dir=state_dir)
     from alpha_trio.doctor import checks
 
-    found = checks(settings)
+    found = [*checks(settings), *_told_by_daemon(settings)]
     for check in found:
         remedy = f"; {check.remedy}" if check.remedy else ""
         click.echo(f"{MARKS[check.ok]}  {check.what}{remedy}")
@@ -133,6 +134,23 @@ def doctor(config: str | None, state_dir: str | None) -> None:
         raise AlphaTrioError(
             f"{failed} of {len(found)} checks failed: follow the lines marked BAD"
         )
+
+
+def _told_by_daemon(settings: Settings) -> list[Check]:
+    """What a running daemon sees going wrong, and what it would tell in ``health``."""
+    from alpha_trio.doctor import Check
+
+    from .client import Client
+
+    try:
+        with Client(str(settings.socket)) as client:
+            status = client.call("status")
+    except AlphaTrioError:  # there is a line about it already
+        return []
+    astray = status["astray"]
+    return [
+        Check(None if line not in astray else False, line) for line in status["health"]
+    ]
 
 
 def saved_key(config: str | None, state_dir: str | None) -> str | None:

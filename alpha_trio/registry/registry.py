@@ -98,6 +98,11 @@ class Registry:
         """Why all peers' packets may not take the tunnel, while that lasts."""
         return self._routing.error
 
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """What of this host's routing is wrong, a sentence for each thing."""
+        return self._routing.complaints
+
     # -- running -------------------------------------------------------------
 
     async def run(

@@ -44,6 +44,7 @@ class MemoryNode:
             "knocking": [],
             "relay": None,
             "drops": {},
+            "astray": [],
             "health": [],
         }
 
@@ -132,6 +133,7 @@ def status_of(peer: PeerSettings, **values):
         "latest_receive_seconds": None,
         "rtt_ms": None,
         "mtu": 1400,
+        "routed": True,
         "allowed": [f"{peer.endpoint}/32"],
         "tx_packets": 0,
         "tx_bytes": 0,

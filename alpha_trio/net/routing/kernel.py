@@ -113,6 +113,7 @@ class Kernel:
     _ip: Any  # pyroute2's IPRoute
     tag: int
     _links: dict[int, Link] = field(factory=dict)
+    _rules: dict[int, list[tuple[Rule, int]]] = field(factory=dict)  # by family
     refusals: list[RoutingError] = field(factory=list)
 
     @property
@@ -128,8 +129,11 @@ class Kernel:
     # --- questions
 
     def rules(self, family: int) -> list[tuple[Rule, int]]:
-        """Return the rules of a family, each with its tag."""
-        return [_parse_rule(found) for found in self._dump(self._ip.rule, family)]
+        """Return the rules of a family in the order of look-up, each with its tag."""
+        if family not in self._rules:
+            found = self._dump(self._ip.rule, family)
+            self._rules[family] = [_parse_rule(message) for message in found]
+        return self._rules[family]
 
     def routes(self, family: int, table: int) -> list[Installed]:
         """Return the routes of a table."""
@@ -200,6 +204,7 @@ class Kernel:
 
     def add_rule(self, rule: Rule) -> None:
         """Add a rule unless there is one like it."""
+        self._rules.clear()
         self._change(
             f"routing rule of priority {rule.priority}",
             _PRESENT,
@@ -210,6 +215,7 @@ class Kernel:
 
     def delete_rule(self, rule: Rule) -> None:
         """Remove a rule with our tag."""
+        self._rules.clear()
         self._change(
             f"routing rule of priority {rule.priority}",
             _GONE,
@@ -330,6 +336,8 @@ class Kernel:
             "goto": rule.target if rule.action is Action.GOTO else None,
             "dst": str(rule.to.network_address) if rule.to else None,
             "dst_len": rule.to.prefixlen if rule.to else None,
+            "src": str(rule.source.network_address) if rule.source else None,
+            "src_len": rule.source.prefixlen if rule.source else None,
             "iifname": rule.iif or None,
             "flags": _INVERT if rule.inverted else None,
             "ip_proto": rule.protocol or None,
@@ -362,11 +370,12 @@ def _port_range(ports: tuple[int, int] | None) -> str | None:
 
 
 def _parse_rule(message: Any) -> tuple[Rule, int]:
-    known = message["action"] in (Action.LOOKUP, Action.GOTO)
+    known = message["action"] in Action.__members__.values()
     action = Action(message["action"]) if known else Action.NOP
     target = "FRA_GOTO" if action is Action.GOTO else "FRA_TABLE"
     destination = message.get_attr("FRA_DST")
     suppress = message.get_attr("FRA_SUPPRESS_PREFIXLEN", _NO_SUPPRESSION)
+    source = message.get_attr("FRA_SRC")
     mark = message.get_attr("FRA_FWMARK", 0)
     mask = message.get_attr("FRA_FWMASK", 0)
     rule = Rule(
@@ -375,7 +384,9 @@ def _parse_rule(message: Any) -> tuple[Rule, int]:
         action,
         message.get_attr(target, 0),
         to=_network(destination, message["dst_len"]) if destination else None,
+        source=_network(source, message["src_len"]) if source else None,
         iif=message.get_attr("FRA_IIFNAME", ""),
+        oif=message.get_attr("FRA_OIFNAME", ""),
         inverted=bool(message["flags"] & _INVERT),
         protocol=message.get_attr("FRA_IP_PROTO", 0),
         sport=_ports(message.get_attr("FRA_SPORT_RANGE")),
@@ -383,6 +394,8 @@ def _parse_rule(message: Any) -> tuple[Rule, int]:
         mark=mark,
         mask=0 if mask == mark else mask,
         suppress=None if suppress == _NO_SUPPRESSION else suppress,
+        tos=message["tos"],
+        uids=_ports(message.get_attr("FRA_UID_RANGE")),
     )
     return rule, message.get_attr("FRA_PROTOCOL", 0)
 

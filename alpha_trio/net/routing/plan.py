@@ -53,6 +53,10 @@ class Action(IntEnum):
     LOOKUP = 1
     GOTO = 2
     NOP = 3
+    # Those that only others' rules have.
+    BLACKHOLE = 6
+    UNREACHABLE = 7
+    PROHIBIT = 8
 
 
 @frozen
@@ -64,7 +68,9 @@ class Rule:
     action: Action = Action.NOP
     target: int = 0  # table of LOOKUP, priority of GOTO
     to: IPNetwork | None = None
+    source: IPNetwork | None = None  # "from"
     iif: str = ""
+    oif: str = ""
     inverted: bool = False  # "not"
     protocol: int = 0  # IP protocol number; 0: any
     sport: tuple[int, int] | None = None  # first and last, both included
@@ -72,6 +78,8 @@ class Rule:
     mark: int = 0  # 0: any
     mask: int = 0  # which bits of the mark count; 0: those it has
     suppress: int | None = None  # prefixes of this length or shorter do not count
+    tos: int = 0
+    uids: tuple[int, int] | None = None  # first and last user, both included
 
 
 @frozen
@@ -109,6 +117,12 @@ class Underlay:
     device: str | None = None
     error: str | None = None  # why it cannot be reached, for status
     refused: tuple[str, ...] = ()  # which of its routes the kernel refuses, and why
+    astray: tuple[str, ...] = ()  # which prefixes do not lead into the tunnel, and why
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """Why not all packets of the peer take the tunnel, a sentence for each."""
+        return self.refused + self.astray
 
 
 @frozen

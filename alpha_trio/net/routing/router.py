@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -11,6 +11,7 @@ from attrs import evolve
 
 from alpha_trio.errors import RoutingError
 from alpha_trio.net.routing import marks
+from alpha_trio.net.routing.astray import Others, Way, leads_in, not_home, ways
 from alpha_trio.net.routing.kernel import Kernel, Path, connect
 from alpha_trio.net.routing.notices import drain, subscribe
 from alpha_trio.net.routing.plan import (
@@ -25,6 +26,7 @@ from alpha_trio.net.routing.plan import (
     peer_table,
     plan,
 )
+from alpha_trio.net.routing.questions import Question, ask
 from alpha_trio.net.routing.remnants import remnants, tagged, undo
 from alpha_trio.net.routing.sysctl import (
     check_sources_by_mark,
@@ -35,6 +37,7 @@ from alpha_trio.settings import Backend, IPAddress, Settings
 
 _QUEUE = 1000  # packets that wait in the interface for the daemon
 _GSO_BYTES = 61_200  # a super-packet and our headers then fit into one UDP send
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _SETTLE = 0.1  # seconds; one change of a link brings a dozen messages
 
 
@@ -55,6 +58,9 @@ class Router:
         self._paths: dict[IPAddress, Path | str] = {}
         self._plan = Plan((), {}, 0)
         self._marks: marks.Marks | None = None
+        self._others = Others((), settings.routing.priority)
+        self._astray: dict[str, tuple[tuple[Way, ...], tuple[str, ...]]] = {}
+        self.complaints: tuple[str, ...] = ()  # what is wrong for all peers, not one
 
     async def open(self) -> None:
         """Configure the (existing) interface, remove leftovers, check collisions.
@@ -68,9 +74,10 @@ class Router:
     async def apply(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
         """Make the kernel's state match ``peers``; change only what differs.
 
-        Return how each peer is reached, by name, and which of its routes the kernel
-        refused.  RoutingError if something else cannot be set; the rest is set
-        nevertheless.  Not cancelled half-way.
+        Return how each peer is reached, by name, which of its routes the kernel
+        refused, and which of its prefixes are led elsewhere.  RoutingError if
+        something else cannot be set; the rest is set nevertheless.  Not cancelled
+        half-way.
         """
         async with self._lock:
             try:
@@ -155,22 +162,24 @@ class Router:
             wanted = plan(self._settings, peers, underlays, self._facts)
             present = self._present(kernel) if stale else self._plan
             refused = _change(kernel, present, wanted, self._interface)
+            if stale:
+                self._look_at_others(kernel)
         self._stale = self._stale or bool(refused)  # then what is there is uncertain
         if self._settings.routing.backend is Backend.MARKS:
             self._apply_marks(peers)
         self._plan = wanted
-        return {
+        underlays = {
             peer.name: self._with_refusals(peer, underlays[peer.name], refused)
             for peer in peers
         }
+        return self._check(peers, underlays, anew=stale)
 
     def _restore_addresses(self, kernel: Kernel) -> None:
         """Put back what was removed, or lost with its link, as IPv6 ones are."""
         # To set one that is there would be told as a change, and not as ours.
         present = kernel.addresses(self._interface)
         for address in self._settings.addresses:
-            possible = address.version == 4 or self._facts.ipv6
-            if possible and address not in present:
+            if self._possible(address.version) and address not in present:
                 kernel.add_address(self._interface, address)
 
     def _apply_marks(self, peers: Sequence[PeerRoute]) -> None:
@@ -220,6 +229,74 @@ class Router:
         table = peer_table(self._settings, peer)
         reasons = [refused.get((table, prefix)) for prefix in peer.prefixes]
         return evolve(underlay, refused=tuple(filter(None, reasons)))
+
+    def _look_at_others(self, kernel: Kernel) -> None:
+        first = self._settings.routing.priority
+        rules = [found for family in _FAMILIES for found in kernel.rules(family)]
+        self._others = Others([r for r in rules if r[1] != kernel.tag], first)
+
+    def _check(
+        self,
+        peers: Sequence[PeerRoute],
+        underlays: Mapping[str, Underlay],
+        *,
+        anew: bool,
+    ) -> Mapping[str, Underlay]:
+        """Ask the kernel where packets go: to the peers, and to ourselves."""
+        if self._settings.routing.backend is Backend.NONE:
+            return underlays
+        home = self._find_home(underlays.values())
+        asked = {
+            peer.name: tuple(ways(self._settings, peer, self._plan, home))
+            for peer in peers
+            if not underlays[peer.name].refused  # which is told already
+        }
+        known = {} if anew else self._astray
+        news = {
+            name: found
+            for name, found in asked.items()
+            if name not in known or known[name][0] != found or known[name][1]
+        }
+        sentences = self._ask(news)
+        self._astray = {
+            name: (found, tuple(sentences[name]) if name in news else known[name][1])
+            for name, found in asked.items()
+        }
+        return {
+            name: evolve(underlay, astray=self._astray[name][1])
+            if name in asked and self._astray[name][1]
+            else underlay
+            for name, underlay in underlays.items()
+        }
+
+    def _find_home(self, underlays: Iterable[Underlay]) -> set[IPAddress]:
+        """Return our addresses that lead to this host; of others, complain."""
+        own = {underlay.source for underlay in underlays} - {None}
+        own |= {a.ip for a in self._settings.addresses if self._possible(a.version)}
+        addresses = sorted((a for a in own if a is not None), key=str)
+        answers = ask([Question(address) for address in addresses])
+        found = {
+            address: not_home(address, answer, self._others)
+            for address, answer in zip(addresses, answers, strict=True)
+        }
+        self.complaints = tuple(filter(None, found.values()))
+        return {address for address, complaint in found.items() if complaint is None}
+
+    def _ask(self, asked: Mapping[str, Sequence[Way]]) -> Mapping[str, list[str]]:
+        """Return a sentence for each way of each peer that leads elsewhere."""
+        pairs = [(name, way) for name, found in asked.items() for way in found]
+        answers = ask([way.question for _, way in pairs])
+        sentences: dict[str, list[str]] = {name: [] for name in asked}
+        for (name, way), answer in zip(pairs, answers, strict=True):
+            if not leads_in(way, answer, self._interface):
+                where = f"leave by {_name(answer.interface)}, outside the tunnel,"
+                sentences[name].append(
+                    self._others.sentence(str(way.prefix), way.question, answer, where)
+                )
+        return sentences
+
+    def _possible(self, version: int) -> bool:
+        return version == 4 or self._facts.ipv6
 
     def _present(self, kernel: Kernel) -> Plan:
         """Return what the kernel has of ours."""
@@ -284,6 +361,13 @@ def _put_routes(
 
 
 # --- the host
+
+
+def _name(interface: int) -> str:
+    try:
+        return socket.if_indextoname(interface)
+    except OSError:
+        return "no interface"
 
 
 def _index(interface: str) -> int:
