@@ -116,6 +116,7 @@ class Registry:
         async with trio.open_nursery() as self._nursery:
             await self._load()
             self._nursery.start_soon(self._routing.watch_network)
+            self._nursery.start_soon(self._routing.watch_filters)
             self._nursery.start_soon(self._routing.watch_paths, self._datapath)
             task_status.started()
 

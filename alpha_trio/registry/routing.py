@@ -29,6 +29,12 @@ class Routing:
             await self._router.wait_changed()
             await self.apply_or_log()
 
+    async def watch_filters(self) -> None:
+        """Adapt to the packet filter's own checks as they come and go."""
+        while True:
+            await self._router.wait_filters_changed()
+            await self.apply_or_log()
+
     async def watch_paths(self, datapath: DataPath) -> None:
         """Measure paths anew when one turned out to take less than thought."""
         while True:

@@ -4,9 +4,9 @@ The traffic to protect goes to the very address the tunnel itself talks to.  So 
 rules first let the daemon's own UDP pass by, then look into our table:
 
     P+0   iif lo ipproto udp sport PORT goto END; fwmark MARK goto END
-    P+1   [strict only] not iif lo goto SELECT; ipproto 1 goto SELECT; ... 2 ... 255
-    P+2   [strict only] goto END
-    P+3   nop                                              (SELECT)
+    P+1   [if asked] what is a packet and no question       goto SELECT
+    P+2   [if asked] goto END
+    P+3   [if asked] nop                                   (SELECT)
     P+4   to PREFIX ipproto X dport A-B lookup TABLE+1     (--only; also with sport)
     P+5.. lookup main suppress_prefixlength L; lookup TABLE suppress_prefixlength L-1
           for each length L of the peers' prefixes, longest first
@@ -28,6 +28,7 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from ipaddress import ip_network
+from typing import Any
 
 from attrs import frozen
 
@@ -45,6 +46,15 @@ MIN_MTU = 576  # what every IPv4 host takes
 MIN_MTU6 = 1280  # what every IPv6 link carries
 _TCP, _UDP, _ICMP = 6, 17, 1
 _WHOLE_MARK = 0xFFFF_FFFF
+_ANY_PORT = 1, 65534  # all that a rule takes
+_NO_SOURCE = ip_network("0.0.0.0/32")
+
+# Other protocols that are sent from an address chosen before: those that Linux has, of
+# routing daemons and of clusters, for experiments (RFC 3692), and raw.
+_BOUND: tuple[int, ...] = (
+    *(2, 4, 33, 41, 46, 47, 50, 51, 88, 89, 94, 97, 103, 108, 112, 115, 124, 132),
+    *(136, 137, 139, 253, 254, 255),
+)
 
 
 class Action(IntEnum):
@@ -130,7 +140,9 @@ class Facts:
     """What the plan depends on besides settings and peers."""
 
     ipv6: bool = True  # the host has IPv6
-    strict: bool = False  # some interface checks IPv4 sources strictly
+    strict: bool = False  # the way back to who asks by ARP has to be the underlay
+    checked: frozenset[int] = frozenset()  # IP versions of which the packet filter
+    # checks sources, by a look-up without ports
 
 
 @frozen
@@ -269,11 +281,10 @@ def _rules(
         for table, prefix in routes
         if prefix.version == version and table == routing.table
     }
-    # The many rules of the strict case are made at the start: the first peer that
-    # is added should not have to wait for them.
+    # Those against questions are made at the start: the first peer that is added
+    # should not have to wait for them.
     by_rules = routing.backend is Backend.RULES
-    strict = by_rules and family == socket.AF_INET and facts.strict
-    if not lengths and not selections and not strict:
+    if not lengths and not selections and not (by_rules and _asked(family, facts)):
         return
     if len(lengths) > MAX_LENGTHS:
         raise RoutingError(
@@ -300,30 +311,48 @@ def _head(settings: Settings, family: int, facts: Facts) -> Iterator[Rule]:
     # What an ICMP error says of our datagrams is noted for the path found by the
     # socket's mark, without ports.
     yield Rule(family, own, Action.GOTO, end, mark=settings.routing.mark)
-    if family == socket.AF_INET and facts.strict:
-        yield from _only_packets(first)
+    if _asked(family, facts):
+        yield from _only_packets(settings, family, facts)
 
 
-def _only_packets(first: int) -> Iterator[Rule]:
+def _asked(family: int, facts: Facts) -> bool:
+    """Whether the kernel asks about peers' addresses without any packet's ports."""
+    version = 4 if family == socket.AF_INET else 6
+    return version in facts.checked or (version == 4 and facts.strict)
+
+
+def _only_packets(settings: Settings, family: int, facts: Facts) -> Iterator[Rule]:
     """Let the kernel's own questions about a peer's address pass by.
 
     Before it answers an ARP request it asks how it would reach the asker, and under
-    strict rp_filter wants the underlay for an answer.  That question has protocol 0,
-    so every other protocol is named, and a packet of the most common ones meets two
-    or three rules only.
+    strict rp_filter, or arp_filter, wants the underlay for an answer; so does a packet
+    filter that checks sources when our datagrams arrive.  Those questions have no
+    protocol, or no ports; they come from "lo" and from an address of ours.
     """
-    priority, select = first + _PROTOCOLS, first + _SELECT
+    first = settings.routing.priority
+    select, end = first + _SELECT, first + _END
+    version = 4 if family == socket.AF_INET else 6
+    checked = version in facts.checked
 
-    def rule(protocol: int) -> Rule:
-        return Rule(socket.AF_INET, priority, Action.GOTO, select, protocol=protocol)
+    def rule(**selectors: Any) -> Rule:
+        return Rule(family, first + _PROTOCOLS, Action.GOTO, select, **selectors)
 
-    common = (_TCP, _UDP, _ICMP)
-    yield from map(rule, common)
-    # What is forwarded needs no look at the rest, and may be of protocol 0 itself.
-    yield Rule(socket.AF_INET, priority, Action.GOTO, select, iif="lo", inverted=True)
-    yield from (rule(number) for number in range(1, 256) if number not in common)
-    yield Rule(socket.AF_INET, first + _PASS, Action.GOTO, first + _END)
-    yield Rule(socket.AF_INET, select)
+    if checked:  # the same question about what came out of the tunnel
+        yield rule(mark=settings.routing.inner_mark, mask=_WHOLE_MARK)
+        yield rule(protocol=_UDP, dport=_ANY_PORT)
+        yield rule(protocol=_UDP, sport=_ANY_PORT)
+    if version == 6:  # where questions have a protocol, and it is that of our datagrams
+        past = Rule(family, first + _PASS, Action.GOTO, end, iif="lo", protocol=_UDP)
+    else:
+        yield from (rule(protocol=number) for number in (_TCP, _ICMP))
+        if not checked:
+            yield rule(protocol=_UDP)
+        yield rule(iif="lo", inverted=True)  # what is forwarded is no question
+        yield rule(source=_NO_SOURCE)  # nor is what has yet to get a source
+        yield from (rule(protocol=number) for number in _BOUND)
+        past = Rule(family, first + _PASS, Action.GOTO, end)
+    yield past
+    yield Rule(family, select)
 
 
 def _selection(

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 
 from alpha_trio.errors import RoutingError
-from alpha_trio.net.routing import marks
+from alpha_trio.net.routing import inner, marks
 from alpha_trio.net.routing.kernel import Installed, Kernel, connect
 from alpha_trio.net.routing.plan import (
     MAIN_TABLE,
@@ -32,7 +32,7 @@ def cleanup(settings: Settings) -> list[str]:
     rules, routes = left
     counts = {"routing rules": len(rules), "routes": len(routes)}
     lines = [f"removed {count} {what}" for what, count in counts.items() if count]
-    return lines + marks.remove(settings.interface)
+    return lines + marks.remove(settings.interface) + inner.remove(settings)
 
 
 Remnants = tuple[list[Rule], list[Installed]]

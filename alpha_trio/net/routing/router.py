@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 from attrs import evolve
 
 from alpha_trio.errors import RoutingError
-from alpha_trio.net.routing import marks
+from alpha_trio.net import netfilter
+from alpha_trio.net.routing import inner, marks
 from alpha_trio.net.routing.astray import Others, Way, leads_in, not_home, ways
 from alpha_trio.net.routing.kernel import Kernel, Path, connect
 from alpha_trio.net.routing.notices import drain, subscribe
@@ -38,6 +39,7 @@ from alpha_trio.settings import Backend, IPAddress, Settings
 _QUEUE = 1000  # packets that wait in the interface for the daemon
 _GSO_BYTES = 61_200  # a super-packet and our headers then fit into one UDP send
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_FILTERS_SETTLE = 5.0  # seconds; where containers come and go rules always change
 _SETTLE = 0.1  # seconds; one change of a link brings a dozen messages
 
 
@@ -61,6 +63,10 @@ class Router:
         self._others = Others((), settings.routing.priority)
         self._astray: dict[str, tuple[tuple[Way, ...], tuple[str, ...]]] = {}
         self.complaints: tuple[str, ...] = ()  # what is wrong for all peers, not one
+        self._filters: netfilter.Watch | None = None
+        self._filters_stale = True
+        self._checks: list[netfilter.SourceCheck] = []  # of the packet filter's own
+        self._unmarked: str | None = None  # why they cannot be satisfied
 
     async def open(self) -> None:
         """Configure the (existing) interface, remove leftovers, check collisions.
@@ -69,6 +75,8 @@ class Router:
         cannot be set.  Then, and if cancelled, ``close`` has to be called.
         """
         self._events = subscribe()
+        with suppress(OSError):  # a kernel without nftables has no notices of it
+            self._filters = netfilter.Watch()
         await trio.to_thread.run_sync(self._prepare)
 
     async def apply(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
@@ -98,6 +106,18 @@ class Router:
         drain(self._events, self._port)
         self._stale = True
 
+    async def wait_filters_changed(self) -> None:
+        """Return when rules of the packet filter may have changed, but not too often.
+
+        Then ``apply`` has to be called again.
+        """
+        await trio.sleep(_FILTERS_SETTLE)
+        if self._filters is None:
+            await trio.sleep_forever()
+        else:
+            await self._filters.wait_changed()
+        self._stale = self._filters_stale = True
+
     def mark_stale(self) -> None:
         """Have the next ``apply`` look at everything anew, paths' MTU included.
 
@@ -112,9 +132,10 @@ class Router:
                 if self._owner:
                     await trio.to_thread.run_sync(self._remove)
             finally:
-                if self._events is not None:
-                    self._events.close()
-                self._events = None
+                for opened in (self._events, self._filters):
+                    if opened is not None:
+                        opened.close()
+                self._events = self._filters = None
                 self._owner = False
 
     @property
@@ -139,6 +160,7 @@ class Router:
                 self._owner = True
                 undo(kernel, left)
                 marks.remove(settings.interface)
+                inner.remove(settings)
             self._configure(kernel)
 
     def _configure(self, kernel: Kernel) -> None:
@@ -192,9 +214,27 @@ class Router:
     def _look_around(self) -> None:
         own = self._settings.interface
         self._paths.clear()
-        self._facts = Facts(ipv6_enabled(own), strict_elsewhere(own))
+        if self._filters_stale and self._settings.routing.backend is not Backend.NONE:
+            self._look_at_filters()
+        checked = frozenset() if self._unmarked else inner.told_apart(self._checks)
+        self._facts = Facts(ipv6_enabled(own), strict_elsewhere(own), checked)
         if self._settings.routing.backend is Backend.MARKS:
             check_sources_by_mark(own)
+
+    def _look_at_filters(self) -> None:
+        """See who checks sources, and mark what comes out of the tunnel for them."""
+        self._filters_stale = False
+        name = self._settings.interface
+        self._checks = netfilter.source_checks(name)
+        self._unmarked = None
+        try:
+            inner.apply(self._settings, name, self._checks)
+        except RoutingError as error:
+            self._unmarked = (
+                f"the packet filter drops what the tunnel brings, by the rule "
+                f"'{self._checks[0].rule}', and nft, which could tell it apart, says "
+                f"no: {error}: install nftables, or accept what comes by {name}"
+            )
 
     def _look_up(self, kernel: Kernel, peers: Sequence[PeerRoute]) -> None:
         """Learn the way to every endpoint that is not known yet."""
@@ -245,7 +285,9 @@ class Router:
         """Ask the kernel where packets go: to the peers, and to ourselves."""
         if self._settings.routing.backend is Backend.NONE:
             return underlays
-        home = self._find_home(underlays.values())
+        home, complaints = self._find_home(underlays.values())
+        filtered = self._unmarked or inner.complaint(self._checks, peers)
+        self.complaints = (*complaints, *([filtered] if filtered else ()))
         asked = {
             peer.name: tuple(ways(self._settings, peer, self._plan, home))
             for peer in peers
@@ -269,8 +311,10 @@ class Router:
             for name, underlay in underlays.items()
         }
 
-    def _find_home(self, underlays: Iterable[Underlay]) -> set[IPAddress]:
-        """Return our addresses that lead to this host; of others, complain."""
+    def _find_home(
+        self, underlays: Iterable[Underlay]
+    ) -> tuple[set[IPAddress], list[str]]:
+        """Return our addresses that lead to this host, and a sentence for others."""
         own = {underlay.source for underlay in underlays} - {None}
         own |= {a.ip for a in self._settings.addresses if self._possible(a.version)}
         addresses = sorted((a for a in own if a is not None), key=str)
@@ -279,8 +323,8 @@ class Router:
             address: not_home(address, answer, self._others)
             for address, answer in zip(addresses, answers, strict=True)
         }
-        self.complaints = tuple(filter(None, found.values()))
-        return {address for address, complaint in found.items() if complaint is None}
+        home = {address for address, complaint in found.items() if complaint is None}
+        return home, list(filter(None, found.values()))
 
     def _ask(self, asked: Mapping[str, Sequence[Way]]) -> Mapping[str, list[str]]:
         """Return a sentence for each way of each peer that leads elsewhere."""
@@ -315,6 +359,7 @@ class Router:
         settings = self._settings
         with self._connected() as kernel:
             undo(kernel, tagged(kernel, settings))
+        inner.remove(settings)
         if settings.routing.backend is Backend.MARKS:
             marks.remove(settings.interface)
 
