@@ -23,7 +23,7 @@ from alpha_trio.net.routing.netlink import (
     rt_type,
     rtmsg,
 )
-from alpha_trio.net.routing.plan import Action, Route, Rule
+from alpha_trio.net.routing.plan import Action, OwnAddress, Route, Rule
 from alpha_trio.settings import IPAddress, IPInterface, IPNetwork
 
 _UDP = 17
@@ -33,6 +33,7 @@ _LOOPBACK = 1  # the index of "lo", in every network namespace
 _LOCK_MTU = 1 << 2  # 1 << RTAX_MTU
 _NO_OWN_ADDRESSES = 1  # IN6_ADDR_GEN_MODE_NONE
 _NODAD = 2  # IFA_F_NODAD
+_NO_PREFIX_ROUTE = 0x200  # IFA_F_NOPREFIXROUTE
 
 # What there already is need not be added, what is gone need not be removed.
 _PRESENT = (errno.EEXIST,)
@@ -152,6 +153,20 @@ class Kernel:
         """Return the addresses an interface has."""
         found = self._dump(self._ip.addr, socket.AF_UNSPEC, index=interface)
         return {_parse_address(message) for message in found}
+
+    def own_addresses(self, interface: int) -> set[OwnAddress]:
+        """Return the same, as ``put_own_address`` sets them."""
+        found = self._dump(self._ip.addr, socket.AF_UNSPEC, index=interface)
+        return {_parse_own_address(message) for message in found}
+
+    def addresses_elsewhere(self, interface: int) -> frozenset[IPAddress]:
+        """Return the addresses that other interfaces have."""
+        found = self._dump(self._ip.addr, socket.AF_UNSPEC)
+        return frozenset(
+            _parse_address(message).ip
+            for message in found
+            if message["index"] != interface
+        )
 
     def look_up(self, address: IPAddress, port: int) -> Path:
         """Return the way of a UDP datagram from our ``port`` to ``address``.
@@ -291,6 +306,26 @@ class Kernel:
             flags=_NODAD,
         )
 
+    def put_own_address(self, interface: int, own: OwnAddress) -> None:
+        """Put an address on an interface for who sends by it; no route comes of it."""
+        self._change(
+            f"address {own.address}",
+            (),
+            self._ip.addr,
+            "replace",
+            **_own_address_fields(interface, own),
+        )
+
+    def delete_own_address(self, interface: int, own: OwnAddress) -> None:
+        """Take it back; it may be gone."""
+        self._change(
+            f"address {own.address}",
+            (*_GONE, errno.EADDRNOTAVAIL),
+            self._ip.addr,
+            "delete",
+            **_own_address_fields(interface, own),
+        )
+
     def _set_link(
         self, interface: int, harmless: tuple[int, ...] = (), **fields: Any
     ) -> None:
@@ -349,7 +384,9 @@ class Kernel:
         }
 
     def _route_fields(self, route: Route) -> dict[str, Any]:
-        prefix, scope = route.prefix, "host" if route.local else "link"
+        # Not of scope link, or a gateway that is a peer would be found in the tunnel,
+        # and others' routes by it lead there.
+        prefix, scope = route.prefix, "host" if route.local else "universe"
         return {
             "family": family_of(prefix),
             "dst": str(prefix),
@@ -358,6 +395,18 @@ class Kernel:
             "type": "local" if route.local else "unicast",
             "scope": scope if prefix.version == 4 else "universe",
         }
+
+
+def _own_address_fields(interface: int, own: OwnAddress) -> dict[str, Any]:
+    peer = own.peer or own.address
+    return {
+        "index": interface,
+        "family": family_of(own.address),
+        "local": str(own.address),
+        "address": str(peer),
+        "prefixlen": own.address.max_prefixlen,
+        "flags": _NODAD | _NO_PREFIX_ROUTE,
+    }
 
 
 def family_of(address: IPAddress | IPNetwork) -> int:
@@ -403,6 +452,12 @@ def _parse_rule(message: Any) -> tuple[Rule, int]:
 def _parse_address(message: Any) -> IPInterface:
     address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
     return ip_interface(f"{address}/{message['prefixlen']}")
+
+
+def _parse_own_address(message: Any) -> OwnAddress:
+    peer = ip_address(message.get_attr("IFA_ADDRESS"))
+    address = ip_address(message.get_attr("IFA_LOCAL", str(peer)))
+    return OwnAddress(address, None if address == peer else peer)
 
 
 def _parse_route(message: Any) -> Installed:

@@ -25,6 +25,7 @@ docs/routing.md has the reasons, one by one.
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from ipaddress import ip_network
@@ -103,6 +104,18 @@ class Route:
     local: bool = False  # taken as our own address
 
 
+@frozen
+class OwnAddress:
+    """An address on our interface by which a peer knows us, for who sends by it.
+
+    Masquerading takes a source from the interface a packet leaves by, and without one
+    there, one of any other card.
+    """
+
+    address: IPAddress
+    peer: IPAddress | None = None  # for packets to it this one; None: for all others
+
+
 RouteKey = tuple[int, IPNetwork]  # table and prefix
 
 
@@ -143,6 +156,7 @@ class Facts:
     strict: bool = False  # the way back to who asks by ARP has to be the underlay
     checked: frozenset[int] = frozenset()  # IP versions of which the packet filter
     # checks sources, by a look-up without ports
+    own: frozenset[IPAddress] = frozenset()  # addresses of the other interfaces
 
 
 @frozen
@@ -152,6 +166,7 @@ class Plan:
     rules: tuple[Rule, ...]
     routes: Mapping[RouteKey, Route]
     mtu: int  # of the interface
+    addresses: tuple[OwnAddress, ...] = ()  # besides those of the settings
 
 
 def inner_mtu(path_mtu: int, peer: PeerRoute) -> int:
@@ -174,18 +189,51 @@ def plan(
     families = (socket.AF_INET, socket.AF_INET6) if facts.ipv6 else (socket.AF_INET,)
     rules: list[Rule] = []
     routes: dict[RouteKey, Route] = {}
+    addresses: list[OwnAddress] = []
     if settings.routing.backend is not Backend.NONE:
         for peer in peers:
             for route in _routes(settings, peer, underlays[peer.name], facts):
                 routes[route.table, route.prefix] = route
         for family in families:
             rules += _rules(settings, family, peers, routes, facts)
+            addresses += _addresses(settings, family, peers, underlays, facts)
     if settings.relay.enabled:
         for family in families:
             rules += _relay_rules(settings, family)
             route = _relay_route(settings, family)
             routes[route.table, route.prefix] = route
-    return Plan(tuple(sorted(rules, key=adding_order)), routes, mtu)
+    in_order = tuple(sorted(rules, key=adding_order))
+    return Plan(in_order, routes, mtu, tuple(addresses))
+
+
+def _addresses(
+    settings: Settings,
+    family: int,
+    peers: Sequence[PeerRoute],
+    underlays: Mapping[str, Underlay],
+    facts: Facts,
+) -> Iterator[OwnAddress]:
+    """The address most peers know us by, and for the others that of each."""
+    version = 4 if family == socket.AF_INET else 6
+    if any(address.version == version for address in settings.addresses):
+        return
+    known_by = [
+        (source, peer.endpoint)
+        for peer in peers
+        if (source := underlays[peer.name].source) is not None
+        and source.version == version
+        and source in facts.own  # and so goes when that interface loses it
+        and not source.is_link_local
+    ]
+    if not known_by:
+        return
+    ((usual, _),) = Counter(source for source, _ in known_by).most_common(1)
+    yield OwnAddress(usual)
+    others = dict.fromkeys(pair for pair in known_by if pair[0] != usual)
+    if version == 6:  # where the kernel chooses by the longest common prefix
+        yield from map(OwnAddress, dict.fromkeys(source for source, _ in others))
+    else:
+        yield from (OwnAddress(source, peer) for source, peer in others)
 
 
 def _relay_rules(settings: Settings, family: int) -> Iterator[Rule]:

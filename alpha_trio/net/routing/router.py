@@ -174,15 +174,15 @@ class Router:
 
     def _apply(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
         stale, self._stale = self._stale, False
-        if stale:
-            self._look_around()
         with self._connected() as kernel:
             if stale:
+                self._look_around(kernel)
                 self._restore_addresses(kernel)
             self._look_up(kernel, peers)
             underlays = {peer.name: self._underlay(peer) for peer in peers}
             wanted = plan(self._settings, peers, underlays, self._facts)
             present = self._present(kernel) if stale else self._plan
+            _give_addresses(kernel, self._plan, wanted, self._interface, anew=stale)
             refused = _change(kernel, present, wanted, self._interface)
             if stale:
                 self._look_at_others(kernel)
@@ -203,6 +203,13 @@ class Router:
         for address in self._settings.addresses:
             if self._possible(address.version) and address not in present:
                 kernel.add_address(self._interface, address)
+        # One that has left its own card must not live on here, or the kernel goes on
+        # choosing it.
+        gone = [a for a in self._plan.addresses if a.address not in self._facts.own]
+        for own in gone:
+            kernel.delete_own_address(self._interface, own)
+        kept = [a for a in self._plan.addresses if a not in gone]
+        self._plan = evolve(self._plan, addresses=tuple(kept))
 
     def _apply_marks(self, peers: Sequence[PeerRoute]) -> None:
         wanted = marks.of(self._settings, peers)
@@ -211,13 +218,15 @@ class Router:
             marks.load(wanted)
             self._marks = wanted
 
-    def _look_around(self) -> None:
+    def _look_around(self, kernel: Kernel) -> None:
         own = self._settings.interface
         self._paths.clear()
         if self._filters_stale and self._settings.routing.backend is not Backend.NONE:
             self._look_at_filters()
         checked = frozenset() if self._unmarked else inner.told_apart(self._checks)
-        self._facts = Facts(ipv6_enabled(own), strict_elsewhere(own), checked)
+        elsewhere = kernel.addresses_elsewhere(self._interface)
+        strict = strict_elsewhere(own)
+        self._facts = Facts(ipv6_enabled(own), strict, checked, elsewhere)
         if self._settings.routing.backend is Backend.MARKS:
             check_sources_by_mark(own)
 
@@ -389,6 +398,23 @@ def _change(
     if wanted.mtu < present.mtu:
         kernel.set_mtu(interface, wanted.mtu)
     return refused
+
+
+def _give_addresses(
+    kernel: Kernel, before: Plan, wanted: Plan, interface: int, *, anew: bool
+) -> None:
+    """Have our interface bear the addresses by which peers know us, and no others.
+
+    ``before`` tells which ones are ours; ``anew``: they may have been taken away.
+    """
+    for own in before.addresses:
+        if own not in wanted.addresses:
+            kernel.delete_own_address(interface, own)
+    # To set one that is there would be told as a change, and not as ours.
+    present = kernel.own_addresses(interface) if anew else set(before.addresses)
+    for own in wanted.addresses:
+        if own not in present:
+            kernel.put_own_address(interface, own)
 
 
 def _put_routes(
