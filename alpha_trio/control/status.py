@@ -38,13 +38,14 @@ def status_document(
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
     astray = _astray(peers, routing_error, complaints)
+    interface = tun.current_name
     return {
         "schema": SCHEMA,
         "version": __version__,
         "uptime_seconds": round(uptime, 3),
         "interface": {
-            "name": tun.name,
-            "mtu": _mtu(tun.name),
+            "name": interface,
+            "mtu": _mtu(interface),
             "offloads": {"tun": list(tun.offloads), "udp": list(udp.offloads)},
         },
         "port": settings.port,

@@ -16,6 +16,7 @@ from ipaddress import ip_address
 from attrs import frozen
 
 from alpha_trio.net.routing.plan import (
+    LOCAL_TABLE,
     MAIN_TABLE,
     PRIORITIES,
     Action,
@@ -27,7 +28,7 @@ from alpha_trio.net.routing.plan import (
 from alpha_trio.net.routing.questions import LOCAL, Answer, Question
 from alpha_trio.settings import Backend, IPAddress, IPNetwork, Settings
 
-LOCAL_TABLE, _DEFAULT_TABLE = 255, 253
+_DEFAULT_TABLE = 253
 _TCP, _UDP, _ICMP, _ICMP6 = 6, 17, 1, 58
 _ASKABLE = (_TCP, _UDP, _ICMP, _ICMP6)  # the kernel takes no other protocol
 _REFUSALS = (Action.BLACKHOLE, Action.UNREACHABLE, Action.PROHIBIT)
@@ -149,6 +150,20 @@ def not_home(address: IPAddress, answer: Answer, others: Others) -> str | None:
     return f"{said}; the look-up of table local has to come first"
 
 
+def local_behind(rules: Iterable[tuple[Rule, int]], first: int) -> frozenset[int]:
+    """Return the IP versions whose table ``local`` is looked up behind ``first``."""
+    before = {
+        4 if rule.family == socket.AF_INET else 6
+        for rule, _ in rules
+        if rule.priority < first and rule == _local_rule(rule)
+    }
+    return frozenset({4, 6} - before)
+
+
+def _local_rule(like: Rule) -> Rule:
+    return Rule(like.family, like.priority, Action.LOOKUP, LOCAL_TABLE)
+
+
 def matches(rule: Rule, question: Question) -> bool:
     """Whether a rule says something about a packet of this host's."""
     ports_unknown = rule.sport is not None
@@ -204,7 +219,8 @@ def text(rule: Rule) -> str:
 def _mark(rule: Rule) -> str:
     if not rule.mark and not rule.mask:
         return ""
-    return f"{rule.mark:#x}" + (f"/{rule.mask:#x}" if rule.mask else "")
+    whole = rule.mask == 0xFFFF_FFFF
+    return f"{rule.mark:#x}" if whole else f"{rule.mark:#x}/{rule.mask or rule.mark:#x}"
 
 
 def _range(numbers: tuple[int, int] | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from alpha_trio.errors import RoutingError
+from alpha_trio.errors import DeviceLost, RoutingError
 from alpha_trio.net.routing.netlink import (
     NLM_F_ACK,
     NLM_F_REQUEST,
@@ -148,6 +148,21 @@ class Kernel:
             name, mtu = found.get_attr("IFLA_IFNAME"), found.get_attr("IFLA_MTU")
             self._links[interface] = Link(name, mtu)
         return self._links[interface]
+
+    def name_of(self, interface: int, before: str) -> str:
+        """Return what our interface is called now; DeviceLost without it.
+
+        ``before``: what it was called.
+        """
+        try:
+            return self.link(interface).name
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
+            raise DeviceLost(
+                f"the interface {before} is gone: something deleted it, or moved it to "
+                "another network namespace; start alpha-trio again"
+            ) from error
 
     def addresses(self, interface: int) -> set[IPInterface]:
         """Return the addresses an interface has."""

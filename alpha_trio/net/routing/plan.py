@@ -7,6 +7,7 @@ rules first let the daemon's own UDP pass by, then look into our table:
     P+1   [if asked] what is a packet and no question       goto SELECT
     P+2   [if asked] goto END
     P+3   [if asked] nop                                   (SELECT)
+          [if others have moved it behind ours] lookup local
     P+4   to PREFIX ipproto X dport A-B lookup TABLE+1     (--only; also with sport)
     P+5.. lookup main suppress_prefixlength L; lookup TABLE suppress_prefixlength L-1
           for each length L of the peers' prefixes, longest first
@@ -41,7 +42,7 @@ _OWN, _PROTOCOLS, _PASS, _SELECT, _ONLY, _LENGTHS, _END = 0, 1, 2, 3, 4, 5, 27
 RELAY_PRIORITIES = 3  # as many before it, if we relay
 MAX_LENGTHS = (_END - _LENGTHS) // 2  # distinct prefix lengths of one family
 
-MAIN_TABLE = 254
+MAIN_TABLE, LOCAL_TABLE = 254, 255
 PATH_MTU = 1500  # taken for a path nothing is known about
 MIN_MTU = 576  # what every IPv4 host takes
 MIN_MTU6 = 1280  # what every IPv6 link carries
@@ -157,6 +158,8 @@ class Facts:
     checked: frozenset[int] = frozenset()  # IP versions of which the packet filter
     # checks sources, by a look-up without ports
     own: frozenset[IPAddress] = frozenset()  # addresses of the other interfaces
+    local_behind: frozenset[int] = frozenset()  # IP versions whose table "local" is
+    # looked up behind our rules, as others have arranged it
 
 
 @frozen
@@ -340,6 +343,8 @@ def _rules(
             f"routed, more than {MAX_LENGTHS}: join some of the peers' allowed prefixes"
         )
     yield from _head(settings, family, facts)
+    if version in facts.local_behind:  # or a wide prefix leads our own addresses away
+        yield Rule(family, routing.priority + _SELECT, Action.LOOKUP, LOCAL_TABLE)
     for prefix, selection in selections:
         yield from _selection(settings, family, prefix, selection)
     yield from _look_ups(settings, family, lengths)

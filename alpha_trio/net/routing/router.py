@@ -12,7 +12,14 @@ from attrs import evolve
 from alpha_trio.errors import RoutingError
 from alpha_trio.net import netfilter
 from alpha_trio.net.routing import inner, marks
-from alpha_trio.net.routing.astray import Others, Way, leads_in, not_home, ways
+from alpha_trio.net.routing.astray import (
+    Others,
+    Way,
+    leads_in,
+    local_behind,
+    not_home,
+    ways,
+)
 from alpha_trio.net.routing.kernel import Kernel, Path, connect
 from alpha_trio.net.routing.notices import drain, subscribe
 from alpha_trio.net.routing.plan import (
@@ -53,6 +60,7 @@ class Router:
         self._port = 0  # what notices of our own changes name as their cause
         self._lock = trio.Lock()
         self._interface = 0
+        self._name = settings.interface  # until it is renamed
         self._owner = False  # what bears our tag is ours, not another daemon's
         # What was found and put in place last; ``_stale``: may no longer be true.
         self._stale = True
@@ -84,8 +92,8 @@ class Router:
 
         Return how each peer is reached, by name, which of its routes the kernel
         refused, and which of its prefixes are led elsewhere.  RoutingError if
-        something else cannot be set; the rest is set nevertheless.  Not cancelled
-        half-way.
+        something else cannot be set; the rest is set nevertheless.  DeviceLost if
+        our interface is gone.  Not cancelled half-way.
         """
         async with self._lock:
             try:
@@ -212,28 +220,39 @@ class Router:
         self._plan = evolve(self._plan, addresses=tuple(kept))
 
     def _apply_marks(self, peers: Sequence[PeerRoute]) -> None:
-        wanted = marks.of(self._settings, peers)
+        wanted = marks.of(self._settings, peers, self._name)
         if wanted != self._marks:
             self._marks = None
             marks.load(wanted)
             self._marks = wanted
 
     def _look_around(self, kernel: Kernel) -> None:
-        own = self._settings.interface
+        self._follow_name(kernel.name_of(self._interface, self._name))
+        own = self._name
         self._paths.clear()
         if self._filters_stale and self._settings.routing.backend is not Backend.NONE:
             self._look_at_filters()
         checked = frozenset() if self._unmarked else inner.told_apart(self._checks)
         elsewhere = kernel.addresses_elsewhere(self._interface)
         strict = strict_elsewhere(own)
-        self._facts = Facts(ipv6_enabled(own), strict, checked, elsewhere)
+        rules = [found for family in _FAMILIES for found in kernel.rules(family)]
+        behind = local_behind(rules, self._settings.routing.priority)
+        ipv6 = ipv6_enabled(own)
+        self._facts = Facts(ipv6, strict, checked, elsewhere, behind)
         if self._settings.routing.backend is Backend.MARKS:
             check_sources_by_mark(own)
+
+    def _follow_name(self, name: str) -> None:
+        """Our interface may be renamed; the packet filter knows it by name only."""
+        if name != self._name:
+            self._name = name
+            self._filters_stale = True
+            inner.remove(self._settings)
 
     def _look_at_filters(self) -> None:
         """See who checks sources, and mark what comes out of the tunnel for them."""
         self._filters_stale = False
-        name = self._settings.interface
+        name = self._name
         self._checks = netfilter.source_checks(name)
         self._unmarked = None
         try:
