@@ -202,6 +202,7 @@ class Node:
             self._registry.peers.values(),
             None if self._relay is None else self._relay.document(now),
             self._registry.routing_error,
+            self._registry.complaints,
         )
 
     def peers(self) -> list[tuple[PeerSettings, str]]:

@@ -71,6 +71,7 @@ def checks(settings: Settings) -> list[Check]:
         _forwarding(settings),
         *_reverse_path_filters(settings),
         _packet_filter(settings),
+        *_source_checks(settings),
         *_relay(settings),
         _state_directory(settings.state_dir),
         _control_socket(settings.socket),
@@ -376,6 +377,28 @@ def _packet_filter(settings: Settings) -> Check:
         'backend = "marks" needs nft or iptables, neither is installed',
         'install nftables, or use backend = "rules"',
     )
+
+
+def _source_checks(settings: Settings) -> Iterator[Check]:
+    """Rules that drop what did not come by the way its answer would take."""
+    for check in netfilter.source_checks(settings.interface):
+        what = f"packet filter checks sources: {check.rule}"
+        if settings.routing.backend is Backend.NONE:
+            yield Check(None, what)
+        elif not check.by_mark:
+            yield Check(
+                None,
+                f"{what}; it drops what comes out of the tunnel from a peer's own "
+                "address",
+                "let it look at marks (--validmark, fib saddr . mark . iif), or accept "
+                f"what comes by {settings.interface} before it",
+            )
+        elif netfilter.has_nft():
+            yield Check(True, f"{what}; the tunnel's packets are marked for it")
+        else:
+            yield Check(
+                False, what, "install nftables, by which we mark packets for it"
+            )
 
 
 def _installed(tool: str) -> bool:

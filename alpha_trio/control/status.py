@@ -41,15 +41,18 @@ def status_document(
     peers: Collection[Peer],
     relay: dict[str, Any] | None,
     routing_error: str | None,
+    complaints: Iterable[str],
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
+    astray = _astray(peers, routing_error, complaints)
+    interface = tun.current_name
     return {
         "schema": SCHEMA,
         "version": __version__,
         "uptime_seconds": round(uptime, 3),
         "interface": {
-            "name": tun.name,
-            "mtu": _mtu(tun.name),
+            "name": interface,
+            "mtu": _mtu(interface),
             "offloads": {"tun": list(tun.offloads), "udp": list(udp.offloads)},
         },
         "port": settings.port,
@@ -66,7 +69,8 @@ def status_document(
         ],
         "relay": relay,
         "drops": _drops(table.counters) | _unreceived(udp),
-        "health": _health(settings, now, tun, udp, peers, routing_error),
+        "astray": astray,
+        "health": [*astray, *_health(settings, now, tun, udp, peers)],
     }
 
 
@@ -91,6 +95,7 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
         "rtt_ms": None if statistics.rtt is None else round(statistics.rtt * 1000, 3),
         "mtu": statistics.mtu,
         "mtu_source": str(statistics.mtu_source),
+        "routed": not peer.troubles,
         "allowed": [str(prefix) for prefix in peer.prefixes],
         "tx_packets": counters.tx_packets,
         "tx_bytes": counters.tx_bytes,
@@ -112,8 +117,8 @@ def _state(peer: Peer, state: State) -> State:
 
 
 def _unreachable(peer: Peer) -> str | None:
-    if peer.refused:
-        return peer.refused[0]
+    if peer.troubles:
+        return peer.troubles[0]
     return peer.underlay.error if peer.underlay else None
 
 
@@ -153,24 +158,26 @@ def _twins(peer: Peer, now: float) -> str | None:
     )
 
 
-def _health(
-    settings: Settings,
-    now: float,
-    tun: Tun,
-    udp: Udp,
-    peers: Iterable[Peer],
-    routing_error: str | None,
+def _astray(
+    peers: Iterable[Peer], routing_error: str | None, complaints: Iterable[str]
 ) -> list[str]:
-    """Sentences about what an operator should know, the worst first."""
-    plain = [p.settings.name for p in peers if p.settings.mode is Mode.PLAIN]
-    lines = [UNPROTECTED.format(name) for name in plain]
+    """Sentences about packets that do not go where they should."""
+    lines = list(complaints)
     if routing_error is not None:
         lines.append(f"not all packets take the tunnel that should: {routing_error}")
-    lines += [
+    return lines + [
         f"peer {peer.settings.name}: not all its packets take the tunnel: {reason}"
         for peer in peers
-        for reason in peer.refused
+        for reason in peer.troubles
     ]
+
+
+def _health(
+    settings: Settings, now: float, tun: Tun, udp: Udp, peers: Iterable[Peer]
+) -> list[str]:
+    """Sentences about what else an operator should know, the worst first."""
+    plain = [p.settings.name for p in peers if p.settings.mode is Mode.PLAIN]
+    lines = [UNPROTECTED.format(name) for name in plain]
     lines += [
         NARROW.format(peer.settings.name, mtu, peer.session.counters.split_packets)
         for peer in peers

@@ -26,7 +26,7 @@ from alpha_trio.settings import Offload
 
 _DEVICE = "/dev/net/tun"
 _IFREQ = Struct("16sH22x")  # interface name, flags
-_TUNSETIFF = 0x400454CA
+_TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _TUNSETOFFLOAD = 0x400454D0
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 0x01, 0x02, 0x04, 0x08
@@ -96,6 +96,16 @@ class Tun:
             self.offloads = tuple(names)
             return
         self.offloads = ("vnet-hdr",)
+
+    @property
+    def current_name(self) -> str:
+        """What it is called now; somebody may have renamed it."""
+        request = bytearray(_IFREQ.size)
+        try:
+            ioctl(self._fd, _TUNGETIFF, request)
+        except OSError:  # deleted: the next read tells
+            return self.name
+        return request[:16].rstrip(b"\0").decode(errors="replace")
 
     async def wait_readable(self) -> None:
         """Wait until a packet is there.  A checkpoint; cancellation loses nothing."""

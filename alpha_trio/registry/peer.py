@@ -54,6 +54,11 @@ class Peer:
         return self.underlay.refused if self.underlay else ()
 
     @property
+    def troubles(self) -> tuple[str, ...]:
+        """Why not all its packets take the tunnel, a sentence for each prefix."""
+        return self.underlay.troubles if self.underlay else ()
+
+    @property
     def endpoint(self) -> IPAddress | None:
         """The address in use, else the first to try; None before it is resolved."""
         remote = self.session.remote

@@ -111,6 +111,11 @@ class Registry:
         """Why all peers' packets may not take the tunnel, while that lasts."""
         return self._routing.error
 
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """What of this host's routing is wrong, a sentence for each thing."""
+        return self._routing.complaints
+
     # -- running -------------------------------------------------------------
 
     async def run(
@@ -125,6 +130,7 @@ class Registry:
             await self._load()
             self._nursery.start_soon(self._resolver.run)
             self._nursery.start_soon(self._watch_network)
+            self._nursery.start_soon(self._routing.watch_filters)
             self._nursery.start_soon(self._routing.watch_paths, self._datapath)
             self._nursery.start_soon(self._routing.watch_peers)
             task_status.started()

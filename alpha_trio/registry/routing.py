@@ -60,6 +60,12 @@ class Routing:
             self._changed = trio.Event()
             await self.apply_or_log()
 
+    async def watch_filters(self) -> None:
+        """Adapt to the packet filter's own checks as they come and go."""
+        while True:
+            await self._router.wait_filters_changed()
+            await self.apply_or_log()
+
     async def watch_paths(self, datapath: DataPath) -> None:
         """Measure paths anew when one turned out to take less than thought."""
         while True:
@@ -75,8 +81,10 @@ class Routing:
         logged, and told by its status.
         """
         routes = [peer_route(peer) for peer in self._peers.values()]
+        before = self.complaints
         underlays = await self._router.apply(routes)
         self.error = None
+        self._log_complaints(before)
         for name in changed:
             for reason in underlays[name].refused:
                 if reason not in self._peers[name].refused:
@@ -84,22 +92,36 @@ class Routing:
         for name, underlay in underlays.items():
             peer = self._peers.get(name)
             if peer is not None:
-                self._log_refusals(peer, underlay)
-                before, peer.underlay = peer.underlay, underlay
+                self._log_troubles(peer, underlay)
+                was, peer.underlay = peer.underlay, underlay
                 self._table.allow(
                     peer.session, underlay.path_mtu, peer.settings.mtu, boottime()
                 )
                 if peer.session.mtu != underlay.mtu:
                     self.peer_changed()  # another link, or the peer has moved
-                self._rerouted(peer, before)
+                self._rerouted(peer, was)
 
-    def _log_refusals(self, peer: Peer, underlay: Underlay) -> None:
+    def _log_troubles(self, peer: Peer, underlay: Underlay) -> None:
         name = peer.settings.name
         for reason in underlay.refused:
             line = f"Not all packets for {name} take the tunnel ({reason}). Trying on."
             self._journal.failure(f"routing of {name}", reason, line)
-        if peer.refused and not underlay.refused:
+        for reason in underlay.astray:
+            line = f"Not all packets for {name} take the tunnel: {reason}."
+            self._journal.failure(f"routing of {name}", reason, line)
+        if peer.troubles and not underlay.troubles:
             self._journal.recovered(f"routing of {name}")
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """What is wrong for all peers, or for the host, while it lasts."""
+        return self._router.complaints
+
+    def _log_complaints(self, before: tuple[str, ...]) -> None:
+        for complaint in self.complaints:
+            self._journal.failure("routing of this host", complaint, complaint)
+        if before and not self.complaints:
+            self._journal.recovered("routing of this host")
 
     async def apply_or_log(self) -> None:
         """The same where nobody waits to be told; what fails is in ``error``."""

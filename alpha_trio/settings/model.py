@@ -125,6 +125,14 @@ class RoutingSettings:
         """The mark of others' tunnel traffic on its way to the relay."""
         return self.mark + 1
 
+    @property
+    def inner_mark(self) -> int:
+        """What came out of the tunnel bears it while the packet filter checks sources.
+
+        It never has all bits of ``mark``.
+        """
+        return self.mark << 2 & 0xFFFF_FFFF or 4
+
 
 class Fail(StrEnum):
     """What becomes of others' tunnel traffic while the relay does not run."""

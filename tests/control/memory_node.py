@@ -45,6 +45,7 @@ class MemoryNode:
             "knocking": [],
             "relay": None,
             "drops": {},
+            "astray": [],
             "health": [],
         }
 
@@ -141,6 +142,7 @@ def status_of(peer: PeerSettings, **values):
         "rtt_ms": None,
         "mtu": 1400,
         "mtu_source": "probed",
+        "routed": True,
         "allowed": [f"{peer.endpoint}/32"],
         "tx_packets": 0,
         "tx_bytes": 0,

@@ -21,7 +21,7 @@ def peer(name, *prefixes, only=()):
 def made():
     web = peer("web", "10.0.0.1/32", only=(Selection(TCP, (80, 443)), Selection(ESP)))
     whole = peer("whole", "192.168.10.61/32", "10.0.0.0/8", "fd00:10::61/128")
-    return marks.of(Settings(), [web, whole])
+    return marks.of(Settings(), [web, whole], "alpha0")
 
 
 def lines(text):
@@ -67,7 +67,7 @@ def test_neighbour_discovery_stays_on_the_link(made):
 
 
 def test_nft_table_name_has_no_odd_characters():
-    text = marks.nft_ruleset(marks.of(Settings(interface="tun-0.5"), []))
+    text = marks.nft_ruleset(marks.of(Settings(interface="tun-0.5"), [], "tun-0.5"))
     assert lines(text)[0] == "add table inet alpha_trio_tun_0_5"
     assert 'oifname "tun-0.5" ' in text
 

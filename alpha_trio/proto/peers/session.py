@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_address
 from math import inf
 
 from attrs import define, field
@@ -117,6 +118,7 @@ class Session:
     gave_up: bool = False
     wrong_address: Remote | None = None
     whereabouts: Whereabouts = field(factory=Whereabouts)
+    foreign_source: bytes = b""  # of the latest inner packet that had a wrong one
     tracing: Trace | None = None
     _probe: SizeProbe | None = None
     _path_host: str = ""  # whose path it is that ``path`` knows
@@ -554,15 +556,31 @@ class Session:
         """Whether the inner packet that begins so may come from this peer.
 
         Its source must lie in the peer's own prefixes, as its destination must on
-        the way out.
+        the way out; or be the address at which the session has proven it to be, from
+        which it sends ICMP errors, unless that is another peer's.
         """
         size = len(packet)
         version = packet[0] >> 4 if size else 0
         if version == 4 and size >= 20:
-            return self.owner(bytes(packet[12:16])) is self
-        if version == 6 and size >= 40:
-            return self.owner(bytes(packet[8:24])) is self
+            source = bytes(packet[12:16])
+        elif version == 6 and size >= 40:
+            source = bytes(packet[8:24])
+        else:
+            return False
+        owner = self.owner(source)
+        if owner is self:  # hot path
+            return True
+        if owner is None and self._is_at_source(source):
+            return True
+        self.foreign_source = source
         return False
+
+    def _is_at_source(self, source: bytes) -> bool:
+        current = self.current
+        if not isinstance(current, AlphaTransport):
+            return False  # in mode plain nobody has proven where he is
+        host = str(current.remote[0]).partition("%")[0]
+        return ip_address(host).packed == source
 
     # -- traces --------------------------------------------------------------
 
