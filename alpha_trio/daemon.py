@@ -22,10 +22,10 @@ from alpha_trio.control import (
     trace_document,
 )
 from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
-from alpha_trio.errors import AlphaTrioError, StartError, TimedOut
+from alpha_trio.errors import AlphaTrioError, StartError, TimedOut, refusal
 from alpha_trio.journal import Event, Journal, address
 from alpha_trio.net import tproxy
-from alpha_trio.net.host import boottime, has_net_admin
+from alpha_trio.net.host import boottime, has_net_admin, raise_descriptor_limit
 from alpha_trio.net.routing import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
@@ -35,6 +35,7 @@ from alpha_trio.proto.primitives import Identity
 from alpha_trio.registry import Registry
 from alpha_trio.settings import Backend, PeerSettings, Settings, load_settings
 from alpha_trio.state import PeerStore
+from alpha_trio.threads import in_thread
 
 if TYPE_CHECKING:
     from alpha_trio.relaying import RelayPath
@@ -155,10 +156,10 @@ class Node:
             stack.push_async_callback(self._relay.close)
         else:  # what a killed one may have left
             remove = partial(tproxy.remove, self.settings.interface, closed=True)
-            await trio.to_thread.run_sync(remove)
+            await in_thread(remove)
 
     async def _serve(self, signals: AsyncIterator[int]) -> None:
-        control = ControlServer(self.settings, commands_for(self))
+        control = ControlServer(self.settings, commands_for(self), self._journal)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, signals)
             # A command that came before the saved peers are known would lose them.
@@ -183,8 +184,10 @@ class Node:
             _log.info("Received SIGHUP!")
             try:
                 await self.reload()
-            except AlphaTrioError as error:
-                _log.error("Nothing was changed: %s", error)
+            except Exception as error:
+                if (reason := refusal(error)) is None:
+                    raise
+                _log.error("Nothing was changed: %s", reason)
 
     # -- what the control plane may ask ----------------------------------------
 
@@ -201,6 +204,7 @@ class Node:
             self._registry.peers.values(),
             None if self._relay is None else self._relay.document(now),
             self._registry.routing_error,
+            tuple(self._journal.troubles.values()),
         )
 
     def peers(self) -> list[tuple[PeerSettings, str]]:
@@ -318,17 +322,18 @@ def _notify(state: str) -> None:
         return
     if path.startswith("@"):
         path = "\0" + path[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(state.encode(), path)
-        except OSError as error:
-            _log.debug("Nobody listens at NOTIFY_SOCKET (%s).", error.strerror)
+    except OSError as error:  # nobody listens, or there is no descriptor for it
+        _log.debug("Cannot tell NOTIFY_SOCKET %s (%s).", state, error.strerror)
 
 
 def main(settings: Settings) -> int:
     """Run the daemon in the foreground; the exit code."""
     _log_to_stderr(settings.verbosity)
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    raise_descriptor_limit()
     try:
         with _only_our_errors():
             trio.run(Node(settings).run)

@@ -12,7 +12,10 @@ costs as much as dozens of datagrams.
 from __future__ import annotations
 
 import errno
+from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
+from typing import NoReturn
 
 import trio
 
@@ -22,6 +25,7 @@ from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp, UdpSocket
 from alpha_trio.proto.batch import Drop, Outbox, Send
 from alpha_trio.proto.peers import PeerTable
+from alpha_trio.supervision import insist
 
 _PACKETS_PER_BATCH = 64
 _BATCHES_PER_WAKE = 8
@@ -58,17 +62,33 @@ class DataPath:
         """Carry packets from the TUN to the peers, until cancelled.
 
         When the kernel's send buffer is full this waits, and the TUN's own queue
-        pushes back on the senders.  Raises DeviceLost.
+        pushes back on the senders.  Raises DeviceLost; what else the host refuses is
+        told, and tried again.
         """
-        out = Outbox()
+        some = partial(self._read_some, Outbox())
+        await self._keep_on(some, "reading packets", "packets from here wait")
+
+    async def _keep_on(
+        self, some: Callable[[], Awaitable[None]], subject: str, meanwhile: str
+    ) -> NoReturn:
+        """Do it for ever; what the host refuses is told if it refuses it again."""
         while True:
-            await self._tun.wait_readable()
-            for _ in range(_BATCHES_PER_WAKE):
-                drained = self._read_batch(out)
-                while out.sends:
-                    await self._send_waiting(out)
-                if drained:
-                    break
+            try:
+                while True:
+                    await some()
+            except OSError:
+                await insist(some, self._journal, subject, meanwhile)
+
+    async def _read_some(self, out: Outbox) -> None:
+        while out.sends:  # what was left when the host refused to let us wait
+            await self._send_waiting(out)
+        await self._tun.wait_readable()
+        for _ in range(_BATCHES_PER_WAKE):
+            drained = self._read_batch(out)
+            while out.sends:
+                await self._send_waiting(out)
+            if drained:
+                break
 
     def _read_batch(self, out: Outbox) -> bool:
         """Read what is there; True if that was all.  Stops early when sends block."""
@@ -106,20 +126,22 @@ class DataPath:
 
         After ``most`` receives others have their turn.
         """
-        out = Outbox()
-        while True:
-            await sock.wait_readable()
-            now, tracing = boottime(), packetlog.enabled()
-            for _ in range(most):
-                received = sock.receive_nowait()
-                if received is None:
-                    break
-                view, stride, remote, local = received
-                if tracing:
-                    packetlog.received(view, stride, remote)
-                self._table.incoming(view, stride, remote, local, now, out)
-                self._flush(out, now)
-                self._drop_waiting(out)
+        some = partial(self._receive_some, sock, most, Outbox())
+        await self._keep_on(some, "receiving datagrams", "packets of peers wait")
+
+    async def _receive_some(self, sock: UdpSocket, most: int, out: Outbox) -> None:
+        await sock.wait_readable()
+        now, tracing = boottime(), packetlog.enabled()
+        for _ in range(most):
+            received = sock.receive_nowait()
+            if received is None:
+                break
+            view, stride, remote, local = received
+            if tracing:
+                packetlog.received(view, stride, remote)
+            self._table.incoming(view, stride, remote, local, now, out)
+            self._flush(out, now)
+            self._drop_waiting(out)
 
     def _drop_waiting(self, out: Outbox) -> None:
         # Receiving never waits for sending: an answer that does not fit is lost,

@@ -34,6 +34,7 @@ def status_document(
     peers: Collection[Peer],
     relay: dict[str, Any] | None,
     routing_error: str | None,
+    troubles: Collection[str] = (),
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
     return {
@@ -59,7 +60,10 @@ def status_document(
         ],
         "relay": relay,
         "drops": _drops(table.counters) | _unreceived(udp),
-        "health": _health(settings, tun, udp, peers, routing_error),
+        "health": [
+            *_health(settings, tun, udp, peers, routing_error),
+            *troubles,
+        ],
     }
 
 

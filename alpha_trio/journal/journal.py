@@ -62,6 +62,7 @@ class Journal:
     def __init__(self) -> None:
         self.hub = EventHub()
         self.listeners: list[Callable[[Event], None]] = []  # told before all others
+        self.troubles: dict[str, str] = {}  # of the host, by subject, while they last
         self._failures: dict[tuple[str, str], int] = {}  # (subject, what) -> times
 
     def record(self, event: Event) -> None:
@@ -90,8 +91,15 @@ class Journal:
                 self._failures.clear()  # strangers choose their addresses freely
         self._failures[subject, what] = times + 1
 
+    def trouble(self, subject: str, sentence: str) -> None:
+        """Log once what is wrong with the host; ``health`` has it until it recovers."""
+        self.troubles[subject] = sentence
+        self.failure(subject, "a refusal", f"{_capital(sentence)}. Trying on.")
+
     def recovered(self, subject: str) -> None:
         """Close the failures of ``subject``: from now on they are news again."""
+        if self.troubles.pop(subject, None) is not None:
+            _log.info("%s: works again.", _capital(subject))
         for key in [key for key in self._failures if key[0] == subject]:
             times = self._failures.pop(key)
             if times > 1:
@@ -102,3 +110,7 @@ class Journal:
         self.hub.publish(
             {"event": str(event), "peer": peer, "time": time.time(), **details}
         )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -72,6 +72,9 @@ _REFUSALS = {
     ),
 }
 
+# What is said of the receive itself, and not of something sent before.
+_NOT_OF_SENDS = frozenset({errno.EBADF, errno.ENOMEM, errno.ENOBUFS})
+
 Ancillary = list[tuple[int, int, bytes]]
 
 
@@ -184,7 +187,7 @@ class UdpSocket:
         """The next run of datagrams, or None; the view holds until the next call.
 
         Errors that belong to earlier sends are skipped: they say nothing about
-        what arrives.
+        what arrives.  Raises OSError if the host has no memory for it.
         """
         try:
             size, ancillary, _, remote = self._socket.recvmsg_into(
@@ -193,7 +196,7 @@ class UdpSocket:
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno == errno.EBADF:
+            if error.errno in _NOT_OF_SENDS:
                 raise
             return Received(self._buffer[:0], 1, ("", 0), b"")
         stride, local = size, b""

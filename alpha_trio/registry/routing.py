@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import trio
+
 from alpha_trio.datapath import DataPath
 from alpha_trio.errors import RoutingError
 from alpha_trio.journal import Journal
 from alpha_trio.net.routing import Router, Underlay
 from alpha_trio.registry.peer import Peer, peer_route
+from alpha_trio.supervision import delays, insist
 
 
 class Routing:
@@ -22,12 +25,27 @@ class Routing:
         self._router = router
         self._peers = peers
         self._journal = journal
+        self._refused = trio.Event()
 
     async def watch_network(self) -> None:
         """Adapt to links, addresses and routes of the host as they change."""
+        meanwhile = "changes of the host's network are not noticed"
         while True:
-            await self._router.wait_changed()
+            await insist(
+                self._router.wait_changed, self._journal, "watching routes", meanwhile
+            )
             await self.apply_or_log()
+
+    async def keep_trying(self) -> None:
+        """Try again, at growing intervals, what was refused of all peers."""
+        while True:
+            await self._refused.wait()
+            for delay in delays():
+                await trio.sleep(delay)
+                await self.apply_or_log()
+                if self.error is None:
+                    break
+            self._refused = trio.Event()
 
     async def watch_paths(self, datapath: DataPath) -> None:
         """Measure paths anew when one turned out to take less than thought."""
@@ -71,6 +89,7 @@ class Routing:
             await self.apply()
         except RoutingError as error:
             self.error = str(error)
+            self._refused.set()
             self._journal.failure("routing", "failed", str(error))
         else:
             self._journal.recovered("routing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from ipaddress import ip_address
 
 import trio
@@ -12,6 +13,7 @@ from attrs import define, field
 from alpha_trio.errors import AlphaTrioError
 from alpha_trio.journal import Journal
 from alpha_trio.settings import IPAddress
+from alpha_trio.threads import in_thread
 
 RETRY_FIRST = 5.0  # s, doubled after each failure
 RETRY_MAX = 60.0  # s
@@ -68,8 +70,6 @@ class Search:
 
 async def _resolve(host: str) -> list[IPAddress]:
     """All addresses of a name.  Raises OSError."""
-    found = await trio.to_thread.run_sync(
-        lambda: socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM),
-        abandon_on_cancel=True,
-    )
+    ask = partial(socket.getaddrinfo, host, None, type=socket.SOCK_DGRAM)
+    found = await in_thread(ask, abandon=True)
     return list(dict.fromkeys(ip_address(entry[4][0]) for entry in found))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import trio
 from attrs import evolve
 
-from alpha_trio.errors import RoutingError
+from alpha_trio.errors import RoutingError, refusal
 from alpha_trio.net.routing import marks
 from alpha_trio.net.routing.kernel import Kernel, Path, connect
 from alpha_trio.net.routing.notices import drain, subscribe
@@ -32,6 +33,9 @@ from alpha_trio.net.routing.sysctl import (
     strict_elsewhere,
 )
 from alpha_trio.settings import Backend, IPAddress, Settings
+from alpha_trio.threads import in_thread
+
+T = TypeVar("T")
 
 _QUEUE = 1000  # packets that wait in the interface for the daemon
 _GSO_BYTES = 61_200  # a super-packet and our headers then fit into one UDP send
@@ -63,7 +67,7 @@ class Router:
         cannot be set.  Then, and if cancelled, ``close`` has to be called.
         """
         self._events = subscribe()
-        await trio.to_thread.run_sync(self._prepare)
+        await _in_thread(self._prepare)
 
     async def apply(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
         """Make the kernel's state match ``peers``; change only what differs.
@@ -74,7 +78,7 @@ class Router:
         """
         async with self._lock:
             try:
-                return await trio.to_thread.run_sync(self._apply, peers)
+                return await _in_thread(self._apply, peers)
             except BaseException:
                 self._stale = True
                 raise
@@ -103,7 +107,7 @@ class Router:
         async with self._lock:
             try:
                 if self._owner:
-                    await trio.to_thread.run_sync(self._remove)
+                    await _in_thread(self._remove)
             finally:
                 if self._events is not None:
                     self._events.close()
@@ -284,6 +288,16 @@ def _put_routes(
 
 
 # --- the host
+
+
+async def _in_thread(work: Callable[..., T], *args: object) -> T:
+    """In a thread; what the host refuses there, a descriptor or so, is RoutingError."""
+    try:
+        return await in_thread(work, *args)
+    except (OSError, MemoryError) as error:
+        if (reason := refusal(error)) is None:
+            raise
+        raise RoutingError(f"kernel routing: {reason}") from error
 
 
 def _index(interface: str) -> int:
