@@ -173,6 +173,7 @@ class Node:
             for sock in self._udp.handshakes:
                 nursery.start_soon(self._datapath.receive, sock, SYNS_PER_WAKE)
             nursery.start_soon(self._datapath.run_timer)
+            nursery.start_soon(self._datapath.watch_suspend)
             _notify("READY=1")
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:

@@ -21,6 +21,7 @@ import trio
 
 from alpha_trio.journal import Journal, packetlog
 from alpha_trio.net.host import boottime
+from alpha_trio.net.suspend import ClockWatch, suspended
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp, UdpSocket
 from alpha_trio.proto.batch import Drop, Outbox, Send
@@ -32,6 +33,9 @@ _BATCHES_PER_WAKE = 8
 _RECEIVES_PER_WAKE = 32
 SYNS_PER_WAKE = 8
 """While packets wait; each costs as much as a dozen of them."""
+
+_SUSPENDED = 1.0
+"""Seconds in suspend of which a session need not know."""
 
 _ENOUGH = 100_000
 """Frames of so many bytes fill a round, and should go while they are in the cache."""
@@ -54,6 +58,7 @@ class DataPath:
         self._path_changed = trio.Event()
         self._alarm = trio.CancelScope()
         self._armed = inf  # the deadline the alarm is set to, boot time
+        self._suspended = suspended()  # s, as far as the table knows
         self._failing: set[str] = set()  # hosts to which sending fails just now
 
     # -- out -----------------------------------------------------------------
@@ -169,7 +174,29 @@ class DataPath:
             self._armed = deadline
             self._alarm.deadline = trio.current_time() + deadline - boottime()
 
+    async def watch_suspend(self) -> None:
+        """Go on at once when the machine was suspended, until cancelled.
+
+        The alarm would not: its clock stood still.
+        """
+        out, subject = Outbox(), "watching for suspend"
+        meanwhile = "after suspend peers are not asked anew before packets come"
+        with await insist(ClockWatch.open, self._journal, subject, meanwhile) as watch:
+            while True:
+                await insist(watch.wait_moved, self._journal, subject, meanwhile)
+                self._fire(boottime(), out)
+                self.rearm()
+
+    def _notice_suspend(self, now: float) -> None:
+        seconds = suspended() - self._suspended
+        if seconds > _SUSPENDED:
+            self._suspended += seconds
+            self._armed = inf  # the alarm is late by as much
+            self._table.woke(now)
+            self._journal.woke(seconds)
+
     def _fire(self, now: float, out: Outbox) -> None:
+        self._notice_suspend(now)
         self._table.on_deadline(now, out)
         self._record_events(out)
         self._flush_sends(out)

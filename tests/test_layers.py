@@ -56,6 +56,7 @@ MAY_USE = {
     ),
     # the edge to Linux
     "net.host": (),
+    "net.suspend": (),
     "net.netfilter": ("errors",),
     "net.tun": ("errors", "settings", "proto.batch", "proto.packets"),
     "net.udp": ("errors", "settings", "proto.batch"),
@@ -67,6 +68,7 @@ MAY_USE = {
         "journal",
         "supervision",
         "net.host",
+        "net.suspend",
         "net.tun",
         "net.udp",
         "proto.batch",

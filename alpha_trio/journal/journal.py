@@ -105,6 +105,11 @@ class Journal:
             if times > 1:
                 _log.info("%s: %s happened %d times until now.", *key, times)
 
+    def woke(self, seconds: float) -> None:
+        """The machine was suspended for so long."""
+        _log.info("This host was suspended for %.0f s. Asking peers anew.", seconds)
+        self.publish("woke", None, seconds=round(seconds, 3))
+
     def publish(self, event: str, peer: str | None, **details: object) -> None:
         """Tell ``monitor``; times are seconds since the epoch."""
         self.hub.publish(

@@ -184,14 +184,27 @@ class Session:
 
     def _want_session(self, now: float) -> None:
         current = self.current
-        line = current.line if isinstance(current, AlphaTransport) else None
-        self.negotiation.begin(now, line.renewal if line else None)
+        renewal = None
+        if isinstance(current, AlphaTransport) and not self._forgotten(current, now):
+            renewal = current.line.renewal
+        self.negotiation.begin(now, renewal)
         self._wake_by(self.negotiation.deadline)
 
     def connect(self, now: float) -> None:
         """Ask for a session, unless there is one or it is being asked for."""
         if self._usable(now) is None:
             self._want_session(now)
+
+    def woke(self, now: float) -> None:
+        """Time has passed in which nobody could answer: what is under way begins anew.
+
+        The old session serves until the new one has proven itself, if it may still.
+        """
+        if self.current is not None or self.negotiation.initiation is not None:
+            self.negotiation.stop()
+            self.negotiation.answers.expire(now)
+            self._want_session(now)
+            self.unanswered_since = inf
 
     # -- handshakes ----------------------------------------------------------
 
@@ -481,10 +494,14 @@ class Session:
 
     def _age(self, now: float, out: Outbox) -> None:
         current = self.current
-        if current is not None and now >= current.established + WIPE_AFTER:
+        if current is not None and self._forgotten(current, now):
             remote = self.remote
             self._forget_transports()
             out.tell(EventKind.EXPIRED, self.name, remote)
+
+    def _forgotten(self, transport: Transport, now: float) -> bool:
+        """Whether it is so old that neither side knows its keys any more."""
+        return now >= transport.established + WIPE_AFTER
 
     def next_wake(self) -> float:
         """When the next thing will be due, if nothing happens until then."""

@@ -158,6 +158,15 @@ class PeerTable:
         session.connect(now)
         self._plan(session, now)
 
+    def woke(self, now: float) -> None:
+        """This host was suspended: ask every peer for a session that had one.
+
+        They may have given us up, or either of us may be elsewhere now.
+        """
+        for session in self.sessions.values():
+            session.woke(now)
+            self._plan(session, now)
+
     def trace(self, session: Session, seconds: float, now: float) -> Trace | None:
         """See Session.trace."""
         trace = session.trace(seconds, now)
