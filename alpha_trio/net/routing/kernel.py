@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -27,6 +27,7 @@ from alpha_trio.net.routing.plan import Action, Route, Rule
 from alpha_trio.settings import IPAddress, IPInterface, IPNetwork
 
 _UDP = 17
+_DESCRIPTORS = 8  # twice what a conversation takes
 _INVERT = 2  # FIB_RULE_INVERT
 _NO_SUPPRESSION = 0xFFFFFFFF
 _LOOPBACK = 1  # the index of "lo", in every network namespace
@@ -92,7 +93,10 @@ def connect(tag: int) -> Iterator[Kernel]:
     To be ended in the same thread, as pyroute2 keeps an event loop for each.  Then
     comes the RoutingError for the first change that was refused; those after it were
     tried nevertheless.  A question that is refused ends it at once, likewise.
+
+    OSError if there are no descriptors for it.
     """
+    _check_descriptors()
     try:
         with IPRoute(ext_ack=True, strict_check=True) as ip:
             ip.bind(groups=0)  # so that the port is known before the first change
@@ -350,6 +354,14 @@ class Kernel:
             "type": "local" if route.local else "unicast",
             "scope": scope if prefix.version == 4 else "universe",
         }
+
+
+def _check_descriptors() -> None:
+    """Raise OSError if there are too few: pyroute2 would come to harm half-way."""
+    with ExitStack() as opened:
+        for _ in range(_DESCRIPTORS):
+            file = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, file)
 
 
 def family_of(address: IPAddress | IPNetwork) -> int:
