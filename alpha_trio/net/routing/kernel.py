@@ -99,7 +99,7 @@ def connect(tag: int) -> Iterator[Kernel]:
     _check_descriptors()
     try:
         with IPRoute(ext_ack=True, strict_check=True) as ip:
-            ip.bind(groups=0)  # so that the port is known before the first change
+            _bind(ip)
             kernel = Kernel(ip, tag)
             yield kernel
     except NetlinkError as error:
@@ -354,6 +354,14 @@ class Kernel:
             "type": "local" if route.local else "unicast",
             "scope": scope if prefix.version == 4 else "universe",
         }
+
+
+def _bind(ip: Any) -> None:
+    """Have the kernel know us, so that our port is known before the first change."""
+    try:
+        ip.bind(groups=0)
+    except KeyError:  # pyroute2's word for whatever the kernel said
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)) from None
 
 
 def _check_descriptors() -> None:
