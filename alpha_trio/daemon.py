@@ -32,8 +32,9 @@ from alpha_trio.net.udp import Udp
 from alpha_trio.proto.messages import Kind
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.transport import ECN
 from alpha_trio.registry import Registry
-from alpha_trio.settings import Backend, PeerSettings, Settings, load_settings
+from alpha_trio.settings import COPY, Backend, PeerSettings, Settings, load_settings
 from alpha_trio.state import PeerStore
 from alpha_trio.threads import in_thread
 
@@ -51,6 +52,8 @@ _SWITCH_INTERVAL = 1e-4
 Routing and saving are done in threads.  By default each wake-up, and each system call,
 beside one of them would wait up to 5 ms.
 """
+
+_WHOLE_CLASS = 0xFF  # DSCP and ECN
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -124,6 +127,7 @@ class Node:
             settings.port,
             settings.disabled_offloads,
             mark,
+            dscp=0 if settings.dscp is COPY else settings.dscp,
             handshake=Kind.SYN,
             transparent=settings.relay.enabled,
         )
@@ -133,7 +137,9 @@ class Node:
         await router.open()
         identity = store.identity()
         await self._open_relay(stack, identity)
-        self._table = PeerTable(settings.port, identity, os.urandom)
+        # Congestion is always seen outside, the class only if it is to be.
+        visible = _WHOLE_CLASS if settings.dscp is COPY else ECN
+        self._table = PeerTable(settings.port, identity, os.urandom, visible)
         families = [version for version in (4, 6) if self._udp.has_family(version)]
         self._datapath = DataPath(self._tun, self._udp, self._table, self._journal)
         self._registry = Registry(

@@ -141,10 +141,10 @@ class DataPath:
             received = sock.receive_nowait()
             if received is None:
                 break
-            view, stride, remote, local = received
+            view, stride, remote, local, ecn = received
             if tracing:
                 packetlog.received(view, stride, remote)
-            self._table.incoming(view, stride, remote, local, now, out)
+            self._table.incoming(view, stride, remote, local, now, out, ecn)
             self._flush(out, now)
             self._drop_waiting(out)
 

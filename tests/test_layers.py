@@ -148,6 +148,7 @@ MAY_USE = {
         "proto.messages",
         "proto.peers",
         "proto.primitives",
+        "proto.transport",
     ),
 }
 

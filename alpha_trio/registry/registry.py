@@ -31,7 +31,7 @@ from alpha_trio.proto.batch import Event, EventKind
 from alpha_trio.proto.peers import PeerTable, State
 from alpha_trio.proto.primitives import key_text
 from alpha_trio.proto.traces import Trace
-from alpha_trio.registry.endpoints import refuse_own_address, usable_addresses
+from alpha_trio.registry.endpoints import refuse_unusable, usable_addresses
 from alpha_trio.registry.peer import (
     FROM_CONFIG,
     FROM_STATE,
@@ -379,7 +379,7 @@ class Registry:
                 f"that key is this host's own: give the one that 'alpha-trio key show' "
                 f"prints on {settings.name}"
             )
-        refuse_own_address(settings)
+        refuse_unusable(settings)
 
     def _snapshot(self) -> _Before:
         peers = {name: (p.settings, p.origin) for name, p in self.peers.items()}

@@ -68,6 +68,7 @@ class Path:
     mtu: int  # of the path if it is known, else of the device
     source: IPAddress | None
     local: bool  # an address of this host
+    broadcast: bool  # that of a link, to all hosts there
 
 
 class _LookUp(nlmsg):  # type: ignore[misc]  # pyroute2 has no type information
@@ -188,6 +189,7 @@ class Kernel:
             _metric_mtu(answer) or link.mtu,
             ip_address(source) if source else None,
             answer["type"] == rt_type["local"],
+            answer["type"] == rt_type["broadcast"],
         )
 
     def _dump(self, request: Callable[..., Any], family: int, **fields: int) -> Any:

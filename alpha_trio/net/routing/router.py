@@ -211,6 +211,9 @@ class Router:
         if path.local:
             error = f"{peer.endpoint} is that host's own address, which is this one"
             return Underlay(inner_mtu(PATH_MTU, peer), error=error)
+        if path.broadcast:
+            error = f"{peer.endpoint} is the broadcast address of {path.device}"
+            return Underlay(inner_mtu(PATH_MTU, peer), error=error)
         if path.interface == self._interface:
             error = f"the route to {peer.endpoint} leads into the tunnel itself"
             return Underlay(inner_mtu(PATH_MTU, peer), error=error)

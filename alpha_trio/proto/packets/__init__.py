@@ -17,6 +17,7 @@ from alpha_trio.proto.packets.frames import (
     join_datagrams,
     join_untrusted,
     same_flow,
+    traffic_class_of,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "join_datagrams",
     "join_untrusted",
     "same_flow",
+    "traffic_class_of",
 ]

@@ -41,6 +41,7 @@ from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.traces import Trace, parse_report_untrusted
 from alpha_trio.proto.transport import (
+    ECN,
     MODES,
     AlphaTransport,
     Arrival,
@@ -80,6 +81,7 @@ class Session:
     identity: Identity  # ours
     random: RandomBytes
     owner: Callable[[bytes], Session | None]  # who owns an inner address
+    visible: int = ECN  # bits of inner traffic classes that outer headers have, too
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
     reliable: bool = False  # packets are repeated until they are acknowledged
@@ -294,9 +296,16 @@ class Session:
 
     def _transport(self, agreement: Agreement, now: float) -> Transport:
         if agreement.theirs.suite == SUITE_PLAIN:
-            return PlainTransport(agreement, self.counters, now, now)
+            return PlainTransport(agreement, self.counters, now, now, self.visible)
         size = self.mtu + overhead(self.mode)
-        line = Line(agreement, self.counters, self.random, size, self.identity)
+        line = Line(
+            agreement,
+            self.counters,
+            self.random,
+            size,
+            self.identity,
+            visible=self.visible,
+        )
         transport = AlphaTransport(line, now, now)
         transport.sender.restrict(self.mode, self.modes)
         transport.sender.reliable = self.reliable

@@ -38,7 +38,7 @@ from alpha_trio.proto.peers.session import ConnectionIds, Session
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.traces import Trace
-from alpha_trio.proto.transport import Transport
+from alpha_trio.proto.transport import ECN, Transport
 
 KNOCKING_HOSTS = 64
 """Strangers remembered for ``status``; the one that knocked longest ago goes."""
@@ -76,6 +76,7 @@ class PeerTable:
     port: int  # our own UDP port, to tell our datagrams when they loop
     identity: Identity
     random: RandomBytes
+    visible: int = ECN  # bits of inner traffic classes that outer headers have, too
     sessions: dict[str, Session] = field(factory=dict)
     counters: Counters = field(factory=Counters)  # what belongs to no peer
     knocking: OrderedDict[str, Knock] = field(factory=OrderedDict)  # by host
@@ -114,7 +115,14 @@ class PeerTable:
     ) -> Session:
         """Enter a new peer; whether names or prefixes clash is for the caller."""
         ids = ConnectionIds(self._take_id, self._free_id, self._bind)
-        session = Session(name, ids, self.identity, self.random, self._prefixes.owner)
+        session = Session(
+            name,
+            ids,
+            self.identity,
+            self.random,
+            self._prefixes.owner,
+            visible=self.visible,
+        )
         self.sessions[name] = session
         self.configure(session, remotes, prefixes, keepalive, key, mode, reliable)
         return session
@@ -291,10 +299,12 @@ class PeerTable:
         local: bytes,
         now: float,
         out: Outbox,
+        ecn: int = 0,
     ) -> None:
         """Take datagrams of one sender, ``stride`` bytes apart, borrowed.
 
-        ``local`` is the address of ours they were sent to, as the socket gave it.
+        ``local`` is the address of ours they were sent to, as the socket gave it;
+        ``ecn`` what their headers say of congestion, RFC 3168.
         """
         if not self._indexed:
             self._index()
@@ -307,9 +317,12 @@ class PeerTable:
             found = self._by_word.get(_WORD.unpack_from(view, at)[0])
             if found is not None:
                 session, transport = found
+                before = len(out.delivers)
                 at += session.incoming(
                     transport, view[at:], stride, remote, local, now, out
                 )
+                if ecn & 1:  # cold path: CE, and ECT(1), as routers could set it
+                    _mark(out, before, ecn)
                 self._plan(session, now)
             else:
                 datagram = bytes(view[at : at + stride])
@@ -491,3 +504,14 @@ class PeerTable:
             self._plan(session, now)
             if wake == -inf:
                 return
+
+
+def _mark(out: Outbox, first: int, ecn: int) -> None:
+    """Hand on what routers said of the datagrams from delivery ``first`` on."""
+    kept = []
+    for deliver in out.delivers[first:]:
+        if frames.mark(deliver.parts, ecn):
+            kept.append(deliver)
+        else:
+            deliver.counters.drop(Drop.CONGESTED, deliver.packets)
+    out.delivers[first:] = kept
