@@ -48,6 +48,10 @@ _FAILURES = {
     EventKind.WRONG_MODE: (
         "{peer} ({host}) wants another mode than we do: set the same on both sides."
     ),
+    EventKind.LOOP: (
+        "Our own datagrams are led back into the tunnel to {peer} ({host}): look at "
+        "rules before ours ('ip rule') and at routes set by hand."
+    ),
     EventKind.WRONG_ADDRESS: (
         "Dropping packets of {peer}: they come from {host}, which is not its endpoint."
     ),

@@ -82,6 +82,7 @@ class EventKind(StrEnum):
     WRONG_MODE = "wrong-mode"
     KNOCK = "knock"
     WRONG_ADDRESS = "wrong-address"
+    LOOP = "loop"  # our own datagram came back to us
     TRACED = "traced"  # what a trace has found is there to be taken
 
 

@@ -58,6 +58,8 @@ REKEY_AFTER = 120.0  # age at which the initiator asks for a new session, if in 
 REKEY_GRACE = 10.0  # later the responder asks itself
 WIPE_AFTER = 540.0  # age at which its keys are forgotten
 
+LOOP_TOLD = 30.0  # s for which a loop is told after it was last seen
+
 # SYNs that show the session they renew: a second, and at once.
 RENEWAL_RATE, RENEWAL_BURST = 1.0, 5.0
 
@@ -100,6 +102,7 @@ class Session:
     last_sent: float = -inf
     gave_up: bool = False
     wrong_address: Remote | None = None
+    looped: float = -inf  # when a datagram of ours last came back to us
     tracing: Trace | None = None
     modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
     _renewals: TokenBucket = field(
@@ -379,6 +382,12 @@ class Session:
             self.wrong_address = remote
             out.tell(EventKind.WRONG_ADDRESS, self.name, remote)
 
+    def note_loop(self, now: float, out: Outbox) -> None:
+        """A datagram of ours was about to be sent to this peer in the tunnel."""
+        if now >= self.looped + LOOP_TOLD:
+            out.tell(EventKind.LOOP, self.name, self.remote)
+        self.looped = now
+
     def owns_source(self, packet: Buffer) -> bool:
         """Whether the inner packet that begins so may come from this peer.
 
@@ -587,6 +596,11 @@ class Session:
     def _reason(self, now: float) -> str | None:
         if self.negotiation.refusal is not None:
             return self.negotiation.refusal
+        if now < self.looped + LOOP_TOLD:
+            return (
+                "our own datagrams are led back into the tunnel: look at rules before "
+                "ours ('ip rule') and at routes set by hand"
+            )
         if self.wrong_address is not None:
             return f"answers come from {self.wrong_address[0]}, not from its endpoint"
         if self.state(now) is State.UNREACHABLE:

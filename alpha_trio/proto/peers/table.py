@@ -49,6 +49,8 @@ KNOCK_RATE, KNOCK_BURST = 1.0, 20.0
 _DUE_AT_ONCE = 16
 """Sessions whose deadlines are looked at in one go: about as much as a batch costs."""
 
+_FOUND_FOR = 1.0  # s until it is asked again where the peers are
+
 _STALE_PLANS = 256  # deadlines that no longer hold, beside as many as there are peers
 
 _WORD = Struct("!Q")
@@ -92,6 +94,8 @@ class PeerTable:
     _by_remote: dict[tuple[str, int], Session] = field(factory=dict)
     _by_host: dict[str, list[Session]] = field(factory=dict)
     _endpoints: set[bytes] = field(factory=set)  # packed address and port
+    _found: set[bytes] = field(factory=set)  # these, and where peers were heard from
+    _found_at: float = -inf
     _unpushed: dict[Session, None] = field(factory=dict)  # in the order of their frames
     _indexed: bool = False  # whether the look-ups above reflect the peers
     _heap: list[_Plan] = field(factory=list)
@@ -210,8 +214,8 @@ class PeerTable:
                 there = self._by_host.setdefault(host, [])
                 if session not in there:
                     there.append(session)
-                packed = ip_address(host).packed
-                self._endpoints.add(packed + port.to_bytes(2))
+                self._endpoints.add(_packed((host, port)))
+        self._found_at = -inf
 
     def _take_id(self, session: Session) -> int:
         while True:
@@ -255,8 +259,9 @@ class PeerTable:
         session = self._prefixes.owner(destination)
         if session is None:
             self._refuse(frame, multicast, out)
-        elif udp and self._loops(packet, version, destination):
+        elif udp and self._loops(packet, version, destination, now):
             session.counters.drop(Drop.LOOP, frames.packets(frame))
+            session.note_loop(now, out)
         else:
             session.outgoing(frame, now, out)
             self._unpushed[session] = None
@@ -277,17 +282,35 @@ class PeerTable:
         if answer is not None:
             out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
 
-    def _loops(self, packet: memoryview, version: int, destination: bytes) -> bool:
+    def _loops(
+        self, packet: memoryview, version: int, destination: bytes, now: float
+    ) -> bool:
+        """Whether it is a datagram of ours to a peer, where that is to be found.
+
+        In a tunnel it would become another one to the same place, and so on.
+        """
         header = (packet[0] & 0xF) * 4 if version == 4 else 40
         if len(packet) < header + 4:
             return False
         source_port, port = _PORTS.unpack_from(packet, header)
         return (
             source_port == self.port
-            and destination + port.to_bytes(2) in self._endpoints
             # A later fragment has payload there, and ours are never fragmented.
             and not (version == 4 and int.from_bytes(packet[6:8]) & 0x1FFF)
+            and destination + port.to_bytes(2) in self._places(now)
         )
+
+    def _places(self, now: float) -> set[bytes]:
+        """Where peers are configured to be, and where they were found to be.
+
+        Looked for once a second at most: whole sites behind us may use our port.
+        """
+        if now >= self._found_at + _FOUND_FOR:
+            self._found_at = now
+            remotes = (session.remote for session in self.sessions.values())
+            self._found = {_packed(remote) for remote in remotes if remote}
+            self._found |= self._endpoints
+        return self._found
 
     # -- from the network to the TUN -----------------------------------------
 
@@ -504,6 +527,11 @@ class PeerTable:
             self._plan(session, now)
             if wake == -inf:
                 return
+
+
+def _packed(remote: Remote) -> bytes:
+    host, port = remote[:2]
+    return ip_address(host.partition("%")[0]).packed + int(port).to_bytes(2)
 
 
 def _mark(out: Outbox, first: int, ecn: int) -> None:
