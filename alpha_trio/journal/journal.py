@@ -111,7 +111,9 @@ class Journal:
 
     def woke(self, seconds: float) -> None:
         """The machine was suspended for so long."""
-        _log.info("This host was suspended for %.0f s. Asking peers anew.", seconds)
+        _log.info(
+            "This host was suspended for %d s. Asking peers anew.", round(seconds)
+        )
         self.publish("woke", None, seconds=round(seconds, 3))
 
     def publish(self, event: str, peer: str | None, **details: object) -> None:
