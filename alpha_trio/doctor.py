@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import socket
 import struct
@@ -42,6 +43,7 @@ _UDP_GRO = 104
 _SO_RCVBUFFORCE = 33
 
 _ENOUGH_BUFFER = 4 * 1024 * 1024  # bytes; bursts of several super-packets fit
+_ENOUGH_FILES = 128  # as many as the daemon has open with all control clients
 _RP_FILTER = {0: "off", 1: "strict", 2: "loose"}
 
 
@@ -67,6 +69,7 @@ def checks(settings: Settings) -> list[Check]:
         _udp_offload(Offload.SEGMENT, _UDP_SEGMENT, 1400),
         _udp_offload(Offload.GRO, _UDP_GRO, 1),
         _socket_buffer(),
+        _open_files(),
         _ipv6(),
         _forwarding(settings),
         *_reverse_path_filters(settings),
@@ -244,6 +247,18 @@ def _granted_buffer() -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ENOUGH_BUFFER)
         # The kernel doubles what it grants, for its own overhead.
         return probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+
+def _open_files() -> Check:
+    """The daemon raises its soft limit by itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard >= _ENOUGH_FILES:
+        return Check(True, "open files: the limit is high enough")
+    return Check(
+        None,
+        f"open files: the limit is {hard}; fewer control clients are served",
+        f"raise it to {_ENOUGH_FILES} (ulimit -Hn, systemd: LimitNOFILE)",
+    )
 
 
 # The host's network

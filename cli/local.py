@@ -70,6 +70,11 @@ def settings_of(config: str | None, **options: Any) -> Settings:
     metavar="CIDR",
     help="Address of the interface; may be repeated.",
 )
+@click.option(
+    "--dscp",
+    metavar="N|copy",
+    help="DSCP of our datagrams: 0 to 63, or that of each packet [0].",
+)
 @click.option("--relay", is_flag=True, default=None, help="Relay for others.")
 @click.option(
     "--mss",

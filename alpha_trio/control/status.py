@@ -42,6 +42,7 @@ def status_document(
     relay: dict[str, Any] | None,
     routing_error: str | None,
     complaints: Iterable[str],
+    troubles: Collection[str] = (),
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
     astray = _astray(peers, routing_error, complaints)
@@ -70,7 +71,11 @@ def status_document(
         "relay": relay,
         "drops": _drops(table.counters) | _unreceived(udp),
         "astray": astray,
-        "health": [*astray, *_health(settings, now, tun, udp, peers)],
+        "health": [
+            *astray,
+            *_health(settings, now, tun, udp, peers),
+            *troubles,
+        ],
     }
 
 

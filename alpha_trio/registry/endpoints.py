@@ -61,6 +61,8 @@ def _refuse_address(
         raise PeerError(f"{address} is valid on one link only")
     if address.is_loopback or _is_own(address):
         raise PeerError(f"{address} is an address of this host")
+    if _is_broadcast(address):
+        raise PeerError(f"{address} is a broadcast address")
     remote = remote_of(address, peer.settings.port)
     wanted = peer.settings.allow or (values.prefix_of(address),)
     for other in peers.values():
@@ -70,10 +72,11 @@ def _refuse_address(
             raise PeerError(f"{address} belongs to peer {other.settings.name}")
 
 
-def refuse_own_address(settings: PeerSettings) -> None:
-    """A host is no peer of itself: its packets never reach a device.
+def refuse_unusable(settings: PeerSettings) -> None:
+    """Refuse a typed address that is not that of one other host.
 
-    Raises PeerError.
+    A host is no peer of itself: its packets never reach a device.  Who is asked at a
+    broadcast address is everybody on that link.  Raises PeerError.
     """
     try:
         address = ip_address(host_of(settings))
@@ -82,6 +85,11 @@ def refuse_own_address(settings: PeerSettings) -> None:
     if _is_own(address):
         raise PeerError(
             f"{address} is an address of this host: give the address of {settings.name}"
+        )
+    if _is_broadcast(address):
+        raise PeerError(
+            f"{address} is the broadcast address of a link of this host: give the "
+            f"address of {settings.name}"
         )
 
 
@@ -95,3 +103,20 @@ def _is_own(address: IPAddress) -> bool:
             return False
         own = ip_address(probe.getsockname()[0].partition("%")[0])
         return own.packed == address.packed
+
+
+def _is_broadcast(address: IPAddress) -> bool:
+    # The kernel lets only those towards one who asked for it.
+    if address.version == 6:
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(address), 9))
+        except PermissionError:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        except OSError:
+            return False
+        else:
+            return False
+        # Or else it is forbidden for another reason, as by a route that prohibits it.
+        return probe.connect_ex((str(address), 9)) == 0

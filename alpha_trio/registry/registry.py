@@ -22,6 +22,7 @@ from alpha_trio.datapath import DataPath
 from alpha_trio.errors import (
     PeerError,
     RoutingError,
+    StateError,
     UnknownPeer,
 )
 from alpha_trio.journal import Journal
@@ -33,7 +34,7 @@ from alpha_trio.proto.primitives import key_text
 from alpha_trio.proto.traces import Trace
 from alpha_trio.registry.endpoints import (
     MOST_ADDRESSES,
-    refuse_own_address,
+    refuse_unusable,
     usable_addresses,
 )
 from alpha_trio.registry.peer import (
@@ -57,6 +58,8 @@ from alpha_trio.settings import (
     values,
 )
 from alpha_trio.state import PeerStore, Pins
+from alpha_trio.supervision import insist
+from alpha_trio.threads import in_thread
 
 _log = logging.getLogger("alpha_trio")
 
@@ -131,12 +134,14 @@ class Registry:
             self._nursery.start_soon(self._resolver.run)
             self._nursery.start_soon(self._watch_network)
             self._nursery.start_soon(self._routing.watch_filters)
+            self._nursery.start_soon(self._routing.keep_trying)
+            self._nursery.start_soon(self._pins.keep_saved)
             self._nursery.start_soon(self._routing.watch_paths, self._datapath)
             self._nursery.start_soon(self._routing.watch_peers)
             task_status.started()
 
     async def _load(self) -> None:
-        saved = await trio.to_thread.run_sync(self._store.load)
+        saved = await in_thread(self._store.load)
         await self._pins.load()
         names = {peer.name for peer in self._file_peers}
         self._shadowed = [peer for peer in saved if peer.name in names]
@@ -177,8 +182,7 @@ class Registry:
         key = peer.session.negotiation.key
         if event.kind is EventKind.PINNED and key is not None:
             self._pins.keys[peer.settings.name] = key
-            assert self._nursery is not None
-            self._nursery.start_soon(self._pins.save)
+            self._pins.note()
         elif event.kind is EventKind.PATH_MTU:
             self._routing.peer_changed()
         elif peer.search and _is_lost(event):
@@ -427,7 +431,7 @@ class Registry:
                 f"that key is this host's own: give the one that 'alpha-trio key show' "
                 f"prints on {settings.name}"
             )
-        refuse_own_address(settings)
+        refuse_unusable(settings)
 
     def _snapshot(self) -> _Before:
         peers = {name: (p.settings, p.origin) for name, p in self.peers.items()}
@@ -442,16 +446,32 @@ class Registry:
             for name, was in before.peers.items():
                 if self._snapshot().peers.get(name) != was:
                     self._enter(*was)
-            await self._save(self._of_state())
+            await self._save_or_insist()
             await self._pins.save()
             await self._routing.apply_or_log()
+
+    async def _save_or_insist(self) -> None:
+        """Save what counts now; if that fails, again and again beside all else."""
+        try:
+            await self._save(self._of_state())
+        except (OSError, StateError):
+            assert self._nursery is not None
+            self._nursery.start_soon(self._insist_on_saving)
+
+    async def _insist_on_saving(self) -> None:
+        meanwhile = "a peer that was refused is there again after a restart"
+        await insist(self._save_present, self._journal, "saved peers", meanwhile)
+
+    async def _save_present(self) -> None:
+        async with self._lock:
+            await self._save(self._of_state())
 
     def _of_state(self) -> list[PeerSettings]:
         return [p.settings for p in self.peers.values() if p.origin == FROM_STATE]
 
     async def _save(self, peers: list[PeerSettings]) -> None:
         everything = [*peers, *self._shadowed]
-        await trio.to_thread.run_sync(self._store.save, everything)
+        await in_thread(self._store.save, everything)
 
     # -- one peer ------------------------------------------------------------
 
@@ -479,8 +499,8 @@ class Registry:
         peer = self.peers.pop(name)
         self._stop_search(peer)
         self._table.remove(name)
-        if self._pins.keys.pop(name, None) is not None and self._nursery is not None:
-            self._nursery.start_soon(self._pins.save)
+        if self._pins.keys.pop(name, None) is not None:
+            self._pins.note()
         where = host_of(peer.settings) or "waited for"
         _log.info("Deleting host %s (%s).", name, where)
 

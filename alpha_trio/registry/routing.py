@@ -13,6 +13,7 @@ from alpha_trio.net.host import boottime
 from alpha_trio.net.routing import Router, Underlay
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.registry.peer import Peer, peer_route
+from alpha_trio.supervision import delays, insist
 
 _GATHER = 0.05  # s; when many paths are measured at once, their routes change together
 
@@ -39,10 +40,14 @@ class Routing:
         self._journal = journal
         self._rerouted = rerouted
         self._changed = trio.Event()
+        self._refused = trio.Event()
 
     async def follow_network(self) -> None:
         """Adapt to the next change of links, addresses and routes of the host."""
-        await self._router.wait_changed()
+        meanwhile = "changes of the host's network are not noticed"
+        await insist(
+            self._router.wait_changed, self._journal, "watching routes", meanwhile
+        )
         await self.apply_or_log()
         now = boottime()
         for peer in self._peers.values():
@@ -62,9 +67,22 @@ class Routing:
 
     async def watch_filters(self) -> None:
         """Adapt to the packet filter's own checks as they come and go."""
+        meanwhile = "changes of the packet filter are not noticed"
+        wait = self._router.wait_filters_changed
         while True:
-            await self._router.wait_filters_changed()
+            await insist(wait, self._journal, "watching filters", meanwhile)
             await self.apply_or_log()
+
+    async def keep_trying(self) -> None:
+        """Try again, at growing intervals, what was refused of all peers."""
+        while True:
+            await self._refused.wait()
+            for delay in delays():
+                await trio.sleep(delay)
+                await self.apply_or_log()
+                if self.error is None:
+                    break
+            self._refused = trio.Event()
 
     async def watch_paths(self, datapath: DataPath) -> None:
         """Measure paths anew when one turned out to take less than thought."""
@@ -129,6 +147,7 @@ class Routing:
             await self.apply()
         except RoutingError as error:
             self.error = str(error)
+            self._refused.set()
             self._journal.failure("routing", "failed", str(error))
         else:
             self._journal.recovered("routing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from ipaddress import ip_address
 from itertools import chain, zip_longest
 from math import inf
@@ -14,6 +15,7 @@ from attrs import define, field
 from alpha_trio.errors import AlphaTrioError
 from alpha_trio.journal import Journal
 from alpha_trio.settings import IPAddress
+from alpha_trio.threads import in_thread
 
 # In seconds.
 RETRY_FIRST = 5.0  # until a name without an answer is asked for again, doubled then
@@ -163,10 +165,8 @@ class Resolver:
 
 async def _resolve(host: str) -> list[IPAddress]:
     """All addresses of a name, the families in turn (RFC 8305).  Raises OSError."""
-    found = await trio.to_thread.run_sync(
-        lambda: socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM),
-        abandon_on_cancel=True,
-    )
+    ask = partial(socket.getaddrinfo, host, None, type=socket.SOCK_DGRAM)
+    found = await in_thread(ask, abandon=True)
     addresses = dict.fromkeys(ip_address(entry[4][0]) for entry in found)
     first: list[IPAddress] = []
     other: list[

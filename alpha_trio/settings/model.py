@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum, StrEnum
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -45,6 +45,15 @@ class Mode(StrEnum):
     M = "m"  # Merkle tree over many packets, its root in S1
     CM = "cm"  # several trees in one S1
     PLAIN = "plain"  # not at all; only if both sides ask for it
+
+
+class Copy(Enum):
+    """The DSCP that stands for that of each inner packet."""
+
+    COPY = "copy"
+
+
+COPY = Copy.COPY
 
 
 class Offload(StrEnum):
@@ -173,6 +182,7 @@ class Settings:
     interface: str = "alpha0"
     port: int = DEFAULT_PORT
     addresses: tuple[IPInterface, ...] = ()
+    dscp: int | Copy = 0  # of our datagrams, 0 to 63
     state_dir: Path = DEFAULT_STATE_DIR
     socket: Path = DEFAULT_SOCKET
     socket_group: str | None = None

@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from alpha_trio.errors import ConfigError
-from alpha_trio.settings.model import IPAddress, IPInterface, IPNetwork, Mode, Selection
+from alpha_trio.settings.model import (
+    COPY,
+    Copy,
+    IPAddress,
+    IPInterface,
+    IPNetwork,
+    Mode,
+    Selection,
+)
 
 T = TypeVar("T")
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -178,6 +186,20 @@ def choice(choices: type[Choice]) -> Callable[[object], Choice]:
 port = whole(1, 65535)
 priority = whole(4, 32700)  # below main (32766), with room for all our rules
 mark = whole(1, 0xFFFF_FFFE)  # the next one is the relay's
+
+
+def dscp(value: object) -> int | Copy:
+    """The DSCP of our datagrams; the command line has it as a text."""
+    if value == COPY.value:
+        return COPY
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = int(value)
+    try:
+        return whole(0, 63)(value)
+    except ConfigError:
+        raise ConfigError(
+            f'{shown(value)} is no DSCP; use 0 to 63, such as 46 for EF, or "copy"'
+        ) from None
 
 
 def path(value: object) -> Path:

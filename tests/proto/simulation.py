@@ -252,6 +252,8 @@ class Simulation:
         self.link = link or Link()
         self.hosts: dict[str, Host] = {}
         self.sent: list[Sent] = []
+        self.classes: list[tuple[int, int]] = []  # kind and traffic class of each send
+        self.ecn = 0  # what routers have made of all that arrives
         self._by_address: dict[str, Host] = {}
         self._peers: dict[str, list[tuple[str, float]]] = {}
         self._blocked: set[tuple[str, str]] = set()
@@ -359,7 +361,8 @@ class Simulation:
         view = memoryview(bytearray(data))
         stride = stride or len(data)
         before, drops = host.ledger(), host.drops()
-        host.table.incoming(view, stride, sender, local, self.now, host.out)
+        about = sender, local, self.now
+        host.table.incoming(view, stride, *about, host.out, self.ecn)
         # Messages without a packet in them may be dropped and counted, too.
         messages = [data[i : i + stride] for i in range(0, len(data), stride)]
         carrying = sum(m[0] == Kind.DATA and len(m) > PLAIN_OVERHEAD for m in messages)
@@ -463,6 +466,7 @@ class Simulation:
             send.counters.tx_packets += send.packets
             send.counters.tx_bytes += send.packet_bytes
             assert sum(map(len, send.parts)) == send.size
+            self.classes.append((send.parts[0][0], send.traffic_class))
             for datagram in send.datagrams():
                 source = host.source_of(send.local)
                 self._carry(host, source, send.remote[0], bytes(datagram))

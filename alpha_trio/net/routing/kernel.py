@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -27,6 +27,7 @@ from alpha_trio.net.routing.plan import Action, OwnAddress, Route, Rule
 from alpha_trio.settings import IPAddress, IPInterface, IPNetwork
 
 _UDP = 17
+_DESCRIPTORS = 8  # twice what a conversation takes
 _INVERT = 2  # FIB_RULE_INVERT
 _NO_SUPPRESSION = 0xFFFFFFFF
 _LARGEST = 0xFFFF  # of an IP packet; "lo" says more
@@ -70,6 +71,7 @@ class Path:
     mtu: int  # of the route if it has one, else of the device; nothing that ICMP says
     source: IPAddress | None
     local: bool  # an address of this host
+    broadcast: bool  # that of a link, to all hosts there
 
 
 class _LookUp(nlmsg):  # type: ignore[misc]  # pyroute2 has no type information
@@ -96,10 +98,13 @@ def connect(tag: int) -> Iterator[Kernel]:
     To be ended in the same thread, as pyroute2 keeps an event loop for each.  Then
     comes the RoutingError for the first change that was refused; those after it were
     tried nevertheless.  A question that is refused ends it at once, likewise.
+
+    OSError if there are no descriptors for it.
     """
+    _check_descriptors()
     try:
         with IPRoute(ext_ack=True, strict_check=True) as ip:
-            ip.bind(groups=0)  # so that the port is known before the first change
+            _bind(ip)
             kernel = Kernel(ip, tag)
             yield kernel
     except NetlinkError as error:
@@ -230,6 +235,7 @@ class Kernel:
             min(mtu or link.mtu, link.mtu, _LARGEST),
             ip_address(source) if source else None,
             answer["type"] == rt_type["local"],
+            answer["type"] == rt_type["broadcast"],
         )
 
     def _dump(self, request: Callable[..., Any], family: int, **fields: int) -> Any:
@@ -434,6 +440,22 @@ def _own_address_fields(interface: int, own: OwnAddress) -> dict[str, Any]:
         "prefixlen": own.address.max_prefixlen,
         "flags": _NODAD | _NO_PREFIX_ROUTE,
     }
+
+
+def _bind(ip: Any) -> None:
+    """Have the kernel know us, so that our port is known before the first change."""
+    try:
+        ip.bind(groups=0)
+    except KeyError:  # pyroute2's word for whatever the kernel said
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)) from None
+
+
+def _check_descriptors() -> None:
+    """Raise OSError if there are too few: pyroute2 would come to harm half-way."""
+    with ExitStack() as opened:
+        for _ in range(_DESCRIPTORS):
+            file = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, file)
 
 
 def family_of(address: IPAddress | IPNetwork) -> int:

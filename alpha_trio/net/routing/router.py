@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import trio
 from attrs import evolve
 
-from alpha_trio.errors import RoutingError
+from alpha_trio.errors import RoutingError, refusal
 from alpha_trio.net import netfilter
 from alpha_trio.net.routing import clamp, inner, marks
 from alpha_trio.net.routing.astray import (
@@ -43,6 +44,9 @@ from alpha_trio.net.routing.sysctl import (
 )
 from alpha_trio.net.source import stable_source
 from alpha_trio.settings import Backend, IPAddress, Settings
+from alpha_trio.threads import in_thread
+
+T = TypeVar("T")
 
 _QUEUE = 1000  # packets that wait in the interface for the daemon
 _GSO_BYTES = 61_200  # a super-packet and our headers then fit into one UDP send
@@ -87,7 +91,7 @@ class Router:
         self._events = subscribe()
         with suppress(OSError):  # a kernel without nftables has no notices of it
             self._filters = netfilter.Watch()
-        await trio.to_thread.run_sync(self._prepare)
+        await _in_thread(self._prepare)
 
     async def apply(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
         """Make the kernel's state match ``peers``; change only what differs.
@@ -99,7 +103,7 @@ class Router:
         """
         async with self._lock:
             try:
-                return await trio.to_thread.run_sync(self._apply, peers)
+                return await _in_thread(self._apply, peers)
             except BaseException:
                 self._stale = True
                 raise
@@ -140,7 +144,7 @@ class Router:
         async with self._lock:
             try:
                 if self._owner:
-                    await trio.to_thread.run_sync(self._remove)
+                    await _in_thread(self._remove)
             finally:
                 for opened in (self._events, self._filters):
                     if opened is not None:
@@ -298,6 +302,9 @@ class Router:
             return evolve(unknown, error=path, lost=lost)
         if path.local:
             error = f"{peer.endpoint} is that host's own address, which is this one"
+            return evolve(unknown, error=error)
+        if path.broadcast:
+            error = f"{peer.endpoint} is the broadcast address of {path.device}"
             return evolve(unknown, error=error)
         if path.interface == self._interface:
             error = f"the route to {peer.endpoint} leads into the tunnel itself"
@@ -497,6 +504,16 @@ def _name(interface: int) -> str:
         return socket.if_indextoname(interface)
     except OSError:
         return "no interface"
+
+
+async def _in_thread(work: Callable[..., T], *args: object) -> T:
+    """In a thread; what the host refuses there, a descriptor or so, is RoutingError."""
+    try:
+        return await in_thread(work, *args)
+    except (OSError, MemoryError) as error:
+        if (reason := refusal(error)) is None:
+            raise
+        raise RoutingError(f"kernel routing: {reason}") from error
 
 
 def _index(interface: str) -> int:

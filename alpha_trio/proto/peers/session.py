@@ -52,6 +52,7 @@ from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.traces import Trace, parse_report_untrusted
 from alpha_trio.proto.transport import (
+    ECN,
     MODES,
     AlphaTransport,
     Arrival,
@@ -72,6 +73,8 @@ WIPE_AFTER = 540.0  # age at which its keys are forgotten
 TWIN_AFTER = 5.0  # nothing new is sent in a former session so long after the next one
 
 _OUTER = {4: 20 + 8, 6: 40 + 8}  # bytes of IP and UDP header by IP version
+
+LOOP_TOLD = 30.0  # s for which a loop is told after it was last seen
 
 # SYNs that show the session they renew: a second, and at once.
 RENEWAL_RATE, RENEWAL_BURST = 1.0, 5.0
@@ -96,6 +99,7 @@ class Session:
     identity: Identity  # ours
     random: RandomBytes
     owner: Callable[[bytes], Session | None]  # who owns an inner address
+    visible: int = ECN  # bits of inner traffic classes that outer headers have, too
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
     reliable: bool = False  # packets are repeated until they are acknowledged
@@ -119,6 +123,7 @@ class Session:
     wrong_address: Remote | None = None
     whereabouts: Whereabouts = field(factory=Whereabouts)
     foreign_source: bytes = b""  # of the latest inner packet that had a wrong one
+    looped: float = -inf  # when a datagram of ours last came back to us
     tracing: Trace | None = None
     _probe: SizeProbe | None = None
     _path_host: str = ""  # whose path it is that ``path`` knows
@@ -318,14 +323,27 @@ class Session:
 
     def _want_session(self, now: float) -> None:
         current = self.current
-        line = current.line if isinstance(current, AlphaTransport) else None
-        self.negotiation.begin(now, line.renewal if line else None)
+        renewal = None
+        if isinstance(current, AlphaTransport) and not self._forgotten(current, now):
+            renewal = current.line.renewal
+        self.negotiation.begin(now, renewal)
         self._wake_by(self.negotiation.deadline)
 
     def connect(self, now: float) -> None:
         """Ask for a session, unless there is one or it is being asked for."""
         if self._usable(now) is None:
             self._want_session(now)
+
+    def woke(self, now: float) -> None:
+        """Time has passed in which nobody could answer: what is under way begins anew.
+
+        The old session serves until the new one has proven itself, if it may still.
+        """
+        if self.current is not None or self.negotiation.initiation is not None:
+            self.negotiation.stop()
+            self.negotiation.answers.expire(now)
+            self._want_session(now)
+            self.unanswered_since = inf
 
     # -- where we are, and where the peer is ---------------------------------
 
@@ -467,9 +485,16 @@ class Session:
 
     def _transport(self, agreement: Agreement, now: float) -> Transport:
         if agreement.theirs.suite == SUITE_PLAIN:
-            return PlainTransport(agreement, self.counters, now, now)
+            return PlainTransport(agreement, self.counters, now, now, self.visible)
         size = self.mtu + overhead(self.mode)
-        line = Line(agreement, self.counters, self.random, size, self.identity)
+        line = Line(
+            agreement,
+            self.counters,
+            self.random,
+            size,
+            self.identity,
+            visible=self.visible,
+        )
         transport = AlphaTransport(line, now, now)
         transport.sender.restrict(self.mode, self.modes)
         transport.sender.reliable = self.reliable
@@ -551,6 +576,12 @@ class Session:
         if self.wrong_address != remote:
             self.wrong_address = remote
             out.tell(EventKind.WRONG_ADDRESS, self.name, remote)
+
+    def note_loop(self, now: float, out: Outbox) -> None:
+        """A datagram of ours was about to be sent to this peer in the tunnel."""
+        if now >= self.looped + LOOP_TOLD:
+            out.tell(EventKind.LOOP, self.name, self.remote)
+        self.looped = now
 
     def owns_source(self, packet: Buffer) -> bool:
         """Whether the inner packet that begins so may come from this peer.
@@ -694,10 +725,14 @@ class Session:
 
     def _age(self, now: float, out: Outbox) -> None:
         current = self.current
-        if current is not None and now >= current.established + WIPE_AFTER:
+        if current is not None and self._forgotten(current, now):
             remote = self.remote
             self._forget_transports()
             out.tell(EventKind.EXPIRED, self.name, remote)
+
+    def _forgotten(self, transport: Transport, now: float) -> bool:
+        """Whether it is so old that neither side knows its keys any more."""
+        return now >= transport.established + WIPE_AFTER
 
     def next_wake(self) -> float:
         """When the next thing will be due, if nothing happens until then."""
@@ -784,6 +819,11 @@ class Session:
     def _reason(self, now: float) -> str | None:
         if self.negotiation.refusal is not None:
             return self.negotiation.refusal
+        if now < self.looped + LOOP_TOLD:
+            return (
+                "our own datagrams are led back into the tunnel: look at rules before "
+                "ours ('ip rule') and at routes set by hand"
+            )
         if self.wrong_address is not None:
             return f"answers come from {self.wrong_address[0]}, not from its endpoint"
         if self._usable(now) is None and self.negotiation.nowhere:

@@ -52,7 +52,7 @@ from alpha_trio.proto.messages import (
 from alpha_trio.proto.packets import Cut, flow_of
 from alpha_trio.proto.primitives import TAG_SIZE, Presigner, depth_for
 from alpha_trio.proto.traces import Counts, Probe
-from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams
+from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group
 from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.modes import MODES, depth_of
 from alpha_trio.proto.transport.queue import FlowQueue, Waiting, waiting_again
@@ -435,21 +435,28 @@ class Sender:
 
     def _disclose(self, round_: Round, now: float, out: Outbox) -> None:
         for group in round_.datagrams.groups:
-            self._send_s2(round_, group.run, group.stride, out)
+            self._send_s2(round_, group, out)
         if round_.shape & RELIABLE:
             self._await_verdicts(round_, now)
         else:
             self.finish(round_)
 
-    def _send_s2(
-        self, round_: Round, run: memoryview, stride: int, out: Outbox
-    ) -> None:
+    def _send_s2(self, round_: Round, group: Group, out: Outbox) -> None:
         """Send packets of one round, all of one size but the last."""
         line, around = self.line, round_.datagrams.fixed + HEADS_SIZE
+        run, stride = group.run, group.stride
         # Those of reliable rounds are counted once, however often they are sent.
         counted = around if stride > around and not round_.shape & RELIABLE else None
         self.sent += -(-len(run) // stride)
-        out.send(line.remote, line.local, line.counters, run, stride, counted)
+        out.send(
+            line.remote,
+            line.local,
+            line.counters,
+            run,
+            stride,
+            counted,
+            group.traffic_class & line.visible,
+        )
 
     def finish(self, round_: Round) -> None:
         """The round is over: its association is free, its packets are forgotten."""
@@ -617,8 +624,8 @@ class Sender:
 
     def _repeat_s2(self, round_: Round, now: float, out: Outbox) -> None:
         """Send again, byte for byte, what has no verdict yet."""
-        for run, stride in round_.datagrams.among(round_.unanswered):
-            self._send_s2(round_, run, stride, out)
+        for group in round_.datagrams.among(round_.unanswered):
+            self._send_s2(round_, group, out)
         self._expect(round_, now)
 
     # -- time --------------------------------------------------------------------

@@ -13,6 +13,8 @@ from alpha_trio.proto.batch import Buffer, Counters, Outbox, Place, Remote
 from alpha_trio.proto.handshake import Agreement
 from alpha_trio.proto.packets import Cut
 
+ECN = 0x03
+
 OwnsSource = Callable[[Buffer], bool]
 """May this peer send the inner packet that begins so?"""
 
@@ -35,6 +37,9 @@ class Way:
 
     agreement: Agreement
     counters: Counters
+    visible: int = field(default=ECN, kw_only=True)
+    """Bits of an inner packet's traffic class that its outer header has as well."""
+
     remote: Remote = field(init=False)  # where the peer is
     local: bytes = field(init=False)  # our address it knows, as the socket reported it
     proven: Place | None = field(init=False, default=None)
