@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from alpha_trio.proto.batch import Drop, EventKind
+from alpha_trio.proto.batch import Drop, EventKind, Place
 from tests.proto.inner import Packet
 from tests.proto.simulation import PORT, Simulation
 
@@ -26,7 +26,9 @@ def test_a_datagram_to_where_a_peer_was_found_is_one_of_ours_too(mode):
     vm1, _ = sim.pair()
     session = everything_to(sim)
     assert sim.ping("vm1", "vm2")
-    session.current.line.move((ELSEWHERE, 40000), b"")  # as if it had roamed there
+    session.current.line.move(
+        Place((ELSEWHERE, 40000)), sim.now
+    )  # as if it had roamed there
     sim.run(2)
     outer = Packet(vm1.address, ELSEWHERE, payload=b"x" * 60, ports=(PORT, 40000))
     for _ in range(3):
