@@ -62,6 +62,8 @@ class Peer:
     def endpoint(self) -> IPAddress | None:
         """The address in use, else the first to try; None before it is resolved."""
         remote = self.session.remote
+        if remote in self.remotes:
+            return self.addresses[self.remotes.index(remote)]
         return None if remote is None else address_of(remote)
 
     @property

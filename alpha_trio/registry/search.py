@@ -21,7 +21,8 @@ from alpha_trio.threads import in_thread
 RETRY_FIRST = 5.0  # until a name without an answer is asked for again, doubled then
 RETRY_MAX = 20.0
 REFRESH_AFTER = 135.0  # nothing was heard of its peer
-LOST_AFTER = 15.0  # at least between two questions for a peer that does not answer
+LOST_AFTER = 5.0  # at least between two questions for a peer that does not answer
+CHANGE_AFTER = 30.0  # likewise for one that is silent when the network changes
 
 AT_ONCE = 8  # names asked for; a resolver that does not answer takes a thread for each
 
@@ -51,9 +52,9 @@ class Search:
     def network_changed(self) -> None:
         """Other resolvers may be asked now, or answer otherwise."""
         if self.error is not None:
-            self._ask_by(trio.current_time())
+            self._ask_by(self._asked + 1)
         elif self.silence() > LOST_AFTER:
-            self.lost()
+            self._ask_by(self._asked + CHANGE_AFTER)
 
     def stop(self) -> None:
         """Never ask again."""
