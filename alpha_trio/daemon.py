@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,12 @@ from attrs import fields
 
 from alpha_trio.control import (
     ControlServer,
+    Rising,
     commands_for,
+    quiet_counts,
     status_document,
     trace_document,
+    watch,
 )
 from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut
@@ -72,6 +75,7 @@ class Node:
         self._registry: Registry
         self._datapath: DataPath
         self._relay: RelayPath | None = None
+        self._rising = Rising()
 
     # -- running -------------------------------------------------------------
 
@@ -172,6 +176,8 @@ class Node:
             for sock in self._udp.handshakes:
                 nursery.start_soon(self._datapath.receive, sock, SYNS_PER_WAKE)
             nursery.start_soon(self._datapath.run_timer)
+            wait_active = self._datapath.wait_active
+            nursery.start_soon(watch, self._rising, self._quiet_counts, wait_active)
             _notify("READY=1")
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
@@ -202,7 +208,11 @@ class Node:
             None if self._relay is None else self._relay.document(now),
             self._registry.routing_error,
             self._registry.complaints,
+            self._rising.counters,
         )
+
+    def _quiet_counts(self) -> Mapping[Any, int]:
+        return quiet_counts(self._table, self._registry.peers.values())
 
     def peers(self) -> list[tuple[PeerSettings, str]]:
         """All peers with where they come from: "config" or "state"."""
