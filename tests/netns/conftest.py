@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    # Strict filters are harder on routing, and cost each daemon 255 rules.
+    # Strict filters are harder on routing, and cost each daemon 32 rules.
     with Lab(strict=request.node.get_closest_marker("strict") is not None) as lab:
         yield lab
 
