@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,13 @@ from attrs import fields
 
 from alpha_trio.control import (
     ControlServer,
+    Rising,
     commands_for,
+    quiet_counts,
     status_document,
     trace_document,
     walk,
+    watch,
 )
 from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut, refusal
@@ -77,6 +80,7 @@ class Node:
         self._registry: Registry
         self._datapath: DataPath
         self._relay: RelayPath | None = None
+        self._rising = Rising()
 
     # -- running -------------------------------------------------------------
 
@@ -181,6 +185,8 @@ class Node:
                 nursery.start_soon(self._datapath.receive, sock, SYNS_PER_WAKE)
             nursery.start_soon(self._datapath.run_timer)
             nursery.start_soon(self._datapath.watch_suspend)
+            wait_active = self._datapath.wait_active
+            nursery.start_soon(watch, self._rising, self._quiet_counts, wait_active)
             _notify("READY=1")
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
@@ -213,8 +219,12 @@ class Node:
             None if self._relay is None else self._relay.document(now),
             self._registry.routing_error,
             self._registry.complaints,
+            self._rising.counters,
             tuple(self._journal.troubles.values()),
         )
+
+    def _quiet_counts(self) -> Mapping[Any, int]:
+        return quiet_counts(self._table, self._registry.peers.values())
 
     def peers(self) -> list[tuple[PeerSettings, str]]:
         """All peers with where they come from: "config" or "state"."""

@@ -56,6 +56,7 @@ class DataPath:
         self._table = table
         self._journal = journal
         self._path_changed = trio.Event()
+        self._activity: trio.Event | None = None  # of who waits for it
         self._alarm = trio.CancelScope()
         self._armed = inf  # the deadline the alarm is set to, boot time
         self._suspended = suspended()  # s, as far as the table knows
@@ -206,6 +207,9 @@ class DataPath:
 
     def _flush(self, out: Outbox, now: float) -> bool:
         """Tell, deliver, send.  False if a send has to wait; it stays in ``out``."""
+        if self._activity is not None:
+            self._activity.set()
+            self._activity = None
         if out.events:
             self._record_events(out)
         if out.delivers:
@@ -252,6 +256,11 @@ class DataPath:
         self._failing.add(host)
         line = f"Cannot send to {host} ({error.strerror}). Trying on."
         self._journal.failure(host, f"sending failed ({error.strerror})", line)
+
+    async def wait_active(self) -> None:
+        """Return when packets or timers have come after this call; for one caller."""
+        self._activity = activity = trio.Event()
+        await activity.wait()
 
     async def wait_path_changed(self) -> None:
         """Return when some path turned out to take less than was thought."""

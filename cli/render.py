@@ -41,6 +41,7 @@ STATE_STYLES = {
     "established": "green",
     "resolving": "yellow",
     "handshaking": "yellow",
+    "silent": "red",
     "unreachable": "red",
     "key-mismatch": "bold red",
 }

@@ -16,6 +16,7 @@ SENTENCES = {
     "resolving": "looking up the address of {endpoint}",
     "handshaking": "asking {endpoint}, no answer yet",
     "established": "at {endpoint}, last heard {heard}",
+    "silent": "at {endpoint}, silent, last heard {heard}",
     "unreachable": "no answer from {endpoint}; new traffic tries again",
     "key-mismatch": "{endpoint} shows another key than the one known: not trusted",
 }

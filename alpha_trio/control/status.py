@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from alpha_trio import __version__
+from alpha_trio.control.rising import QUIET, Counter
 from alpha_trio.journal import address
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
@@ -31,6 +33,27 @@ NARROW = (
 )
 
 
+_LOSSES = {
+    Drop.NO_AGREEMENT: (
+        "packets for it are lost because it does not agree to them in time; is the way "
+        "lossy? See 'alpha-trio trace {name}'"
+    ),
+    Drop.WRONG_SOURCE: (
+        "its packets from {source} are dropped, which is none of its addresses; if it "
+        "should be: alpha-trio peers set {name} {allow}"
+    ),
+    Drop.TOO_BIG: (
+        "packets larger than its MTU of {mtu} go on coming; their senders do not heed "
+        "ICMP: let it through, or lower the MTU there"
+    ),
+    Drop.STRANGER: (
+        "somebody at its address asks for sessions without being it; see Knocking in "
+        "'alpha-trio status'"
+    ),
+}
+"""What to look at, by what packets are lost for."""
+
+
 def status_document(
     settings: Settings,
     uptime: float,
@@ -42,6 +65,7 @@ def status_document(
     relay: dict[str, Any] | None,
     routing_error: str | None,
     complaints: Iterable[str],
+    rising: Iterable[Counter],
     troubles: Collection[str] = (),
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
@@ -73,6 +97,7 @@ def status_document(
         "astray": astray,
         "health": [
             *astray,
+            *_losses(peers, rising),
             *_health(settings, now, tun, udp, peers),
             *troubles,
         ],
@@ -175,6 +200,42 @@ def _astray(
         for peer in peers
         for reason in peer.troubles
     ]
+
+
+def quiet_counts(table: PeerTable, peers: Iterable[Peer]) -> dict[Counter, int]:
+    """What should not rise, as counted up to now."""
+    counts: dict[Counter, int] = {}
+    for peer in peers:
+        name = peer.settings.name
+        drops = peer.session.counters.drops
+        counts |= {(name, why): drops[why] for why in QUIET if why in drops}
+        for remote in peer.remotes:  # who is no peer, but at a peer's address
+            if (knock := table.knocking.get(remote[0])) is not None:
+                counts[name, Drop.STRANGER] = knock.count
+    return counts
+
+
+def _losses(peers: Iterable[Peer], rising: Iterable[Counter]) -> list[str]:
+    """What to look at where packets are lost again and again."""
+    by_name = {peer.settings.name: peer for peer in peers}
+    return [
+        f"peer {name}: {_LOSSES[why].format(**_words(by_name[name]))} ({why} goes on "
+        "rising)"
+        for name, why in rising
+        if name in by_name
+    ]
+
+
+def _words(peer: Peer) -> dict[str, object]:
+    source = peer.session.foreign_source
+    address = str(ip_address(source)) if source else "unknown"
+    allow = " ".join(f"--allow {prefix}" for prefix in peer.prefixes)
+    return {
+        "name": peer.settings.name,
+        "mtu": peer.session.mtu,
+        "source": address,
+        "allow": f"{allow} --allow {address}",
+    }
 
 
 def _health(

@@ -11,7 +11,7 @@ from tools.lab import Host, Lab
 
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    # Strict filters are harder on routing, and cost each daemon 255 rules.
+    # Strict filters are harder on routing, and cost each daemon 32 rules.
     with Lab(strict=request.node.get_closest_marker("strict") is not None) as lab:
         yield lab
 

@@ -66,6 +66,7 @@ from alpha_trio.proto.transport import (
 
 # All in seconds.
 KEEPALIVE_AFTER = 10.0  # data came and nothing went back: say that it arrived
+SILENT_AFTER = 5.0  # data went and nothing came back: this is to be told
 SILENCE_AFTER = 15.0  # data went and nothing came back: the peer may have restarted
 REKEY_AFTER = 120.0  # age at which the initiator asks for a new session, if in use
 REKEY_GRACE = 10.0  # later the responder asks itself
@@ -116,6 +117,7 @@ class Session:
 
     initiated: bool = False  # whether the current session was asked for by us
     unanswered_since: float = inf  # first data sent after the last was heard
+    silent_since: float = inf  # the same, from when a handshake was begun because of it
     owed_since: float = inf  # first data heard after the last was sent
     greets: bool = False  # the peer is to hear of us at once
     last_sent: float = -inf
@@ -330,8 +332,11 @@ class Session:
         self._wake_by(self.negotiation.deadline)
 
     def connect(self, now: float) -> None:
-        """Ask for a session, unless there is one or it is being asked for."""
-        if self._usable(now) is None:
+        """Ask for a session, unless there is one or it is being asked for.
+
+        One in which nothing is heard any more is none.
+        """
+        if self._usable(now) is None or self.silence(now) is not None:
             self._want_session(now)
 
     def woke(self, now: float) -> None:
@@ -514,7 +519,7 @@ class Session:
         self.negotiation.proven = transport.line.place
         self.gave_up = False
         self.wrong_address = None
-        self.unanswered_since = self.owed_since = inf
+        self.unanswered_since = self.silent_since = self.owed_since = inf
         if isinstance(self.previous, AlphaTransport) and isinstance(
             transport, AlphaTransport
         ):
@@ -552,7 +557,7 @@ class Session:
         if arrival > Arrival.NOTHING:
             transport.heard = now
             if transport is self.current:
-                self.unanswered_since = inf
+                self.unanswered_since = self.silent_since = inf
                 if self.negotiation.doubtful:
                     transport.hasten(now)
                 self.negotiation.settle()
@@ -673,6 +678,7 @@ class Session:
         self._run_transports(now, out)
         if now >= self.unanswered_since + SILENCE_AFTER:
             out.tell(EventKind.SILENT, self.name, self.remote)
+            self.silent_since = min(self.silent_since, self.unanswered_since)
             self.unanswered_since = inf
             self._want_session(now)
             self._negotiate(now, out)
@@ -790,7 +796,7 @@ class Session:
             if transport is not None:
                 self._forget_transport(transport)
         self.current = self.previous = None
-        self.unanswered_since = self.owed_since = inf
+        self.unanswered_since = self.silent_since = self.owed_since = inf
         self.negotiation.settle()
 
     def _forget_transport(self, transport: Transport) -> None:
@@ -805,7 +811,8 @@ class Session:
     def state(self, now: float) -> State:
         """How the peer stands."""
         if self._usable(now) is not None:
-            return State.ESTABLISHED
+            silent = self.silence(now) is not None
+            return State.SILENT if silent else State.ESTABLISHED
         if self.negotiation.offered_key is not None:
             return State.KEY_MISMATCH
         if self.negotiation.nowhere:
@@ -815,6 +822,19 @@ class Session:
         if self.negotiation.going:
             return State.HANDSHAKING
         return State.UNREACHABLE if self.gave_up else State.IDLE
+
+    def silence(self, now: float) -> float | None:
+        """For how long we have sent and heard nothing, in s; None: not long enough.
+
+        In ALPHA each round is answered; in mode plain a peer that only receives says
+        so after ``KEEPALIVE_AFTER``.
+        """
+        since = min(self.unanswered_since, self.silent_since)
+        if self.previous is not None and self.previous.heard > since:
+            return None  # a session that is being replaced: the peer lives
+        alpha = isinstance(self.current, AlphaTransport)
+        due = since + (SILENT_AFTER if alpha else SILENCE_AFTER)
+        return now - since if now >= due else None
 
     def _reason(self, now: float) -> str | None:
         if self.negotiation.refusal is not None:
@@ -828,6 +848,12 @@ class Session:
             return f"answers come from {self.wrong_address[0]}, not from its endpoint"
         if self._usable(now) is None and self.negotiation.nowhere:
             return "it has no endpoint, so it is waited for: it has to call"
+        silence = self.silence(now)
+        if silence is not None:
+            return (
+                f"sent for {silence:.0f} s and heard nothing: is the peer up, and its "
+                "UDP port reachable?"
+            )
         if self.state(now) is State.UNREACHABLE:
             return f"no answer to handshakes for {GIVE_UP_AFTER:.0f} s"
         return None

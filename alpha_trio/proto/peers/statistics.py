@@ -17,6 +17,7 @@ class State(StrEnum):
     RESOLVING = "resolving"
     HANDSHAKING = "handshaking"
     ESTABLISHED = "established"
+    SILENT = "silent"  # there is a session, we send, and hear nothing
     UNREACHABLE = "unreachable"
     KEY_MISMATCH = "key-mismatch"
 
