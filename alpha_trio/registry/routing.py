@@ -112,12 +112,19 @@ class Routing:
             if peer is not None:
                 self._log_troubles(peer, underlay)
                 was, peer.underlay = peer.underlay, underlay
-                self._table.allow(
-                    peer.session, underlay.path_mtu, peer.settings.mtu, boottime()
-                )
-                if peer.session.mtu != underlay.mtu:
-                    self.peer_changed()  # another link, or the peer has moved
+                self._allow(peer, underlay)
                 self._rerouted(peer, was)
+
+    def _allow(self, peer: Peer, underlay: Underlay) -> None:
+        """Tell a session what its link takes; its route follows what becomes of that.
+
+        Only a change is followed, so that a route and a session that do not agree, as
+        while a peer moves between IPv4 and IPv6, never keep each other busy.
+        """
+        session, was = peer.session, peer.session.mtu_limit
+        self._table.allow(session, underlay.path_mtu, peer.settings.mtu, boottime())
+        if session.mtu_limit != was and session.mtu != underlay.mtu:
+            self.peer_changed()
 
     def _log_troubles(self, peer: Peer, underlay: Underlay) -> None:
         name = peer.settings.name

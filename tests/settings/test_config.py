@@ -402,6 +402,8 @@ def test_without_endpoint_the_name_is_looked_up():
         ({"keepalive": float("inf")}, "inf is out of range"),
         ({"keepalive": "25"}, "'25' is not a number of seconds"),
         ({"keepalive": True}, "True is not a number of seconds"),
+        ({"mtu": 255}, "255 is out of range; use 256 to 65535"),
+        ({"mtu": "1400"}, "'1400' is not a whole number"),
         ({"reliable": "on"}, "'on' is neither true nor false"),
         (
             {"reliable": True, "mode": "plain"},

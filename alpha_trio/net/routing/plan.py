@@ -129,7 +129,7 @@ class PeerRoute:
     prefixes: tuple[IPNetwork, ...]  # destinations that go through the tunnel
     only: tuple[Selection, ...]
     overhead: int  # bytes the tunnel adds to an inner packet, outer headers included
-    mtu_limit: int | None = None  # inner MTU, where the path takes less than its link
+    mtu_limit: int | None = None  # inner MTU that was found; the link may take less
     addresses: tuple[IPAddress, ...] = ()  # all that are the peer's own
     local: IPAddress | None = None  # our address by which the peer knows us
     interface: int = 0  # by which it was reached when asked last; 0: not known

@@ -185,9 +185,8 @@ class Session:
 
     @property
     def mtu_limit(self) -> int | None:
-        """``mtu`` if that is less than the link towards the peer allows."""
-        narrow = self.path.size < self.path.ceiling
-        return self.mtu if narrow or self.fixed_mtu else None
+        """``mtu``, once something is known of the path."""
+        return self.mtu if self.path.ceiling else None
 
     @property
     def _version(self) -> int:
