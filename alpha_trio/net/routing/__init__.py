@@ -10,6 +10,9 @@ reached.  All of it bears our tag and is taken back.
     netlink     what is used of pyroute2, without all the rest of it
     marks       the marking backend: nft and iptables rules as text
     clamp       the segment size in forwarded TCP SYNs
+    questions   asking the kernel where it would send packets, hundreds at a time
+    astray      whether packets go where the plan leads them, and who leads them astray
+    inner       a mark for what came out of the tunnel, while a filter checks sources
     notices     what the kernel tells of changes
     sysctl      settings of the host that decide about our packets
 """
