@@ -106,11 +106,12 @@ def test_rule_of_others_that_does_no_harm_is_no_news(talking, rule):
     wait_until(lambda: not reason(one), "no reason")
 
 
-def test_more_specific_route_of_the_host_is_no_news(pair):
+@pytest.mark.parametrize("route", ["10.20.0.0/24 dev eth0", "blackhole 10.20.0.0/24"])
+def test_more_specific_route_of_the_host_is_no_news(pair, route):
     vm1, vm2 = pair
     with Daemon(vm1) as one:
         one.cli("peers", "add", "vm2", vm2.address, "--allow", "10.20.0.0/16")
-        ip(vm1, "route add 10.20.0.0/24 via 192.168.10.61")
+        ip(vm1, f"route add {route}")
         ip(vm1, "rule add pref 90 unreachable")
         wait_told(one, "90: from all unreachable")
         ip(vm1, "rule del pref 90")

@@ -82,10 +82,15 @@ def _someone_in(prefix: IPNetwork) -> IPAddress:
     return prefix.network_address + 1
 
 
-def leads_in(way: Way, answer: Answer, interface: int) -> bool:
-    """Whether the packet takes the tunnel, or rightly does not."""
-    if answer.error:
-        return False
+def leads_in(way: Way, answer: Answer, interface: int, blamed: bool) -> bool:
+    """Whether the packet takes the tunnel, or rightly does not.
+
+    ``blamed``: a rule before ours has decided.
+    """
+    if answer.error:  # unless by a more specific route of the host's, as aggregates are
+        return way.whole and way.prefix.num_addresses > 1 and not blamed
+    if answer.kind == LOCAL:
+        return True  # our own address, which is told elsewhere
     more_specific = way.whole and answer.length > way.prefix.prefixlen
     return answer.interface == interface or more_specific
 
@@ -126,7 +131,7 @@ class Others:
         version = "" if question.family == socket.AF_INET else "-6 "
         if found is None:
             return (
-                f"packets to {what} {how}, and no rule before ours says so: look at "
+                f"packets to {what} {how}; no rule before ours says so: look at "
                 f"'ip {version}rule' and 'ip {version}route get {question.to}'"
             )
         rule, tag = found
@@ -136,7 +141,7 @@ class Others:
         if ours > 0:
             remedy += f", or set priority = {ours} under [routing]"
         return (
-            f"packets to {what} {how} by the rule '{text(rule)}'{owner}, which comes "
+            f"packets to {what} {how}, by the rule '{text(rule)}'{owner}, which comes "
             f"before ours: {remedy}"
         )
 

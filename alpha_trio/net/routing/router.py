@@ -76,6 +76,7 @@ class Router:
         self._marks: marks.Marks | None = None
         self._others = Others((), settings.routing.priority)
         self._astray: dict[str, tuple[tuple[Way, ...], tuple[str, ...]]] = {}
+        self._doubtful = False  # something leads elsewhere, and nobody's rule says so
         self.complaints: tuple[str, ...] = ()  # what is wrong for all peers, not one
         self._filters: netfilter.Watch | None = None
         self._filters_stale = True
@@ -191,6 +192,13 @@ class Router:
         kernel.set_up(index)
 
     def _apply(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
+        underlays = self._put_in_place(peers)
+        if self._doubtful:  # something has changed while we looked
+            self._stale = True
+            underlays = self._put_in_place(peers)
+        return underlays
+
+    def _put_in_place(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
         stale, self._stale = self._stale, False
         with self._connected() as kernel:
             if stale:
@@ -355,6 +363,7 @@ class Router:
         anew: bool,
     ) -> Mapping[str, Underlay]:
         """Ask the kernel where packets go: to the peers, and to ourselves."""
+        self._doubtful = False
         if self._settings.routing.backend is Backend.NONE:
             return underlays
         home, complaints = self._find_home(underlays.values())
@@ -396,6 +405,7 @@ class Router:
             for address, answer in zip(addresses, answers, strict=True)
         }
         home = {address for address, complaint in found.items() if complaint is None}
+        self._doubtful = len(home) < len(found)
         return home, list(filter(None, found.values()))
 
     def _ask(self, asked: Mapping[str, Sequence[Way]]) -> Mapping[str, list[str]]:
@@ -404,8 +414,10 @@ class Router:
         answers = ask([way.question for _, way in pairs])
         sentences: dict[str, list[str]] = {name: [] for name in asked}
         for (name, way), answer in zip(pairs, answers, strict=True):
-            if not leads_in(way, answer, self._interface):
-                where = f"leave by {_name(answer.interface)}, outside the tunnel,"
+            culprit = self._others.culprit(way.question, answer)
+            if not leads_in(way, answer, self._interface, culprit is not None):
+                self._doubtful = self._doubtful or culprit is None
+                where = f"leave by {_name(answer.interface)}, outside the tunnel"
                 sentences[name].append(
                     self._others.sentence(str(way.prefix), way.question, answer, where)
                 )
