@@ -112,6 +112,8 @@ def test_the_soft_limit_of_open_files_is_raised(pair):
     assert soft == (4096 if hard == resource.RLIM_INFINITY else min(hard, 4096))
 
 
+# Not recv: Trio reads by it the byte by which a thread tells that it is done, for which
+# no kernel needs memory, and ends where that fails.
 REFUSALS = [
     ("recvmsg", errno.ENOMEM),
     ("recvmsg", errno.ENOBUFS),
@@ -127,15 +129,15 @@ REFUSALS = [
     ("openat", errno.ENFILE),
     ("openat", errno.EACCES),
     ("bind,connect,sendto", errno.ENOBUFS),
-    ("recvfrom", errno.ENOMEM),
     ("clone,clone3", errno.EAGAIN),
     ("timerfd_create,pipe2", errno.EMFILE),
     ("fsync,rename,unlink,unlinkat", errno.ENOSPC),
 ]
 
 
-@pytest.mark.parametrize(("calls", "code"), REFUSALS)
-def test_what_system_calls_refuse_for_a_while_ends_nothing(pair, calls, code):
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal[0])
+def test_what_system_calls_refuse_for_a_while_ends_nothing(pair, refusal):
+    calls, code = refusal
     vm1, vm2 = pair
     with Daemon(vm1) as one, Daemon(vm2) as two:
         add(two, "vm1", vm1.address)
