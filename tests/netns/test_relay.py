@@ -241,6 +241,10 @@ def test_the_ends_learn_that_a_link_behind_is_smaller(chain, acquaint):
             ),
             "a smaller MTU",
         )
+        wait_until(
+            lambda: "larger ones are tried in" in one.cli("doctor", "vm2").stdout,
+            "the end of the search",
+        )
         assert peer(one, "vm2")["mtu"] == wide - 100
         dropped = relaying(relay)["drops"]["too-big"]
         assert dropped > 0

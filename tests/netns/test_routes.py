@@ -463,7 +463,8 @@ def test_mtu_and_source_follow_the_path(pair):
 
 
 @pytest.mark.parametrize("backend", ["rules", "marks"])
-def test_narrow_path_further_on_is_learned(lab, backend):
+def test_what_icmp_makes_of_a_path_is_not_believed(lab, backend):
+    """Anybody can forge it; that it was noted shows in the other look-up."""
     vm1, router, vm2 = lab.chain()
     ip(router, "link set eth1 mtu 1400")
     ip(vm2, "link set eth0 mtu 1400")
@@ -476,9 +477,13 @@ def test_narrow_path_further_on_is_learned(lab, backend):
         # Nobody has to answer: it is the router that says how wide its link is.
         ping(vm1, address, "-W", "0.2", "-s", "1400", check=False)
         ping(vm1, address6, "-W", "0.2", "-s", "1370", check=False)
+        own = "ipproto udp sport 1234 dport 1234".split()
+        for at in (address, address6):
+            noted = vm1.run("ip", "-s", "route", "get", at, *own).stdout
+            assert "mtu 1400" in noted
         one.mark_stale()
         underlays = one.apply(four, six)
-        assert (underlays["four"][0], underlays["six"][0]) == (1348, 1328)
+        assert (underlays["four"][0], underlays["six"][0]) == (1448, 1428)
 
 
 def test_routes_come_back_with_the_address_they_leave_from(pair):
