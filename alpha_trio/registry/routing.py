@@ -61,9 +61,10 @@ class Routing:
         """Adapt to peers that move, know us by another address, or are measured."""
         while True:
             await self._changed.wait()
-            await trio.sleep(_GATHER)
             self._changed = trio.Event()
+            # At once: until then packets leave from an address the peer does not know.
             await self.apply_or_log()
+            await trio.sleep(_GATHER)
 
     async def watch_filters(self) -> None:
         """Adapt to the packet filter's own checks as they come and go."""

@@ -355,6 +355,10 @@ class Router:
         rules = [found for family in _FAMILIES for found in kernel.rules(family)]
         self._others = Others([r for r in rules if r[1] != kernel.tag], first)
 
+    def _is_broadcast(self, peer: PeerRoute) -> bool:
+        path = None if peer.endpoint is None else self._paths[peer.endpoint]
+        return isinstance(path, Path) and path.broadcast
+
     def _check(
         self,
         peers: Sequence[PeerRoute],
@@ -372,7 +376,8 @@ class Router:
         asked = {
             peer.name: tuple(ways(self._settings, peer, self._plan, home))
             for peer in peers
-            if not underlays[peer.name].refused  # which is told already
+            # Either is told already; what a link sends to all takes no route at all.
+            if not underlays[peer.name].refused and not self._is_broadcast(peer)
         }
         known = {} if anew else self._astray
         news = {
