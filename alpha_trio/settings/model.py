@@ -115,7 +115,9 @@ class RoutingSettings:
     backend: Backend = Backend.RULES
     table: int = 5182  # and the two after it
     priority: int = 5182  # of the first rule; 28 from there on are ours, 3 before it
-    mark: int = 0x5182  # and the number after it
+    # And the number after it, and four times it.  None of their bits is kube-proxy's
+    # (14, 15), Tailscale's or Calico's (16 on), nor a value of Cilium's (8 to 11).
+    mark: int = 0x182
     protocol: int = 161  # tag on our rules and routes; tells leftovers apart
     mss: bool = False  # lower the segment size in forwarded TCP SYNs
 

@@ -54,7 +54,7 @@ def test_nft_takes_selections_before_the_rest_of_the_same_address_passes(made):
 def test_nft_keeps_own_udp_and_other_bits_of_the_mark(made):
     text = marks.nft_ruleset(made)
     assert "udp sport 1234 return" in lines(text)
-    assert "meta mark set meta mark or 0x5182" in lines(text)
+    assert "meta mark set meta mark or 0x182" in lines(text)
 
 
 def test_neighbour_discovery_stays_on_the_link(made):
@@ -87,7 +87,7 @@ def test_iptables_fills_its_own_chains_only(made):
 
 def test_iptables_takes_selections_before_the_rest_of_the_same_address_passes(made):
     text = marks.iptables_rules(made, 4)
-    mark = "-j MARK --or-mark 0x5182"
+    mark = "-j MARK --or-mark 0x182"
     chain = "-A AT-alpha0-sel -d"
     select = position(text, f"{chain} 10.0.0.1/32 -p tcp --dport 80:443 {mark}")
     rest = position(text, f"{chain} 10.0.0.1/32 -j RETURN")

@@ -134,8 +134,8 @@ def test_marks_are_asked_for_with_their_mark(pair):
     with Daemon(vm1, config='[routing]\nbackend = "marks"\n') as one:
         one.cli("peers", "add", "vm2", vm2.address)
         assert one.status()["health"] == []
-        ip(vm1, "rule add pref 90 fwmark 0x5182 lookup main")
-        wait_told(one, "leave by eth0", "90: from all fwmark 0x5182 lookup main")
+        ip(vm1, "rule add pref 90 fwmark 0x182 lookup main")
+        wait_told(one, "leave by eth0", "90: from all fwmark 0x182 lookup main")
 
 
 @pytest.mark.parametrize("to", [10000, 5186, 32000])

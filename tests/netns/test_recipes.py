@@ -161,7 +161,6 @@ def test_kubernetes(cards, lab, ends):
     forward(vm1, vm2)
     vm1.run("iptables-restore", "--noflush", stdin=SERVICE)
     recipe = Recipe("Kubernetes and other service addresses", ends, vm1, vm2)
-    recipe.configure("vm1", "vm2")
     recipe.follow(0)
     with listening(pod2, 8080), Tap(vm2) as tap:
         recipe.follow(1)
