@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,25 +17,30 @@ from attrs import fields
 
 from alpha_trio.control import (
     ControlServer,
+    Rising,
     commands_for,
+    quiet_counts,
     status_document,
     trace_document,
     walk,
+    watch,
 )
 from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
-from alpha_trio.errors import AlphaTrioError, StartError, TimedOut
+from alpha_trio.errors import AlphaTrioError, StartError, TimedOut, refusal
 from alpha_trio.journal import Event, Journal, address
 from alpha_trio.net import tproxy
-from alpha_trio.net.host import boottime, has_net_admin
+from alpha_trio.net.host import boottime, has_net_admin, raise_descriptor_limit
 from alpha_trio.net.routing import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
 from alpha_trio.proto.messages import Kind
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.transport import ECN
 from alpha_trio.registry import Registry
-from alpha_trio.settings import Backend, PeerSettings, Settings, load_settings
+from alpha_trio.settings import COPY, Backend, PeerSettings, Settings, load_settings
 from alpha_trio.state import PeerStore
+from alpha_trio.threads import in_thread
 
 if TYPE_CHECKING:
     from alpha_trio.relaying import RelayPath
@@ -51,6 +56,8 @@ _SWITCH_INTERVAL = 1e-4
 Routing and saving are done in threads.  By default each wake-up, and each system call,
 beside one of them would wait up to 5 ms.
 """
+
+_WHOLE_CLASS = 0xFF  # DSCP and ECN
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -73,6 +80,7 @@ class Node:
         self._registry: Registry
         self._datapath: DataPath
         self._relay: RelayPath | None = None
+        self._rising = Rising()
 
     # -- running -------------------------------------------------------------
 
@@ -124,6 +132,7 @@ class Node:
             settings.port,
             settings.disabled_offloads,
             mark,
+            dscp=0 if settings.dscp is COPY else settings.dscp,
             handshake=Kind.SYN,
             transparent=settings.relay.enabled,
         )
@@ -133,7 +142,9 @@ class Node:
         await router.open()
         identity = store.identity()
         await self._open_relay(stack, identity)
-        self._table = PeerTable(settings.port, identity, os.urandom)
+        # Congestion is always seen outside, the class only if it is to be.
+        visible = _WHOLE_CLASS if settings.dscp is COPY else ECN
+        self._table = PeerTable(settings.port, identity, os.urandom, visible)
         families = [version for version in (4, 6) if self._udp.has_family(version)]
         self._datapath = DataPath(self._tun, self._udp, self._table, self._journal)
         self._registry = Registry(
@@ -156,10 +167,10 @@ class Node:
             stack.push_async_callback(self._relay.close)
         else:  # what a killed one may have left
             remove = partial(tproxy.remove, self.settings.interface, closed=True)
-            await trio.to_thread.run_sync(remove)
+            await in_thread(remove)
 
     async def _serve(self, signals: AsyncIterator[int]) -> None:
-        control = ControlServer(self.settings, commands_for(self))
+        control = ControlServer(self.settings, commands_for(self), self._journal)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, signals)
             # A command that came before the saved peers are known would lose them.
@@ -173,6 +184,9 @@ class Node:
             for sock in self._udp.handshakes:
                 nursery.start_soon(self._datapath.receive, sock, SYNS_PER_WAKE)
             nursery.start_soon(self._datapath.run_timer)
+            nursery.start_soon(self._datapath.watch_suspend)
+            wait_active = self._datapath.wait_active
+            nursery.start_soon(watch, self._rising, self._quiet_counts, wait_active)
             _notify("READY=1")
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
@@ -184,8 +198,10 @@ class Node:
             _log.info("Received SIGHUP!")
             try:
                 await self.reload()
-            except AlphaTrioError as error:
-                _log.error("Nothing was changed: %s", error)
+            except Exception as error:
+                if (reason := refusal(error)) is None:
+                    raise
+                _log.error("Nothing was changed: %s", reason)
 
     # -- what the control plane may ask ----------------------------------------
 
@@ -202,7 +218,13 @@ class Node:
             self._registry.peers.values(),
             None if self._relay is None else self._relay.document(now),
             self._registry.routing_error,
+            self._registry.complaints,
+            self._rising.counters,
+            tuple(self._journal.troubles.values()),
         )
+
+    def _quiet_counts(self) -> Mapping[Any, int]:
+        return quiet_counts(self._table, self._registry.peers.values())
 
     def peers(self) -> list[tuple[PeerSettings, str]]:
         """All peers with where they come from: "config" or "state"."""
@@ -323,17 +345,18 @@ def _notify(state: str) -> None:
         return
     if path.startswith("@"):
         path = "\0" + path[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
             sock.sendto(state.encode(), path)
-        except OSError as error:
-            _log.debug("Nobody listens at NOTIFY_SOCKET (%s).", error.strerror)
+    except OSError as error:  # nobody listens, or there is no descriptor for it
+        _log.debug("Cannot tell NOTIFY_SOCKET %s (%s).", state, error.strerror)
 
 
 def main(settings: Settings) -> int:
     """Run the daemon in the foreground; the exit code."""
     _log_to_stderr(settings.verbosity)
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    raise_descriptor_limit()
     try:
         with _only_our_errors():
             trio.run(Node(settings).run)

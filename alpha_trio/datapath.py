@@ -12,22 +12,30 @@ costs as much as dozens of datagrams.
 from __future__ import annotations
 
 import errno
+from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
+from typing import NoReturn
 
 import trio
 
 from alpha_trio.journal import Journal, packetlog
 from alpha_trio.net.host import boottime
+from alpha_trio.net.suspend import ClockWatch, suspended
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp, UdpSocket
 from alpha_trio.proto.batch import Drop, Outbox, Send
 from alpha_trio.proto.peers import PeerTable
+from alpha_trio.supervision import insist
 
 _PACKETS_PER_BATCH = 64
 _BATCHES_PER_WAKE = 8
 _RECEIVES_PER_WAKE = 32
 SYNS_PER_WAKE = 8
 """While packets wait; each costs as much as a dozen of them."""
+
+_SUSPENDED = 1.0
+"""Seconds in suspend of which a session need not know."""
 
 _ENOUGH = 100_000
 """Frames of so many bytes fill a round, and should go while they are in the cache."""
@@ -48,8 +56,10 @@ class DataPath:
         self._table = table
         self._journal = journal
         self._path_changed = trio.Event()
+        self._activity: trio.Event | None = None  # of who waits for it
         self._alarm = trio.CancelScope()
         self._armed = inf  # the deadline the alarm is set to, boot time
+        self._suspended = suspended()  # s, as far as the table knows
         self._failing: set[str] = set()  # hosts to which sending fails just now
 
     # -- out -----------------------------------------------------------------
@@ -58,17 +68,33 @@ class DataPath:
         """Carry packets from the TUN to the peers, until cancelled.
 
         When the kernel's send buffer is full this waits, and the TUN's own queue
-        pushes back on the senders.  Raises DeviceLost.
+        pushes back on the senders.  Raises DeviceLost; what else the host refuses is
+        told, and tried again.
         """
-        out = Outbox()
+        some = partial(self._read_some, Outbox())
+        await self._keep_on(some, "reading packets", "packets from here wait")
+
+    async def _keep_on(
+        self, some: Callable[[], Awaitable[None]], subject: str, meanwhile: str
+    ) -> NoReturn:
+        """Do it for ever; what the host refuses is told if it refuses it again."""
         while True:
-            await self._tun.wait_readable()
-            for _ in range(_BATCHES_PER_WAKE):
-                drained = self._read_batch(out)
-                while out.sends:
-                    await self._send_waiting(out)
-                if drained:
-                    break
+            try:
+                while True:
+                    await some()
+            except OSError:
+                await insist(some, self._journal, subject, meanwhile)
+
+    async def _read_some(self, out: Outbox) -> None:
+        while out.sends:  # what was left when the host refused to let us wait
+            await self._send_waiting(out)
+        await self._tun.wait_readable()
+        for _ in range(_BATCHES_PER_WAKE):
+            drained = self._read_batch(out)
+            while out.sends:
+                await self._send_waiting(out)
+            if drained:
+                break
 
     def _read_batch(self, out: Outbox) -> bool:
         """Read what is there; True if that was all.  Stops early when sends block."""
@@ -106,20 +132,22 @@ class DataPath:
 
         After ``most`` receives others have their turn.
         """
-        out = Outbox()
-        while True:
-            await sock.wait_readable()
-            now, tracing = boottime(), packetlog.enabled()
-            for _ in range(most):
-                received = sock.receive_nowait()
-                if received is None:
-                    break
-                view, stride, remote, local = received
-                if tracing:
-                    packetlog.received(view, stride, remote)
-                self._table.incoming(view, stride, remote, local, now, out)
-                self._flush(out, now)
-                self._drop_waiting(out)
+        some = partial(self._receive_some, sock, most, Outbox())
+        await self._keep_on(some, "receiving datagrams", "packets of peers wait")
+
+    async def _receive_some(self, sock: UdpSocket, most: int, out: Outbox) -> None:
+        await sock.wait_readable()
+        now, tracing = boottime(), packetlog.enabled()
+        for _ in range(most):
+            received = sock.receive_nowait()
+            if received is None:
+                break
+            view, stride, remote, local, ecn = received
+            if tracing:
+                packetlog.received(view, stride, remote)
+            self._table.incoming(view, stride, remote, local, now, out, ecn)
+            self._flush(out, now)
+            self._drop_waiting(out)
 
     def _drop_waiting(self, out: Outbox) -> None:
         # Receiving never waits for sending: an answer that does not fit is lost,
@@ -147,7 +175,29 @@ class DataPath:
             self._armed = deadline
             self._alarm.deadline = trio.current_time() + deadline - boottime()
 
+    async def watch_suspend(self) -> None:
+        """Go on at once when the machine was suspended, until cancelled.
+
+        The alarm would not: its clock stood still.
+        """
+        out, subject = Outbox(), "watching for suspend"
+        meanwhile = "after suspend peers are not asked anew before packets come"
+        with await insist(ClockWatch.open, self._journal, subject, meanwhile) as watch:
+            while True:
+                await insist(watch.wait_moved, self._journal, subject, meanwhile)
+                self._fire(boottime(), out)
+                self.rearm()
+
+    def _notice_suspend(self, now: float) -> None:
+        seconds = suspended() - self._suspended
+        if seconds > _SUSPENDED:
+            self._suspended += seconds
+            self._armed = inf  # the alarm is late by as much
+            self._table.woke(now)
+            self._journal.woke(seconds)
+
     def _fire(self, now: float, out: Outbox) -> None:
+        self._notice_suspend(now)
         self._table.on_deadline(now, out)
         self._record_events(out)
         self._flush_sends(out)
@@ -157,6 +207,9 @@ class DataPath:
 
     def _flush(self, out: Outbox, now: float) -> bool:
         """Tell, deliver, send.  False if a send has to wait; it stays in ``out``."""
+        if self._activity is not None:
+            self._activity.set()
+            self._activity = None
         if out.events:
             self._record_events(out)
         if out.delivers:
@@ -203,6 +256,11 @@ class DataPath:
         self._failing.add(host)
         line = f"Cannot send to {host} ({error.strerror}). Trying on."
         self._journal.failure(host, f"sending failed ({error.strerror})", line)
+
+    async def wait_active(self) -> None:
+        """Return when packets or timers have come after this call; for one caller."""
+        self._activity = activity = trio.Event()
+        await activity.wait()
 
     async def wait_path_changed(self) -> None:
         """Return when some path turned out to take less than was thought."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import socket
 import struct
@@ -42,6 +43,7 @@ _UDP_GRO = 104
 _SO_RCVBUFFORCE = 33
 
 _ENOUGH_BUFFER = 4 * 1024 * 1024  # bytes; bursts of several super-packets fit
+_ENOUGH_FILES = 128  # as many as the daemon has open with all control clients
 _RP_FILTER = {0: "off", 1: "strict", 2: "loose"}
 
 
@@ -67,10 +69,12 @@ def checks(settings: Settings) -> list[Check]:
         _udp_offload(Offload.SEGMENT, _UDP_SEGMENT, 1400),
         _udp_offload(Offload.GRO, _UDP_GRO, 1),
         _socket_buffer(),
+        _open_files(),
         _ipv6(),
         _forwarding(settings),
         *_reverse_path_filters(settings),
         _packet_filter(settings),
+        *_source_checks(settings),
         *_relay(settings),
         _state_directory(settings.state_dir),
         _control_socket(settings.socket),
@@ -245,6 +249,18 @@ def _granted_buffer() -> int:
         return probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
 
 
+def _open_files() -> Check:
+    """The daemon raises its soft limit by itself."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard >= _ENOUGH_FILES:
+        return Check(True, "open files: the limit is high enough")
+    return Check(
+        None,
+        f"open files: the limit is {hard}; fewer control clients are served",
+        f"raise it to {_ENOUGH_FILES} (ulimit -Hn, systemd: LimitNOFILE)",
+    )
+
+
 # The host's network
 
 
@@ -376,6 +392,28 @@ def _packet_filter(settings: Settings) -> Check:
         'backend = "marks" needs nft or iptables, neither is installed',
         'install nftables, or use backend = "rules"',
     )
+
+
+def _source_checks(settings: Settings) -> Iterator[Check]:
+    """Rules that drop what did not come by the way its answer would take."""
+    for check in netfilter.source_checks(settings.interface):
+        what = f"packet filter checks sources: {check.rule}"
+        if settings.routing.backend is Backend.NONE:
+            yield Check(None, what)
+        elif not check.by_mark:
+            yield Check(
+                None,
+                f"{what}; it drops what comes out of the tunnel from a peer's own "
+                "address",
+                "let it look at marks (--validmark, fib saddr . mark . iif), or accept "
+                f"what comes by {settings.interface} before it",
+            )
+        elif netfilter.has_nft():
+            yield Check(True, f"{what}; the tunnel's packets are marked for it")
+        else:
+            yield Check(
+                False, what, "install nftables, by which we mark packets for it"
+            )
 
 
 def _installed(tool: str) -> bool:

@@ -1,5 +1,20 @@
 """The errors that reach a user.  One line each: what, the value, the remedy."""
 
+import errno
+
+_OURS = frozenset({errno.EBADF, errno.EFAULT, errno.ENOTSOCK})
+"""What the kernel says to a program that is wrong, whatever the host is like."""
+
+_REMEDIES = {
+    errno.EMFILE: "close what holds them, or raise LimitNOFILE or 'ulimit -n'",
+    errno.ENFILE: "close what holds them, or raise fs.file-max",
+    errno.ENOMEM: "free memory, or raise the daemon's limit of it",
+    errno.ENOBUFS: "free memory, or look at the sockets and queues that take it",
+    errno.EAGAIN: "end other threads, or raise TasksMax or 'ulimit -u'",
+    errno.EPERM: "allow it to the daemon",
+    errno.EACCES: "allow it to the daemon",
+}
+
 
 class AlphaTrioError(Exception):
     """Something the user can understand and mend; printed as one line, exit 1."""
@@ -47,3 +62,19 @@ class TimedOut(AlphaTrioError):
     """What was waited for did not happen in time."""
 
     exit_code = 5
+
+
+def refusal(error: Exception) -> str | None:
+    """What the host refused, with the remedy; None if ``error`` is nothing it said.
+
+    That is a bug then, and has to end in a traceback.
+    """
+    if isinstance(error, AlphaTrioError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        error = OSError(errno.ENOMEM, "Cannot allocate memory")
+    if not isinstance(error, OSError) or error.errno in _OURS:
+        return None
+    remedy = _REMEDIES.get(error.errno or 0)
+    text = error.strerror or str(error)
+    return f"{text}; {remedy}" if remedy else text

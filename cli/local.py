@@ -15,6 +15,7 @@ from .app import Command, connect, given_socket
 from .words import counted
 
 if TYPE_CHECKING:
+    from alpha_trio.doctor import Check
     from alpha_trio.settings import Settings
 
 OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
@@ -68,6 +69,11 @@ def settings_of(config: str | None, **options: Any) -> Settings:
     multiple=True,
     metavar="CIDR",
     help="Address of the interface; may be repeated.",
+)
+@click.option(
+    "--dscp",
+    metavar="N|copy",
+    help="DSCP of our datagrams: 0 to 63, or that of each packet [0].",
 )
 @click.option("--relay", is_flag=True, default=None, help="Relay for others.")
 @click.option(
@@ -140,7 +146,7 @@ def doctor(name: str | None, config: str | None, state_dir: str | None) -> None:
     settings = settings_of(config, state_dir=state_dir)
     from alpha_trio.doctor import checks
 
-    found = checks(settings)
+    found = [*checks(settings), *_told_by_daemon(settings)]
     diagnose([(check.ok, check.what, check.remedy) for check in found])
 
 
@@ -152,6 +158,23 @@ def diagnose(found: Sequence[tuple[bool | None, str, str]]) -> None:
         raise AlphaTrioError(
             f"{failed} of {len(found)} checks failed: follow the lines marked BAD"
         )
+
+
+def _told_by_daemon(settings: Settings) -> list[Check]:
+    """What a running daemon sees going wrong, and what it would tell in ``health``."""
+    from alpha_trio.doctor import Check
+
+    from .client import Client
+
+    try:
+        with Client(str(settings.socket)) as client:
+            status = client.call("status")
+    except AlphaTrioError:  # there is a line about it already
+        return []
+    astray = status["astray"]
+    return [
+        Check(None if line not in astray else False, line) for line in status["health"]
+    ]
 
 
 def saved_key(config: str | None, state_dir: str | None) -> str | None:

@@ -108,6 +108,12 @@ def _peer_metrics(peers: Iterable[Document]) -> Iterator[Metric]:
         ["peer"],
         [((peer["name"],), peer["state"] == "established") for peer in peers],
     )
+    yield _gauges(
+        "peer_routed",
+        "1: the kernel leads all packets for the peer into the tunnel.",
+        ["peer"],
+        [((peer["name"],), peer["routed"]) for peer in peers],
+    )
     for name, (key, text) in PEER_COUNTERS.items():
         samples = [((peer["name"],), peer[key]) for peer in peers]
         yield _counter(f"peer_{name}", text, ["peer"], samples)

@@ -41,6 +41,7 @@ STATE_STYLES = {
     "established": "green",
     "resolving": "yellow",
     "handshaking": "yellow",
+    "silent": "red",
     "unreachable": "red",
     "key-mismatch": "bold red",
 }
@@ -179,7 +180,10 @@ def settings_page(peer: Document) -> list[RenderableType]:
 
 def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
     """The settings of all peers, as `peers list` has them."""
-    columns = ("allow", "only", "keepalive", "mode", "reliable", "key", "origin")
+    peers = list(peers)
+    # Few set it, and eighty columns are full without.
+    rare = [name for name in ("mtu",) if any(peer.get(name) for peer in peers)]
+    columns = ("allow", "only", "keepalive", "mode", "reliable", *rare, "key", "origin")
     table = _table("NAME", "ENDPOINT", *(column.upper() for column in columns))
     for peer in peers:
         # The key itself would leave no room for the rest; `peers show` has it.

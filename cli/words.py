@@ -16,6 +16,7 @@ SENTENCES = {
     "resolving": "looking up the address of {endpoint}",
     "handshaking": "asking {endpoint}, no answer yet",
     "established": "at {endpoint}, last heard {heard}",
+    "silent": "at {endpoint}, silent, last heard {heard}",
     "unreachable": "no answer from {endpoint}; new traffic tries again",
     "key-mismatch": "{endpoint} shows another key than the one known: not trusted",
 }
@@ -23,6 +24,8 @@ SENTENCES = {
 
 def reached(peer: Document) -> str:
     """One sentence: how the peer is reached, or why it is not."""
+    if peer["state"] == "idle" and not peer["configured_endpoint"]:
+        return "waits to be called"
     sentence = SENTENCES.get(peer["state"], "at {endpoint}").format(
         endpoint=peer["endpoint"] or peer["configured_endpoint"] or peer["name"],
         heard=ago(peer["latest_receive_seconds"]),

@@ -25,6 +25,7 @@ from tools.rooms import rooms
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
+    "CONTRIBUTING.md",
     "README.md",
     "CHANGELOG.md",
     *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alpha_trio.proto.messages import CONTROL, Kind
-from tools import measure, relay_demo
+from tools import measure, path_demo, relay_demo
 from tools.daemons import Daemon, serving
 from tools.lab import Host, Lab, LabError, run_tool, shell_command, wait_until
 from tools.stage import alpha_trio, heading, show, show_command, start, stop
@@ -268,9 +268,16 @@ def main(arguments: Sequence[str]) -> int:
         action="store_true",
         help="show an attack on the way, with relays and without",
     )
+    choice.add_argument(
+        "--path",
+        action="store_true",
+        help="show a transfer over a path that shrinks, rebinds and changes",
+    )
     options = parser.parse_args(arguments)
     if options.relay:
         relay_demo.run()
+    elif options.path:
+        path_demo.run()
     else:
         run(options.stay)
     return 0

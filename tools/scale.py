@@ -149,7 +149,7 @@ class Crowd:
         while True:
             await self._socket.wait_readable()
             while (received := self._socket.receive_nowait()) is not None:
-                view, stride, remote, local = received
+                view, stride, remote, local, _ = received
                 table, out = self._tables.get(local), Outbox()
                 if table is not None:
                     table.incoming(view, stride, remote, local, boottime(), out)

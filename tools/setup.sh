@@ -30,7 +30,7 @@ done
 missing_packages() {
     for pair in python3:python3 ip:iproute2 nft:nftables iptables:iptables \
         iperf3:iperf3 tcpdump:tcpdump ping:iputils-ping nc:netcat-openbsd \
-        tshark:tshark; do
+        tshark:tshark strace:strace; do
         command -v "${pair%%:*}" >/dev/null || echo "${pair#*:}"
     done
     makes_environments "$INTERPRETER" || echo python3-venv

@@ -8,6 +8,7 @@ all of this.
     listener    the socket: whose it is, who may connect, what is left of it
     commands    what each command takes, checks, asks of the node, and answers
     status      the document of ``status --json``
+    rising      counters that should be quiet, and those that go on rising
     hops        the document of ``trace --json``
     steps       what ``doctor NAME`` says of the way to a peer
 """
@@ -15,15 +16,19 @@ all of this.
 from alpha_trio.control.commands import commands_for
 from alpha_trio.control.hops import trace_document
 from alpha_trio.control.listener import cleanup
+from alpha_trio.control.rising import Rising, watch
 from alpha_trio.control.server import ControlServer
-from alpha_trio.control.status import status_document
+from alpha_trio.control.status import quiet_counts, status_document
 from alpha_trio.control.steps import walk
 
 __all__ = [
     "ControlServer",
+    "Rising",
     "cleanup",
     "commands_for",
+    "quiet_counts",
     "status_document",
     "trace_document",
     "walk",
+    "watch",
 ]

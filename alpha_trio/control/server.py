@@ -4,9 +4,12 @@ A client may be slow, broken or hostile, and may not hold up the daemon:
 
 - its whole existence is one cancel scope.  Whatever goes wrong with it (it hangs up,
   stalls, is evicted) cancels that scope, and nothing is raised into the nursery;
-- at most MAX_CLIENTS are served.  When all places are taken, the one that has kept us
-  waiting for a request longest loses its place: idle connections cannot lock out the
+- at most MAX_CLIENTS are served, and fewer where there are not so many descriptors:
+  what routes packets needs some, too.  When all places are taken, the one that has kept
+  us waiting for a request longest loses its place: idle connections cannot lock out the
   operator.  If none is idle the newcomer is refused;
+- where others have taken all descriptors two in reserve let one client in, who is to be
+  told what is wrong;
 - reading a request and writing a reply have deadlines, and lengths are checked before a
   byte of the body is read;
 - events have none: whoever listens may stop reading for a while, as a pager does.  They
@@ -19,6 +22,7 @@ of 0700, or 0660 in 0750 for the group of the configuration.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import (
     AsyncGenerator,
@@ -27,6 +31,7 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any, NoReturn
 
 import trio
@@ -34,13 +39,21 @@ from attrs import define
 
 from alpha_trio import rpc
 from alpha_trio.control.listener import ControlSocket
-from alpha_trio.errors import AlphaTrioError
-from alpha_trio.journal import Event
+from alpha_trio.errors import AlphaTrioError, refusal
+from alpha_trio.journal import Event, Journal
+from alpha_trio.net.host import Reserve, spare_descriptors
 from alpha_trio.settings import Settings
+from alpha_trio.supervision import insist
 
 MAX_CLIENTS = 64
+LEAST_CLIENTS = 2
+OTHERS_DESCRIPTORS = 32
+"""Left for what else is opened while we run: to route and save, to ask for names."""
+
 READ_SECONDS = 10.0  # for a whole request, from the previous reply on
 WRITE_SECONDS = 10.0  # for one result or error
+
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 Command = Callable[[Mapping[str, Any]], Awaitable[Any] | AsyncGenerator[Event, None]]
 
@@ -55,9 +68,14 @@ class ControlServer:
     done; a generator is cancelled when the client leaves.
     """
 
-    def __init__(self, settings: Settings, commands: Mapping[str, Command]) -> None:
+    def __init__(
+        self, settings: Settings, commands: Mapping[str, Command], journal: Journal
+    ) -> None:
         self._settings = settings
         self._commands = commands
+        self._journal = journal
+        self._reserve = Reserve()
+        self._places = MAX_CLIENTS
         self._clients = 0
         self._idle: dict[_Client, None] = {}  # owe us a request; longest first
 
@@ -71,15 +89,54 @@ class ControlServer:
         listener = await ControlSocket.open(
             self._settings.socket, self._settings.socket_group
         )
-        async with listener:
-            task_status.started()
-            await trio.serve_listeners(self._serve, [listener])
+        async with trio.open_nursery() as nursery, listener:
+            with self._reserve:
+                spare = spare_descriptors() - OTHERS_DESCRIPTORS
+                self._places = max(LEAST_CLIENTS, min(MAX_CLIENTS, spare))
+                task_status.started()
+                await self._take_clients(listener, nursery)
+
+    async def _take_clients(
+        self, listener: ControlSocket, nursery: trio.Nursery
+    ) -> NoReturn:
+        accept = partial(self._accept, listener)
+        while True:
+            stream = await insist(
+                accept, self._journal, "control socket", "commands have to wait"
+            )
+            nursery.start_soon(self._attend, stream)
+
+    async def _accept(self, listener: ControlSocket) -> trio.SocketStream:
+        """The next client, even when the host has no descriptor for it.
+
+        Raises OSError if nothing could be done; then the client waits.
+        """
+        try:
+            return await listener.accept()
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTOR:
+                raise
+            late = f"commands may fail, and routes be late: {refusal(error)}"
+            self._journal.trouble("descriptors", late)
+            self._evict()
+            self._reserve.give()
+        return await listener.accept()
+
+    async def _attend(self, stream: trio.SocketStream) -> None:
+        try:
+            await self._serve(stream)
+        finally:
+            await trio.aclose_forcefully(stream)
+            if self._reserve.fill():
+                self._journal.recovered("descriptors")
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         with trio.CancelScope() as scope:
             client = _Client(stream, scope)
             if not self._make_room():
-                await client.send(_refusal(f"{MAX_CLIENTS} clients are served already"))
+                await client.send(
+                    _refusal(f"{self._places} clients are served already")
+                )
                 return
             self._clients += 1
             try:
@@ -92,8 +149,10 @@ class ControlServer:
                 self._clients -= 1
 
     def _make_room(self) -> bool:
-        if self._clients < MAX_CLIENTS:
-            return True
+        return self._clients < self._places or self._evict()
+
+    def _evict(self) -> bool:
+        """Take the place of the client that has been idle longest, if one is."""
         for client in self._idle:
             del self._idle[client]
             client.scope.cancel()
@@ -146,7 +205,9 @@ async def _reply(command: str, answer: Awaitable[Any]) -> bytes:
         return rpc.encode_result(await answer)
     except AlphaTrioError as error:
         return rpc.encode_error(str(error), error.exit_code)
-    except Exception:
+    except Exception as error:
+        if (reason := refusal(error)) is not None:
+            return _refusal(f"the host refuses what this needs: {reason}")
         log.exception("The control command %s failed.", command)
         return _refusal("the daemon failed to carry this out: its log says why")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from alpha_trio import __version__
+from alpha_trio.control.rising import QUIET, Counter
 from alpha_trio.journal import address
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
@@ -31,6 +33,27 @@ NARROW = (
 )
 
 
+_LOSSES = {
+    Drop.NO_AGREEMENT: (
+        "packets for it are lost because it does not agree to them in time; is the way "
+        "lossy? See 'alpha-trio trace {name}'"
+    ),
+    Drop.WRONG_SOURCE: (
+        "its packets from {source} are dropped, which is none of its addresses; if it "
+        "should be: alpha-trio peers set {name} {allow}"
+    ),
+    Drop.TOO_BIG: (
+        "packets larger than its MTU of {mtu} go on coming; their senders do not heed "
+        "ICMP: let it through, or lower the MTU there"
+    ),
+    Drop.STRANGER: (
+        "somebody at its address asks for sessions without being it; see Knocking in "
+        "'alpha-trio status'"
+    ),
+}
+"""What to look at, by what packets are lost for."""
+
+
 def status_document(
     settings: Settings,
     uptime: float,
@@ -41,15 +64,20 @@ def status_document(
     peers: Collection[Peer],
     relay: dict[str, Any] | None,
     routing_error: str | None,
+    complaints: Iterable[str],
+    rising: Iterable[Counter],
+    troubles: Collection[str] = (),
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
+    astray = _astray(peers, routing_error, complaints)
+    interface = tun.current_name
     return {
         "schema": SCHEMA,
         "version": __version__,
         "uptime_seconds": round(uptime, 3),
         "interface": {
-            "name": tun.name,
-            "mtu": _mtu(tun.name),
+            "name": interface,
+            "mtu": _mtu(interface),
             "offloads": {"tun": list(tun.offloads), "udp": list(udp.offloads)},
         },
         "port": settings.port,
@@ -66,7 +94,13 @@ def status_document(
         ],
         "relay": relay,
         "drops": _drops(table.counters) | _unreceived(udp),
-        "health": _health(settings, tun, udp, peers, routing_error),
+        "astray": astray,
+        "health": [
+            *astray,
+            *_losses(peers, rising),
+            *_health(settings, now, tun, udp, peers),
+            *troubles,
+        ],
     }
 
 
@@ -77,7 +111,7 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
     return {
         "name": settings.name,
         "endpoint": address(statistics.remote) if statistics.remote else None,
-        "configured_endpoint": settings.endpoint or settings.name,
+        "configured_endpoint": None if settings.waits else settings.host,
         "state": str(_state(peer, statistics.state)),
         "reason": peer.error or _unreachable(peer) or statistics.reason,
         "mode": "plain" if settings.mode is Mode.PLAIN else "alpha",
@@ -91,6 +125,7 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
         "rtt_ms": None if statistics.rtt is None else round(statistics.rtt * 1000, 3),
         "mtu": statistics.mtu,
         "mtu_source": str(statistics.mtu_source),
+        "routed": not peer.troubles,
         "allowed": [str(prefix) for prefix in peer.prefixes],
         "tx_packets": counters.tx_packets,
         "tx_bytes": counters.tx_bytes,
@@ -112,8 +147,8 @@ def _state(peer: Peer, state: State) -> State:
 
 
 def _unreachable(peer: Peer) -> str | None:
-    if peer.refused:
-        return peer.refused[0]
+    if peer.troubles:
+        return peer.troubles[0]
     return peer.underlay.error if peer.underlay else None
 
 
@@ -141,29 +176,81 @@ def _unreceived(udp: Udp) -> dict[str, int]:
     return {str(Drop.NO_ROOM): count} if count else {}
 
 
-def _health(
-    settings: Settings,
-    tun: Tun,
-    udp: Udp,
-    peers: Iterable[Peer],
-    routing_error: str | None,
+def _twins(peer: Peer, now: float) -> str | None:
+    twins, name = peer.session.statistics(now).twins, peer.settings.name
+    if twins is None:
+        return None
+    places = " and ".join(map(address, twins))
+    return (
+        f"peer {name}: two hosts use its key, at {places}, and take the session from "
+        "each other: on a copied one stop the daemon, remove host.key from its state "
+        "directory, start it again, and add it here as a peer of its own"
+    )
+
+
+def _astray(
+    peers: Iterable[Peer], routing_error: str | None, complaints: Iterable[str]
 ) -> list[str]:
-    """Sentences about what an operator should know, the worst first."""
-    plain = [p.settings.name for p in peers if p.settings.mode is Mode.PLAIN]
-    lines = [UNPROTECTED.format(name) for name in plain]
+    """Sentences about packets that do not go where they should."""
+    lines = list(complaints)
     if routing_error is not None:
         lines.append(f"not all packets take the tunnel that should: {routing_error}")
-    lines += [
+    return lines + [
         f"peer {peer.settings.name}: not all its packets take the tunnel: {reason}"
         for peer in peers
-        for reason in peer.refused
+        for reason in peer.troubles
     ]
+
+
+def quiet_counts(table: PeerTable, peers: Iterable[Peer]) -> dict[Counter, int]:
+    """What should not rise, as counted up to now."""
+    counts: dict[Counter, int] = {}
+    for peer in peers:
+        name = peer.settings.name
+        drops = peer.session.counters.drops
+        counts |= {(name, why): drops[why] for why in QUIET if why in drops}
+        for remote in peer.remotes:  # who is no peer, but at a peer's address
+            if (knock := table.knocking.get(remote[0])) is not None:
+                counts[name, Drop.STRANGER] = knock.count
+    return counts
+
+
+def _losses(peers: Iterable[Peer], rising: Iterable[Counter]) -> list[str]:
+    """What to look at where packets are lost again and again."""
+    by_name = {peer.settings.name: peer for peer in peers}
+    return [
+        f"peer {name}: {_LOSSES[why].format(**_words(by_name[name]))} ({why} goes on "
+        "rising)"
+        for name, why in rising
+        if name in by_name
+    ]
+
+
+def _words(peer: Peer) -> dict[str, object]:
+    source = peer.session.foreign_source
+    address = str(ip_address(source)) if source else "unknown"
+    allow = " ".join(f"--allow {prefix}" for prefix in peer.prefixes)
+    return {
+        "name": peer.settings.name,
+        "mtu": peer.session.mtu,
+        "source": address,
+        "allow": f"{allow} --allow {address}",
+    }
+
+
+def _health(
+    settings: Settings, now: float, tun: Tun, udp: Udp, peers: Iterable[Peer]
+) -> list[str]:
+    """Sentences about what else an operator should know, the worst first."""
+    plain = [p.settings.name for p in peers if p.settings.mode is Mode.PLAIN]
+    lines = [UNPROTECTED.format(name) for name in plain]
     lines += [
         NARROW.format(peer.settings.name, mtu, peer.session.counters.split_packets)
         for peer in peers
         if (mtu := peer.session.mtu) < IPV6_LEAST
         and any(prefix.version == 6 for prefix in peer.prefixes)
     ]
+    lines += [line for peer in peers if (line := _twins(peer, now)) is not None]
     have = {*udp.offloads, *(name.rstrip("46") for name in tun.offloads)}
     for offload in Offload:
         if offload in have:

@@ -51,6 +51,15 @@ _FAILURES = {
     EventKind.WRONG_MODE: (
         "{peer} ({host}) wants another mode than we do: set the same on both sides."
     ),
+    EventKind.MOVED: "{peer} is at {host} now.",
+    EventKind.TWINS: (
+        "Two hosts have the key of {peer}, one of them at {host}: each needs one of "
+        "its own. 'alpha-trio status' says where they are."
+    ),
+    EventKind.LOOP: (
+        "Our own datagrams are led back into the tunnel to {peer} ({host}): look at "
+        "rules before ours ('ip rule') and at routes set by hand."
+    ),
     EventKind.WRONG_ADDRESS: (
         "Dropping packets of {peer}: they come from {host}, which is not its endpoint."
     ),
@@ -65,6 +74,7 @@ class Journal:
     def __init__(self) -> None:
         self.hub = EventHub()
         self.listeners: list[Callable[[Event], None]] = []  # told before all others
+        self.troubles: dict[str, str] = {}  # of the host, by subject, while they last
         self._failures: dict[tuple[str, str], int] = {}  # (subject, what) -> times
 
     def record(self, event: Event) -> None:
@@ -93,15 +103,33 @@ class Journal:
                 self._failures.clear()  # strangers choose their addresses freely
         self._failures[subject, what] = times + 1
 
+    def trouble(self, subject: str, sentence: str) -> None:
+        """Log once what is wrong with the host; ``health`` has it until it recovers."""
+        self.troubles[subject] = sentence
+        self.failure(subject, "a refusal", f"{_capital(sentence)}. Trying on.")
+
     def recovered(self, subject: str) -> None:
         """Close the failures of ``subject``: from now on they are news again."""
+        if self.troubles.pop(subject, None) is not None:
+            _log.info("%s: works again.", _capital(subject))
         for key in [key for key in self._failures if key[0] == subject]:
             times = self._failures.pop(key)
             if times > 1:
                 _log.info("%s: %s happened %d times until now.", *key, times)
+
+    def woke(self, seconds: float) -> None:
+        """The machine was suspended for so long."""
+        _log.info(
+            "This host was suspended for %d s. Asking peers anew.", round(seconds)
+        )
+        self.publish("woke", None, seconds=round(seconds, 3))
 
     def publish(self, event: str, peer: str | None, **details: object) -> None:
         """Tell ``monitor``; times are seconds since the epoch."""
         self.hub.publish(
             {"event": str(event), "peer": peer, "time": time.time(), **details}
         )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+from contextlib import suppress
 from ipaddress import ip_address
 
 from alpha_trio.proto.batch import Deliver, Remote, Send
@@ -71,6 +73,9 @@ def received(view: memoryview, stride: int, remote: Remote) -> None:
 
 
 def address(remote: Remote) -> str:
-    """HOST:PORT, with brackets where the host is an IPv6 address."""
-    host, port = remote[:2]
+    """HOST:PORT, with brackets where the host is an IPv6 address, and its zone."""
+    host, port, *more = remote
+    if scope := more and more[-1]:
+        with suppress(OSError):  # the link is gone
+            host = f"{host}%{socket.if_indextoname(scope)}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

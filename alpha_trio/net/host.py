@@ -1,11 +1,25 @@
-"""The host this process runs on: its clock, and what it may do there."""
+"""The host this process runs on: its clock, its limits, what it may do there."""
 
 from __future__ import annotations
 
+import os
+import resource
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
+
+from attrs import define, field
 
 _CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
+
+_DESCRIPTORS = 4096
+"""Ten times as many as ever are open, a relay's for other ports included.
+
+What the daemon starts inherits the limit; some programs close all there may be.
+"""
+
+_RESERVED = 2  # for one client, and what is opened for it
 
 
 def boottime() -> float:
@@ -32,3 +46,48 @@ def _has(capability: int) -> bool:
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> capability & 1)
     return False
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open files towards the hard one; it never falls."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def spare_descriptors() -> int:
+    """How many files this process can still open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        soft = _DESCRIPTORS
+    try:
+        return max(0, soft - len(os.listdir("/proc/self/fd")))
+    except OSError:  # none at all, or nothing is known
+        return 0
+
+
+@define(eq=False)
+class Reserve:
+    """Descriptors that are held, to be given away when there are no others."""
+
+    _held: list[int] = field(factory=list)
+
+    def fill(self) -> bool:
+        """Hold as many as are wanted; False if there are not so many."""
+        with suppress(OSError):
+            while len(self._held) < _RESERVED:
+                self._held.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        return len(self._held) == _RESERVED
+
+    def give(self) -> None:
+        """Let others have them."""
+        while self._held:
+            os.close(self._held.pop())
+
+    def __enter__(self) -> Self:
+        self.fill()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give()

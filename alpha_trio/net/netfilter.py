@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Self
 
 import trio
+from attrs import frozen
 
 from alpha_trio.errors import RoutingError
 
@@ -27,6 +28,7 @@ _ROOM = 1 << 15  # bytes; the kernel joins notices to 8 KiB at most
 _SETTLE = 0.1  # seconds; whoever removes everything often brings something new
 
 IPTABLES = {4: "iptables", 6: "ip6tables"}
+_NFT_VERSIONS = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _TIMEOUT = 30  # seconds for a command that takes milliseconds
 
 
@@ -101,6 +103,80 @@ def remove_chains(
     return bool(present)
 
 
+# --- what others' rules say of sources
+
+
+@frozen
+class SourceCheck:
+    """A rule that drops what did not come by the way its answer would take."""
+
+    versions: frozenset[int]  # IP versions
+    by_mark: bool  # whether it looks the way up with the packet's mark
+    rule: str
+
+
+def source_checks(interface: str) -> list[SourceCheck]:
+    """Return the packet filter's own reverse-path checks but those that spare us.
+
+    What cannot be read, as without privilege, has none.
+    """
+    found: list[SourceCheck] = []
+    if has_nft():
+        found += _nft_checks(_output("nft", "-t", "list", "ruleset"), interface)
+    for version, command in IPTABLES.items():
+        for save in (f"{command}-save", f"{command}-legacy-save"):
+            if installed(save):
+                found += _iptables_checks(_output(save), version, interface)
+    return list(dict.fromkeys(found))
+
+
+def _nft_checks(ruleset: str, interface: str) -> Iterator[SourceCheck]:
+    versions, ours, spared = frozenset({4, 6}), False, False
+    for line in map(str.strip, ruleset.splitlines()):
+        if table := re.match(r"table (\w+) (\S+)", line):
+            versions = frozenset(_NFT_VERSIONS.get(table[1], ()))
+            ours = table[2].startswith("alpha_trio")
+        elif line.startswith("chain "):
+            spared = False
+        elif _spares(line, interface):
+            spared = True
+        check = re.search(r"\bfib saddr((?: \. \w+)*) oif", line)
+        if check is None or ours or spared or "iif" not in check[1]:
+            continue
+        named = {number for number in versions if f"nfproto ipv{number}" in line}
+        by_mark = "mark" in check[1]
+        yield SourceCheck(frozenset(named) or versions, by_mark, line)
+
+
+def _iptables_checks(saved: str, version: int, interface: str) -> Iterator[SourceCheck]:
+    spared: set[str] = set()  # chains
+    for line in saved.splitlines():
+        chain = line.split()[1] if line.startswith("-A ") else ""
+        if _spares(line, interface):
+            spared.add(chain)
+        loose = "--loose" in line
+        if "-m rpfilter" in line and not loose and chain not in spared:
+            yield SourceCheck(frozenset({version}), "--validmark" in line, line)
+
+
+def _spares(line: str, interface: str) -> bool:
+    """Whether a rule takes what comes from ``interface`` out of what follows."""
+    accepts = re.search(r"\b(accept|return)\b", line, re.IGNORECASE)
+    words = rf'(iifname|iif|-i) "?{re.escape(interface)}"?\b'
+    others = rf'(iifname != |iif != |! -i )"?{re.escape(interface)}"?\b'
+    return bool((accepts and re.search(words, line)) or re.search(others, line))
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
 def run(*command: str, text: str = "") -> None:
     """Run a command with ``text`` as its input; RoutingError if it fails."""
     try:
@@ -143,7 +219,17 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Listen no more."""
         self._notices.close()
+
+    async def wait_changed(self) -> None:
+        """Return when anything of nftables was changed, whoever did it."""
+        await trio.lowlevel.wait_readable(self._notices)
+        await trio.sleep(_SETTLE)
+        self._drain()
 
     async def wait_removed(self) -> None:
         """Return when some table was removed, or more happened than could be told."""

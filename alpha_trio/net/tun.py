@@ -26,11 +26,14 @@ from alpha_trio.settings import Offload
 
 _DEVICE = "/dev/net/tun"
 _IFREQ = Struct("16sH22x")  # interface name, flags
-_TUNSETIFF = 0x400454CA
+_TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _TUNSETOFFLOAD = 0x400454D0
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 0x01, 0x02, 0x04, 0x08
 _TUN_F_USO4, _TUN_F_USO6 = 0x20, 0x40  # since Linux 6.2
+
+_LOST = frozenset({errno.EBADFD, errno.EIO, errno.ENODEV})
+"""What is said of a deleted interface; all else passes."""
 
 _FRAME_ROOM = 65_536 + frames.VIRTIO_SIZE
 _BUFFER_SIZE = 1 << 20
@@ -97,6 +100,16 @@ class Tun:
             return
         self.offloads = ("vnet-hdr",)
 
+    @property
+    def current_name(self) -> str:
+        """What it is called now; somebody may have renamed it."""
+        request = bytearray(_IFREQ.size)
+        try:
+            ioctl(self._fd, _TUNGETIFF, request)
+        except OSError:  # deleted: the next read tells
+            return self.name
+        return request[:16].rstrip(b"\0").decode(errors="replace")
+
     async def wait_readable(self) -> None:
         """Wait until a packet is there.  A checkpoint; cancellation loses nothing."""
         await trio.lowlevel.wait_readable(self._fd)
@@ -109,7 +122,7 @@ class Tun:
         """The next frame (virtio header and packet), or None: none, or buffer full.
 
         The view holds until ``start_batch``.  Raises DeviceLost if the interface
-        was deleted.
+        was deleted, OSError if the host has no memory for it.
         """
         start = self._filled
         room = self._buffer[start : start + _FRAME_ROOM]
@@ -121,7 +134,9 @@ class Tun:
         except BlockingIOError:
             return None
         except OSError as error:
-            raise DeviceLost(_lost(self.name, error)) from None
+            if error.errno in _LOST:
+                raise DeviceLost(_lost(self.name, error)) from None
+            raise
         if skip:
             room[:skip] = bytes(skip)
         self._filled = start + skip + size

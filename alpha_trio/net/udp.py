@@ -26,6 +26,7 @@ import trio
 from attrs import define, field
 
 from alpha_trio.errors import StartError
+from alpha_trio.net.source import prefer_stable
 from alpha_trio.proto.batch import Remote, Send
 from alpha_trio.settings import Offload
 
@@ -34,7 +35,7 @@ _log = logging.getLogger(__name__)
 _SOL_UDP, _UDP_SEGMENT, _UDP_GRO = 17, 103, 104
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
 _PMTUDISC_PROBE, _PMTUDISC_INTERFACE = 3, 4
-_IP_PKTINFO = 8
+_IP_PKTINFO, _IP_RECVTOS = 8, 13
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SO_ATTACH_REUSEPORT_CBPF, _SO_MEMINFO = 51, 55
@@ -53,6 +54,7 @@ _MEMINFO = Struct("=9I")  # the last: datagrams dropped, for want of room or a c
 _BPF = Struct("=HBBI")  # struct sock_filter: code, jump if true, if false, operand
 _BPF_PROGRAM = Struct("@HP")  # struct sock_fprog: how many, where
 _BPF_LOAD_BYTE, _BPF_JUMP_IF_EQUAL, _BPF_RETURN = 0x30, 0x15, 0x06
+_ECN = 0x03  # of a traffic class
 _LINK_LOCAL = b"\xfe\x80"
 
 # What a kernel says that cannot segment, or cannot on the way to this destination.
@@ -73,6 +75,9 @@ _REFUSALS = {
     ),
 }
 
+# What is said of the receive itself, and not of something sent before.
+_NOT_OF_SENDS = frozenset({errno.EBADF, errno.ENOMEM, errno.ENOBUFS})
+
 Ancillary = list[tuple[int, int, bytes]]
 
 
@@ -83,6 +88,7 @@ class Received(NamedTuple):
     stride: int
     remote: Remote
     local: bytes
+    ecn: int  # RFC 3168: what routers say of congestion
 
 
 @define(eq=False)
@@ -92,6 +98,7 @@ class UdpSocket:
     _socket: socket.socket
     segments: bool  # whether UDP_SEGMENT is used
     groups: bool  # whether UDP_GRO is used
+    _traffic_class: int = 0  # of what says nothing else
     _unsegmented: set[Remote] = field(factory=set)
 
     @cached_property
@@ -113,6 +120,7 @@ class UdpSocket:
         disabled: Collection[Offload] = (),
         mark: int = 0,
         *,
+        dscp: int = 0,
         host: str = "",
         transparent: bool = False,
         shared: bool = False,
@@ -120,7 +128,8 @@ class UdpSocket:
         """Bind to ``port`` on all addresses.  Raises StartError if we may not have it.
 
         ``mark`` (0: none) is set on what we send, so that the kernel notes a path's
-        MTU where our datagrams find it; see docs/routing.md.  ``transparent``: it can
+        MTU where our datagrams find it; see docs/routing.md.  ``dscp`` is that of what
+        we send, beside what each ``Send`` has.  ``transparent``: it can
         send from addresses that are not ours, and be bound to one as ``host``.
         ``shared``: others that are may be bound to the same port.
 
@@ -130,6 +139,8 @@ class UdpSocket:
         try:
             sock.setblocking(False)
             _configure(sock)
+            if dscp:
+                sock.setsockopt(*_class_option(sock), dscp << 2)
             if mark:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             if transparent:
@@ -144,7 +155,7 @@ class UdpSocket:
             raise
         segments = Offload.SEGMENT not in disabled and _has(sock, _UDP_SEGMENT, 0)
         groups = Offload.GRO not in disabled and _has(sock, _UDP_GRO, 1)
-        return cls(sock, segments, groups)
+        return cls(sock, segments, groups, dscp << 2)
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -185,7 +196,7 @@ class UdpSocket:
         """The next run of datagrams, or None; the view holds until the next call.
 
         Errors that belong to earlier sends are skipped: they say nothing about
-        what arrives.
+        what arrives.  Raises OSError if the host has no memory for it.
         """
         try:
             size, ancillary, _, remote = self._socket.recvmsg_into(
@@ -194,19 +205,23 @@ class UdpSocket:
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno == errno.EBADF:
+            if error.errno in _NOT_OF_SENDS:
                 raise
-            return Received(self._buffer[:0], 1, ("", 0), b"")
-        stride, local = size, b""
+            return Received(self._buffer[:0], 1, ("", 0), b"", 0)
+        stride, local, ecn = size, b"", 0
         for level, kind, data in ancillary:
             if level == _SOL_UDP:
                 stride = _INT.unpack_from(data)[0]
             elif kind == _IP_PKTINFO and level == socket.IPPROTO_IP:
                 local = bytes(4) + data[8:12] + bytes(4)
-            elif kind == socket.IPV6_PKTINFO:
+            elif kind == socket.IP_TOS:
+                ecn = data[0] & _ECN
+            elif kind == socket.IPV6_TCLASS:
+                ecn = _INT.unpack_from(data)[0] & _ECN
+            else:
                 scope = data[16:20] if data[:2] == _LINK_LOCAL else bytes(4)
                 local = data[:16] + scope
-        return Received(self._buffer[:size], stride, remote, local)
+        return Received(self._buffer[:size], stride, remote, local, ecn)
 
     def send_nowait(self, send: Send) -> bool:
         """Send a run; False if the kernel's buffer is full and nothing was sent.
@@ -226,7 +241,7 @@ class UdpSocket:
     def _send(self, send: Send) -> bool:
         if send.count > 1 and (not self.segments or send.remote in self._unsegmented):
             return self._send_singly(send)
-        ancillary = self._source(send.local)
+        ancillary = self._headers(send)
         if send.count > 1:
             ancillary.append((_SOL_UDP, _UDP_SEGMENT, _STRIDE.pack(send.stride)))
         try:
@@ -244,7 +259,7 @@ class UdpSocket:
         return True
 
     def _send_singly(self, send: Send) -> bool:
-        ancillary = self._source(send.local)
+        ancillary = self._headers(send)
         datagrams = send.datagrams()
         for i, datagram in enumerate(datagrams):
             try:
@@ -300,8 +315,14 @@ class UdpSocket:
             return False
         return True
 
-    def _source(self, local: bytes) -> Ancillary:
-        return [(*self._packet_info, local)] if local else []
+    def _headers(self, send: Send) -> Ancillary:
+        headers: Ancillary = []
+        if send.local:
+            headers.append((*self._packet_info, send.local))
+        if send.traffic_class:
+            value = _INT.pack(self._traffic_class | send.traffic_class)
+            headers.append((*_class_option(self._socket), value))
+        return headers
 
     def _stop_segmenting(self, remote: Remote, error: OSError) -> None:
         if len(self._unsegmented) >= _UNSEGMENTED_KEPT:
@@ -362,6 +383,7 @@ class Udp:
         disabled: Collection[Offload] = (),
         mark: int = 0,
         *,
+        dscp: int = 0,
         handshake: int | None = None,
         transparent: bool = False,
     ) -> Udp:
@@ -374,7 +396,7 @@ class Udp:
         udp = cls({})
         try:
             for family, length in ((socket.AF_INET, 2), (socket.AF_INET6, 4)):
-                bind = partial(UdpSocket.open, family, port, disabled, mark)
+                bind = partial(UdpSocket.open, family, port, disabled, mark, dscp=dscp)
                 try:
                     udp.sockets[length] = bind(transparent=transparent)
                 except OSError as error:
@@ -460,12 +482,21 @@ def _configure(sock: socket.socket) -> None:
         # tells of our own link only.  INTERFACE would not set DF.
         sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         # The same; here INTERFACE does not fragment either, and the kernel does not
         # even note for others what was forged about our datagrams.
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_INTERFACE)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        prefer_stable(sock)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+
+
+def _class_option(sock: socket.socket) -> tuple[int, int]:
+    if sock.family == socket.AF_INET:
+        return socket.IPPROTO_IP, socket.IP_TOS
+    return socket.IPPROTO_IPV6, socket.IPV6_TCLASS
 
 
 def _has(sock: socket.socket, option: int, value: int) -> bool:

@@ -13,7 +13,7 @@ again.  Whoever wants to keep bytes longer copies them.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import Factory, define, frozen
 
@@ -21,6 +21,14 @@ Buffer = bytes | bytearray | memoryview
 Remote = tuple[Any, ...]
 """A peer's UDP address as the socket gives it: (host, port) or, for IPv6,
 (host, port, flow, scope)."""
+
+
+class Place(NamedTuple):
+    """Where a peer is, and which of our addresses it knows us by there."""
+
+    remote: Remote
+    local: bytes = b""  # as the socket reported it; b"": whichever the kernel chooses
+
 
 # One UDP_SEGMENT send: 64 datagrams are what every kernel with the option takes
 # (128 since Linux 6.9).  IPv4 leaves 65,507 bytes in a UDP datagram, but with IP and
@@ -63,6 +71,7 @@ class Drop(StrEnum):
     FORGED = "forged"  # S2 that does not match its pre-signature
     REPLAYED = "replayed"  # seen before, or too old to tell
     WRONG_SOURCE = "wrong-source"  # inner source outside the peer's prefixes
+    CONGESTED = "congested"  # marked by a router, but its ends do not know of marks
     TUN_REFUSED = "tun-refused"  # the kernel did not take the packet
 
 
@@ -82,6 +91,9 @@ class EventKind(StrEnum):
     KNOCK = "knock"
     WRONG_ADDRESS = "wrong-address"
     PATH_MTU = "path-mtu"  # inner packets may have ``count`` bytes now
+    MOVED = "moved"  # the peer has another address now, or knows us by another one
+    TWINS = "twins"  # two hosts have the peer's key
+    LOOP = "loop"  # our own datagram came back to us
     TRACED = "traced"  # what a trace has found is there to be taken
 
 
@@ -124,6 +136,7 @@ class Send:
     local: bytes  # our address to send from, as the socket reported it; b"": any
     counters: Counters
     stride: int  # bytes
+    traffic_class: int = 0  # of the outer header: DSCP and ECN
     parts: list[Buffer] = Factory(list)  # each of one or more whole datagrams
     count: int = 0  # datagrams
     size: int = 0  # bytes in all
@@ -165,21 +178,23 @@ class Outbox:
         run: Buffer,
         stride: int,
         around: int | None = None,
+        traffic_class: int = 0,
     ) -> None:
         """Add the datagrams in ``run``, ``stride`` bytes each but the last.
 
         They become as few sends as the kernel allows, joined to the one before them
         where it can take both.  ``around`` is how many bytes of each do not belong to
         its inner packet; None: they carry none that is to be counted.
+        ``traffic_class`` is what their outer headers say beside what the socket does.
         """
         # At least one: a datagram no send takes is for the kernel to refuse.
         most = stride * max(1, min(MAX_DATAGRAMS, MAX_SEND_BYTES // stride))
         if len(run) <= most:
-            self._join(remote, local, counters, run, stride, around)
+            self._join(remote, local, counters, run, stride, around, traffic_class)
             return
         for at in range(0, len(run), most):
             piece = run[at : at + most]
-            self._join(remote, local, counters, piece, stride, around)
+            self._join(remote, local, counters, piece, stride, around, traffic_class)
 
     def _join(
         self,
@@ -189,6 +204,7 @@ class Outbox:
         piece: Buffer,
         stride: int,
         around: int | None,
+        traffic_class: int,
     ) -> None:
         # hot path: once per super-packet, or per small packet
         size = len(piece)
@@ -206,8 +222,9 @@ class Outbox:
             or send.counters is not counters
             or send.remote != remote
             or send.local != local
+            or send.traffic_class != traffic_class
         ):
-            send = Send(remote, local, counters, stride)
+            send = Send(remote, local, counters, stride, traffic_class)
             self.sends.append(send)
         send.parts.append(piece)
         send.count += count

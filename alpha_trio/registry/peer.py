@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+from ipaddress import ip_address
+
 from attrs import define
 
 from alpha_trio.net.routing import PeerRoute, Underlay
+from alpha_trio.net.source import local_address
 from alpha_trio.proto.batch import Remote
 from alpha_trio.proto.peers import Session
 from alpha_trio.proto.transport import overhead as session_overhead
@@ -50,17 +54,35 @@ class Peer:
         return self.underlay.refused if self.underlay else ()
 
     @property
+    def troubles(self) -> tuple[str, ...]:
+        """Why not all its packets take the tunnel, a sentence for each prefix."""
+        return self.underlay.troubles if self.underlay else ()
+
+    @property
     def endpoint(self) -> IPAddress | None:
         """The address in use, else the first to try; None before it is resolved."""
         remote = self.session.remote
-        for address, candidate in zip(self.addresses, self.remotes, strict=True):
-            if remote is not None and candidate[0] == remote[0]:
-                return address
-        return self.addresses[0] if self.addresses else None
+        if remote in self.remotes:
+            return self.addresses[self.remotes.index(remote)]
+        return None if remote is None else address_of(remote)
+
+    @property
+    def local(self) -> IPAddress | None:
+        """Our address by which the peer knows us, if there is a session."""
+        return local_address(self.session.local)
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it is, or knows us, elsewhere than it was routed for."""
+        underlay = self.underlay
+        if underlay is None or underlay.error is not None:
+            return underlay is not None and underlay.endpoint != self.endpoint
+        known = self.local in (None, underlay.source)
+        return underlay.endpoint != self.endpoint or not known
 
 
 def peer_route(peer: Peer) -> PeerRoute:
-    endpoint = peer.endpoint
+    endpoint, was = peer.endpoint, peer.underlay
     return PeerRoute(
         name=peer.settings.name,
         endpoint=endpoint,
@@ -68,11 +90,15 @@ def peer_route(peer: Peer) -> PeerRoute:
         only=peer.settings.only,
         overhead=overhead(endpoint.version if endpoint else 4, peer.settings.mode),
         mtu_limit=peer.session.mtu_limit,
+        addresses=peer.addresses,
+        local=peer.local,
+        interface=was.interface if was and was.endpoint == endpoint else 0,
     )
 
 
 def host_of(settings: PeerSettings) -> str:
-    return settings.endpoint or settings.name
+    """What is looked up to find a peer; nothing if it is waited for."""
+    return "" if settings.waits else settings.host
 
 
 def place_of(settings: PeerSettings) -> tuple[str, int]:
@@ -80,6 +106,20 @@ def place_of(settings: PeerSettings) -> tuple[str, int]:
 
 
 def remote_of(address: IPAddress, port: int) -> Remote:
+    """As a socket names it; a link that does not exist has index 0."""
+    host, _, zone = str(address).partition("%")
     if address.version == 4:
-        return str(address), port
-    return str(address), port, 0, 0
+        return host, port
+    try:
+        return host, port, 0, socket.if_nametoindex(zone) if zone else 0
+    except OSError:
+        return host, port, 0, 0
+
+
+def address_of(remote: Remote) -> IPAddress:
+    """The address of a host that a socket names so, with its zone if it has one."""
+    host, scope = remote[0], remote[3] if len(remote) > 3 else 0
+    try:
+        return ip_address(f"{host}%{socket.if_indextoname(scope)}" if scope else host)
+    except OSError:  # the link is gone
+        return ip_address(host)

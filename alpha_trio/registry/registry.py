@@ -12,6 +12,7 @@ from base64 import b64decode
 from collections.abc import Container, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address
+from math import inf
 from pathlib import Path
 
 import trio
@@ -21,16 +22,21 @@ from alpha_trio.datapath import DataPath
 from alpha_trio.errors import (
     PeerError,
     RoutingError,
+    StateError,
     UnknownPeer,
 )
 from alpha_trio.journal import Journal
 from alpha_trio.net.host import boottime
-from alpha_trio.net.routing import Router
-from alpha_trio.proto.batch import Event, EventKind
+from alpha_trio.net.routing import Router, Underlay
+from alpha_trio.proto.batch import Event, EventKind, Remote
 from alpha_trio.proto.peers import PeerTable, State
 from alpha_trio.proto.primitives import key_text
 from alpha_trio.proto.traces import Trace
-from alpha_trio.registry.endpoints import refuse_own_address, usable_addresses
+from alpha_trio.registry.endpoints import (
+    MOST_ADDRESSES,
+    refuse_unusable,
+    usable_addresses,
+)
 from alpha_trio.registry.peer import (
     FROM_CONFIG,
     FROM_STATE,
@@ -40,7 +46,7 @@ from alpha_trio.registry.peer import (
     remote_of,
 )
 from alpha_trio.registry.routing import Routing
-from alpha_trio.registry.search import Search
+from alpha_trio.registry.search import REFRESH_AFTER, Resolver, Search
 from alpha_trio.settings import (
     DEFAULT_CONFIG,
     IPAddress,
@@ -52,8 +58,17 @@ from alpha_trio.settings import (
     values,
 )
 from alpha_trio.state import PeerStore, Pins
+from alpha_trio.supervision import insist
+from alpha_trio.threads import in_thread
 
 _log = logging.getLogger("alpha_trio")
+
+_UNANSWERED_SYNS = 3  # of which a peer known by a name may be elsewhere
+_DOUBTFUL_AFTER = 5.0  # s in which nothing is heard of a peer that is asked
+
+_WHERE_IT_IS = frozenset(
+    {EventKind.ACK_RECEIVED, EventKind.ESTABLISHED, EventKind.MOVED}
+)
 
 
 @frozen
@@ -84,12 +99,13 @@ class Registry:
         self._file_peers = settings.peers
         self._shadowed: list[PeerSettings] = []  # saved ones the config file overrides
         self._table = table
-        self._routing = Routing(router, table, self.peers, journal)
+        self._routing = Routing(router, table, self.peers, journal, self._rerouted)
         self._store = store
         self._journal = journal
         self._datapath = datapath
         self._families = frozenset(families)
         self._pins = Pins(store, journal)
+        self._resolver = Resolver(journal)
         self._lock = trio.Lock()
         self._nursery: trio.Nursery | None = None
 
@@ -97,6 +113,11 @@ class Registry:
     def routing_error(self) -> str | None:
         """Why all peers' packets may not take the tunnel, while that lasts."""
         return self._routing.error
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """What of this host's routing is wrong, a sentence for each thing."""
+        return self._routing.complaints
 
     # -- running -------------------------------------------------------------
 
@@ -110,13 +131,17 @@ class Registry:
         """
         async with trio.open_nursery() as self._nursery:
             await self._load()
-            self._nursery.start_soon(self._routing.watch_network, self._datapath)
-            self._nursery.start_soon(self._routing.watch_sizes)
+            self._nursery.start_soon(self._resolver.run)
+            self._nursery.start_soon(self._watch_network)
+            self._nursery.start_soon(self._routing.watch_filters)
+            self._nursery.start_soon(self._routing.keep_trying)
+            self._nursery.start_soon(self._pins.keep_saved)
             self._nursery.start_soon(self._routing.watch_paths, self._datapath)
+            self._nursery.start_soon(self._routing.watch_peers)
             task_status.started()
 
     async def _load(self) -> None:
-        saved = await trio.to_thread.run_sync(self._store.load)
+        saved = await in_thread(self._store.load)
         await self._pins.load()
         names = {peer.name for peer in self._file_peers}
         self._shadowed = [peer for peer in saved if peer.name in names]
@@ -157,12 +182,40 @@ class Registry:
         key = peer.session.negotiation.key
         if event.kind is EventKind.PINNED and key is not None:
             self._pins.keys[peer.settings.name] = key
-            assert self._nursery is not None
-            self._nursery.start_soon(self._pins.save)
+            self._pins.note()
         elif event.kind is EventKind.PATH_MTU:
-            self._routing.size_changed()
-        elif event.kind in (EventKind.GAVE_UP, EventKind.SILENT) and peer.search:
+            self._routing.peer_changed()
+        elif peer.search and _is_lost(event):
             peer.search.lost()
+        elif event.kind in _WHERE_IT_IS and peer.is_elsewhere:
+            self._routing.peer_changed()
+
+    async def _watch_network(self) -> None:
+        while True:
+            await self._routing.follow_network()
+            self._resolver.network_changed()
+            self._datapath.rearm()
+
+    def _rerouted(self, peer: Peer, before: Underlay | None) -> None:
+        """Let a peer hear from us at once if it would not find us otherwise.
+
+        If there is no way to where it is, it may be found at another of its addresses.
+        """
+        underlay, session, now = peer.underlay, peer.session, boottime()
+        if peer.remotes != self._remotes_of(peer):
+            self._move(peer, peer.addresses)  # a link was made anew
+        if underlay is None or before is None:
+            return
+        same = before.endpoint == underlay.endpoint
+        if (
+            underlay.error
+            and not before.error
+            and len(session.negotiation.places()) > 1
+        ):
+            self._table.ask(session, now)
+        elif underlay.lost or (same and before.interface != underlay.interface):
+            self._table.readdress(session, now, lost=underlay.lost)
+        self._datapath.rearm()
 
     async def forget_pin(self, name: str) -> bool:
         """Let the next contact decide about a peer's key; False if it does already.
@@ -378,7 +431,7 @@ class Registry:
                 f"that key is this host's own: give the one that 'alpha-trio key show' "
                 f"prints on {settings.name}"
             )
-        refuse_own_address(settings)
+        refuse_unusable(settings)
 
     def _snapshot(self) -> _Before:
         peers = {name: (p.settings, p.origin) for name, p in self.peers.items()}
@@ -393,16 +446,32 @@ class Registry:
             for name, was in before.peers.items():
                 if self._snapshot().peers.get(name) != was:
                     self._enter(*was)
-            await self._save(self._of_state())
+            await self._save_or_insist()
             await self._pins.save()
             await self._routing.apply_or_log()
+
+    async def _save_or_insist(self) -> None:
+        """Save what counts now; if that fails, again and again beside all else."""
+        try:
+            await self._save(self._of_state())
+        except (OSError, StateError):
+            assert self._nursery is not None
+            self._nursery.start_soon(self._insist_on_saving)
+
+    async def _insist_on_saving(self) -> None:
+        meanwhile = "a peer that was refused is there again after a restart"
+        await insist(self._save_present, self._journal, "saved peers", meanwhile)
+
+    async def _save_present(self) -> None:
+        async with self._lock:
+            await self._save(self._of_state())
 
     def _of_state(self) -> list[PeerSettings]:
         return [p.settings for p in self.peers.values() if p.origin == FROM_STATE]
 
     async def _save(self, peers: list[PeerSettings]) -> None:
         everything = [*peers, *self._shadowed]
-        await trio.to_thread.run_sync(self._store.save, everything)
+        await in_thread(self._store.save, everything)
 
     # -- one peer ------------------------------------------------------------
 
@@ -422,33 +491,39 @@ class Registry:
             peer.session.reset()
             self._stop_search(peer)
             peer.addresses = peer.remotes = ()
-        _log.info("Adding host %s (%s).", settings.name, host_of(settings))
+        where = host_of(settings) or "waited for"
+        _log.info("Adding host %s (%s).", settings.name, where)
         self._locate(peer)
 
     def _leave(self, name: str) -> None:
         peer = self.peers.pop(name)
         self._stop_search(peer)
         self._table.remove(name)
-        if self._pins.keys.pop(name, None) is not None and self._nursery is not None:
-            self._nursery.start_soon(self._pins.save)
-        _log.info("Deleting host %s (%s).", name, host_of(peer.settings))
+        if self._pins.keys.pop(name, None) is not None:
+            self._pins.note()
+        where = host_of(peer.settings) or "waited for"
+        _log.info("Deleting host %s (%s).", name, where)
 
     def _locate(self, peer: Peer) -> None:
+        host, found = host_of(peer.settings), []
         try:
-            found = [ip_address(host_of(peer.settings))]
+            found = [ip_address(host)]
         except ValueError:
-            assert self._nursery is not None
-            resolved = partial(self._resolved, peer)
-            peer.search = Search(host_of(peer.settings), resolved, self._journal)
-            self._nursery.start_soon(peer.search.run)
-            found = []
+            if host:
+                resolved = partial(self._resolved, peer)
+                silence = partial(_silence_of, peer)
+                search = Search(host, resolved, silence)
+                peer.search = self._resolver.watch(search)
         self._move(peer, found)
 
     def _move(self, peer: Peer, addresses: Iterable[IPAddress]) -> None:
         usable = tuple(a for a in addresses if a.version in self._families)
         peer.addresses = usable
-        peer.remotes = tuple(remote_of(a, peer.settings.port) for a in usable)
+        peer.remotes = self._remotes_of(peer)
         self._configure(peer)
+
+    def _remotes_of(self, peer: Peer) -> tuple[Remote, ...]:
+        return tuple(remote_of(a, peer.settings.port) for a in peer.addresses)
 
     def _configure(self, peer: Peer) -> None:
         networks = tuple(values.prefix_of(address) for address in peer.addresses)
@@ -461,6 +536,7 @@ class Registry:
             self._key_of(peer),
             str(peer.settings.mode),
             peer.settings.reliable,
+            peer.settings.waits,
         )
         self._datapath.rearm()  # there may be something to say to it at once
 
@@ -485,7 +561,7 @@ class Registry:
             usable = usable_addresses(peer, found, self.peers, self._families)
             if set(usable) == set(peer.addresses):
                 return
-            if peer.session.state(boottime()) is State.ESTABLISHED and peer.addresses:
+            if peer.addresses and _is_found(peer):
                 return
             before = peer.addresses
             self._move(peer, usable)
@@ -495,7 +571,31 @@ class Registry:
                 self._move(peer, before)
                 await self._routing.apply_or_log()
                 raise
-            _log.info("%s is %s.", host_of(peer.settings), ", ".join(map(str, usable)))
+            names = ", ".join(map(str, usable))
+            if len(usable) == MOST_ADDRESSES < len(found):
+                names += f" (and {len(found) - len(usable)} more, which are not tried)"
+            _log.info("%s is %s.", host_of(peer.settings), names)
+
+
+def _is_lost(event: Event) -> bool:
+    """Whether a peer does not seem to be where its name says any more."""
+    unanswered = event.kind is EventKind.SYN_SENT and event.count >= _UNANSWERED_SYNS
+    return unanswered or event.kind in (EventKind.GAVE_UP, EventKind.SILENT)
+
+
+def _silence_of(peer: Peer) -> float:
+    """For how many seconds nothing was heard of a peer; inf without a session."""
+    current = peer.session.current
+    return inf if current is None else boottime() - current.heard
+
+
+def _is_found(peer: Peer) -> bool:
+    """Whether what there is works, as far as is known, and so is not replaced."""
+    session, silence = peer.session, _silence_of(peer)
+    if session.state(boottime()) is not State.ESTABLISHED:
+        return False
+    asking = session.negotiation.initiation is not None
+    return silence < (_DOUBTFUL_AFTER if asking else REFRESH_AFTER)
 
 
 def _of_file(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
@@ -13,6 +13,7 @@ from alpha_trio.net.host import boottime
 from alpha_trio.net.routing import Router, Underlay
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.registry.peer import Peer, peer_route
+from alpha_trio.supervision import delays, insist
 
 _GATHER = 0.05  # s; when many paths are measured at once, their routes change together
 
@@ -26,36 +27,63 @@ class Routing:
         table: PeerTable,
         peers: Mapping[str, Peer],
         journal: Journal,
+        rerouted: Callable[[Peer, Underlay | None], None],
     ) -> None:
-        """``peers``: all of them by name, as they are at each call."""
+        """``peers``: all of them by name, as they are at each call.
+
+        ``rerouted`` is told of a peer after each look at its way, with what was before.
+        """
         self.error: str | None = None  # that of all peers, while it lasts
         self._router = router
         self._table = table
         self._peers = peers
         self._journal = journal
-        self._sizes_changed = trio.Event()
+        self._rerouted = rerouted
+        self._changed = trio.Event()
+        self._refused = trio.Event()
 
-    async def watch_network(self, datapath: DataPath) -> None:
-        """Adapt to links, addresses and routes of the host as they change."""
+    async def follow_network(self) -> None:
+        """Adapt to the next change of links, addresses and routes of the host."""
+        meanwhile = "changes of the host's network are not noticed"
+        await insist(
+            self._router.wait_changed, self._journal, "watching routes", meanwhile
+        )
+        await self.apply_or_log()
+        now = boottime()
+        for peer in self._peers.values():
+            self._table.route_changed(peer.session, now)
+
+    def peer_changed(self) -> None:
+        """A peer is elsewhere than thought, or its path takes another size."""
+        self._changed.set()
+
+    async def watch_peers(self) -> None:
+        """Adapt to peers that move, know us by another address, or are measured."""
         while True:
-            await self._router.wait_changed()
+            await self._changed.wait()
+            self._changed = trio.Event()
+            # At once: until then packets leave from an address the peer does not know.
             await self.apply_or_log()
-            now = boottime()
-            for peer in self._peers.values():
-                self._table.route_changed(peer.session, now)
-            datapath.rearm()
-
-    async def watch_sizes(self) -> None:
-        """Lower and raise the MTU of routes, as what is found out about their paths."""
-        while True:
-            await self._sizes_changed.wait()
             await trio.sleep(_GATHER)
-            self._sizes_changed = trio.Event()
+
+    async def watch_filters(self) -> None:
+        """Adapt to the packet filter's own checks as they come and go."""
+        meanwhile = "changes of the packet filter are not noticed"
+        wait = self._router.wait_filters_changed
+        while True:
+            await insist(wait, self._journal, "watching filters", meanwhile)
             await self.apply_or_log()
 
-    def size_changed(self) -> None:
-        """Some peer's path takes more or less than was thought."""
-        self._sizes_changed.set()
+    async def keep_trying(self) -> None:
+        """Try again, at growing intervals, what was refused of all peers."""
+        while True:
+            await self._refused.wait()
+            for delay in delays():
+                await trio.sleep(delay)
+                await self.apply_or_log()
+                if self.error is None:
+                    break
+            self._refused = trio.Event()
 
     async def watch_paths(self, datapath: DataPath) -> None:
         """Measure paths anew when one turned out to take less than thought."""
@@ -72,8 +100,10 @@ class Routing:
         logged, and told by its status.
         """
         routes = [peer_route(peer) for peer in self._peers.values()]
+        before = self.complaints
         underlays = await self._router.apply(routes)
         self.error = None
+        self._log_complaints(before)
         for name in changed:
             for reason in underlays[name].refused:
                 if reason not in self._peers[name].refused:
@@ -81,9 +111,10 @@ class Routing:
         for name, underlay in underlays.items():
             peer = self._peers.get(name)
             if peer is not None:
-                self._log_refusals(peer, underlay)
-                peer.underlay = underlay
+                self._log_troubles(peer, underlay)
+                was, peer.underlay = peer.underlay, underlay
                 self._allow(peer, underlay)
+                self._rerouted(peer, was)
 
     def _allow(self, peer: Peer, underlay: Underlay) -> None:
         """Tell a session what its link takes; its route follows what becomes of that.
@@ -94,15 +125,29 @@ class Routing:
         session, was = peer.session, peer.session.mtu_limit
         self._table.allow(session, underlay.path_mtu, peer.settings.mtu, boottime())
         if session.mtu_limit != was and session.mtu != underlay.mtu:
-            self.size_changed()
+            self.peer_changed()
 
-    def _log_refusals(self, peer: Peer, underlay: Underlay) -> None:
+    def _log_troubles(self, peer: Peer, underlay: Underlay) -> None:
         name = peer.settings.name
         for reason in underlay.refused:
             line = f"Not all packets for {name} take the tunnel ({reason}). Trying on."
             self._journal.failure(f"routing of {name}", reason, line)
-        if peer.refused and not underlay.refused:
+        for reason in underlay.astray:
+            line = f"Not all packets for {name} take the tunnel: {reason}."
+            self._journal.failure(f"routing of {name}", reason, line)
+        if peer.troubles and not underlay.troubles:
             self._journal.recovered(f"routing of {name}")
+
+    @property
+    def complaints(self) -> tuple[str, ...]:
+        """What is wrong for all peers, or for the host, while it lasts."""
+        return self._router.complaints
+
+    def _log_complaints(self, before: tuple[str, ...]) -> None:
+        for complaint in self.complaints:
+            self._journal.failure("routing of this host", complaint, complaint)
+        if before and not self.complaints:
+            self._journal.recovered("routing of this host")
 
     async def apply_or_log(self) -> None:
         """The same where nobody waits to be told; what fails is in ``error``."""
@@ -110,6 +155,7 @@ class Routing:
             await self.apply()
         except RoutingError as error:
             self.error = str(error)
+            self._refused.set()
             self._journal.failure("routing", "failed", str(error))
         else:
             self._journal.recovered("routing")

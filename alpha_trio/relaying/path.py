@@ -20,7 +20,6 @@ from typing import Any
 
 import trio
 
-from alpha_trio.errors import RoutingError
 from alpha_trio.journal import Journal
 from alpha_trio.net import netfilter, tproxy
 from alpha_trio.net.host import boottime
@@ -40,6 +39,8 @@ from alpha_trio.proto.traces import Report, Role, packed_address
 from alpha_trio.relaying.document import policy_document, session_document
 from alpha_trio.relaying.journal import record
 from alpha_trio.settings import RelaySettings, Settings
+from alpha_trio.supervision import insist
+from alpha_trio.threads import in_thread
 
 _log = logging.getLogger("alpha_trio")
 
@@ -94,7 +95,7 @@ class RelayPath:
         Raises RoutingError if the packet filter cannot lead it here.
         """
         with netfilter.Watch() as watch:
-            await trio.to_thread.run_sync(tproxy.load, self._capture)
+            await in_thread(tproxy.load, self._capture)
             task_status.started()
             async with trio.open_nursery() as nursery:
                 for sock in self._sockets:
@@ -107,7 +108,7 @@ class RelayPath:
         interface = self._settings.interface
         remove = partial(tproxy.remove, interface, closed=False)
         try:
-            await trio.to_thread.run_sync(remove)
+            await in_thread(remove)
         finally:
             for sock in self._sockets:
                 self._carry_waiting(sock)
@@ -117,9 +118,19 @@ class RelayPath:
     # -- packets -------------------------------------------------------------
 
     async def _carry(self, sock: TransitSocket) -> None:
+        some = partial(self._carry_some, sock)
         while True:
-            await sock.wait_readable()
-            self._carry_waiting(sock)
+            try:
+                while True:
+                    await some()
+            except OSError:  # told if it happens once more
+                await insist(
+                    some, self._journal, "relayed traffic", "others' packets wait"
+                )
+
+    async def _carry_some(self, sock: TransitSocket) -> None:
+        await sock.wait_readable()
+        self._carry_waiting(sock)
 
     def _carry_waiting(self, sock: TransitSocket) -> None:
         now = boottime()
@@ -240,15 +251,16 @@ class RelayPath:
 
     async def _keep_rules(self, watch: netfilter.Watch) -> None:
         """Put our rules back if somebody removes them, as with all other ones."""
+        stays = "rules that are removed are not put back"
+        lost = "others' traffic is not relayed"
         while True:
-            await watch.wait_removed()
-            if await trio.to_thread.run_sync(tproxy.is_loaded, self._capture):
-                continue
+            await insist(watch.wait_removed, self._journal, "packet filter", stays)
+            await insist(self._restore_rules, self._journal, "relay", lost)
+
+    async def _restore_rules(self) -> None:
+        if not await in_thread(tproxy.is_loaded, self._capture):
+            await in_thread(tproxy.load, self._capture)
             _log.warning("The packet filter rules of the relay were removed: restored.")
-            try:
-                await trio.to_thread.run_sync(tproxy.load, self._capture)
-            except RoutingError as error:
-                _log.error("Others' traffic is not relayed: %s", error)
 
     def _tell(self) -> None:
         events, self._relay.events = self._relay.events, []

@@ -17,6 +17,7 @@ from alpha_trio.settings.config import (
     peer_values,
 )
 from alpha_trio.settings.model import (
+    COPY,
     DEFAULT_CONFIG,
     DEFAULT_SOCKET,
     Backend,
@@ -33,6 +34,7 @@ from alpha_trio.settings.model import (
 )
 
 __all__ = [
+    "COPY",
     "DEFAULT_CONFIG",
     "DEFAULT_SOCKET",
     "Backend",

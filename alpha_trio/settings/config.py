@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import partial
-from ipaddress import get_mixed_type_key, ip_address
+from ipaddress import IPv6Address, get_mixed_type_key, ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ _FILE: Parsers = {
     "interface": v.interface_name,
     "port": v.port,
     "addresses": v.many(v.address),
+    "dscp": v.dscp,
     "state_dir": v.absolute_path,
     "socket": v.absolute_path,
     "socket_group": v.text,
@@ -88,6 +89,7 @@ _OPTIONS: Parsers = {
     "interface": v.interface_name,
     "port": v.port,
     "address": v.many(v.address),
+    "dscp": v.dscp,
     "relay": v.boolean,
     "mss": v.boolean,
     "state_dir": lambda value: v.path(value).absolute(),
@@ -196,12 +198,13 @@ def _parse_peer(name: str, values: Mapping[str, object], place: Place) -> PeerSe
             f"{place('port')}: {fields['port']} differs from the port {port} of the "
             "endpoint; give the port once"
         )
-    if host is None:  # then the name is what will be looked up
-        _at(place, v.host, name)
     fields["allow"] = tuple(sorted(fields.get("allow", ()), key=get_mixed_type_key))
     fields["only"] = tuple(sorted(fields.get("only", ()), key=_selection_order))
     peer = PeerSettings(name, endpoint=host, **fields)
+    if host is None and not peer.waits:  # then the name is what will be looked up
+        _at(place, v.host, name)
     _refuse_bare_loopback(peer, place)
+    _refuse_bare_link_local(peer, place)
     _refuse_reliable_plain(peer, place)
     return peer
 
@@ -230,6 +233,16 @@ def _refuse_bare_loopback(peer: PeerSettings, place: Place) -> None:
         raise ConfigError(
             f"{place('endpoint')}: packets to {address} never leave this host; give "
             "the peer's own address, or the prefixes to allow through it"
+        )
+
+
+def _refuse_bare_link_local(peer: PeerSettings, place: Place) -> None:
+    """The rules that lead packets into the tunnel know prefixes, but no links."""
+    address = _literal(peer.host)
+    if isinstance(address, IPv6Address) and address.is_link_local and not peer.allow:
+        raise ConfigError(
+            f"{place('endpoint')}: packets to {address} itself cannot be led into the "
+            "tunnel; give the prefixes to allow through it"
         )
 
 

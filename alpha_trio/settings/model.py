@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import Enum, StrEnum
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -47,6 +47,15 @@ class Mode(StrEnum):
     PLAIN = "plain"  # not at all; only if both sides ask for it
 
 
+class Copy(Enum):
+    """The DSCP that stands for that of each inner packet."""
+
+    COPY = "copy"
+
+
+COPY = Copy.COPY
+
+
 class Offload(StrEnum):
     """A kernel batch facility that can be switched off; names as in ``status``."""
 
@@ -88,6 +97,16 @@ class PeerSettings:
         """What is looked up to find the peer: an address or a host name."""
         return self.endpoint or self.name
 
+    @property
+    def waits(self) -> bool:
+        """Whether the peer is never asked, but waited for until it calls.
+
+        That is who has a key to be known by and prefixes of its own, and nothing to be
+        looked up: no endpoint, and a name without a dot, so of no host elsewhere.
+        """
+        named = self.endpoint is not None or "." in self.name
+        return not named and self.key is not None and bool(self.allow)
+
 
 @frozen
 class RoutingSettings:
@@ -96,7 +115,9 @@ class RoutingSettings:
     backend: Backend = Backend.RULES
     table: int = 5182  # and the two after it
     priority: int = 5182  # of the first rule; 28 from there on are ours, 3 before it
-    mark: int = 0x5182  # and the number after it
+    # And the number after it, and four times it.  None of their bits is kube-proxy's
+    # (14, 15), Tailscale's or Calico's (16 on), nor a value of Cilium's (8 to 11).
+    mark: int = 0x182
     protocol: int = 161  # tag on our rules and routes; tells leftovers apart
     mss: bool = False  # lower the segment size in forwarded TCP SYNs
 
@@ -114,6 +135,14 @@ class RoutingSettings:
     def relay_mark(self) -> int:
         """The mark of others' tunnel traffic on its way to the relay."""
         return self.mark + 1
+
+    @property
+    def inner_mark(self) -> int:
+        """What came out of the tunnel bears it while the packet filter checks sources.
+
+        It never has all bits of ``mark``.
+        """
+        return self.mark << 2 & 0xFFFF_FFFF or 4
 
 
 class Fail(StrEnum):
@@ -155,6 +184,7 @@ class Settings:
     interface: str = "alpha0"
     port: int = DEFAULT_PORT
     addresses: tuple[IPInterface, ...] = ()
+    dscp: int | Copy = 0  # of our datagrams, 0 to 63
     state_dir: Path = DEFAULT_STATE_DIR
     socket: Path = DEFAULT_SOCKET
     socket_group: str | None = None

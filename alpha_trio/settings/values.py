@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from alpha_trio.errors import ConfigError
-from alpha_trio.settings.model import IPAddress, IPInterface, IPNetwork, Mode, Selection
+from alpha_trio.settings.model import (
+    COPY,
+    Copy,
+    IPAddress,
+    IPInterface,
+    IPNetwork,
+    Mode,
+    Selection,
+)
 
 T = TypeVar("T")
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -178,6 +186,20 @@ def choice(choices: type[Choice]) -> Callable[[object], Choice]:
 port = whole(1, 65535)
 priority = whole(4, 32700)  # below main (32766), with room for all our rules
 mark = whole(1, 0xFFFF_FFFE)  # the next one is the relay's
+
+
+def dscp(value: object) -> int | Copy:
+    """The DSCP of our datagrams; the command line has it as a text."""
+    if value == COPY.value:
+        return COPY
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = int(value)
+    try:
+        return whole(0, 63)(value)
+    except ConfigError:
+        raise ConfigError(
+            f'{shown(value)} is no DSCP; use 0 to 63, such as 46 for EF, or "copy"'
+        ) from None
 
 
 def path(value: object) -> Path:
@@ -378,18 +400,22 @@ def host(value: object) -> str:
     if isinstance(found, IPv6Address) and found.ipv4_mapped:
         found = found.ipv4_mapped
     _refuse_unreachable(found)
+    if isinstance(found, IPv6Address) and found.scope_id:
+        interface_name(found.scope_id)
     return str(found)
 
 
 def _refuse_unreachable(found: IPAddress) -> None:
     if found.is_multicast or found.is_unspecified or str(found) == "255.255.255.255":
         raise ConfigError(f"{found} is not the address of one host; give a unicast one")
-    # Without its zone it could be behind any interface, and the rules that lead
-    # packets into the tunnel know no zones.
-    if found.version == 6 and found.is_link_local:
+    # Without its zone it could be behind any interface.
+    if found.version == 6 and found.is_link_local and not _has_zone(found):
         raise ConfigError(
-            f"{found} is valid on one link only; give a global or unique local address"
+            f"{found} is valid on one link only; name the link, as in {found}%eth0, or "
+            "give a global or unique local address"
         )
+    if not found.is_link_local and _has_zone(found):
+        raise ConfigError(f"{found} needs no zone; leave out the % and the rest")
 
 
 def _host_name(typed: str) -> str:

@@ -7,6 +7,8 @@ import trio
 from alpha_trio.errors import StateError
 from alpha_trio.journal import Journal
 from alpha_trio.state.store import PeerStore
+from alpha_trio.supervision import insist
+from alpha_trio.threads import in_thread
 
 
 class Pins:
@@ -21,23 +23,36 @@ class Pins:
         self._journal = journal
         self._saved: dict[str, bytes] = {}
         self._saving = trio.Lock()
+        self._unsaved = trio.Event()
 
     async def load(self) -> None:
         """Take what was saved.  Raises StateError."""
-        self.keys = await trio.to_thread.run_sync(self._store.pins)
+        self.keys = await in_thread(self._store.pins)
         self._saved = dict(self.keys)
 
+    def note(self) -> None:
+        """Something has changed in ``keys``: it will be saved soon."""
+        self._unsaved.set()
+
+    async def keep_saved(self) -> None:
+        """Save what was noted, until it succeeds each time, until cancelled."""
+        meanwhile = "keys pinned now are forgotten at a restart"
+        while True:
+            await self._unsaved.wait()
+            self._unsaved = trio.Event()
+            await insist(self._save, self._journal, "pinned keys", meanwhile)
+
     async def save(self) -> None:
-        """Keep all pins; if that fails they hold until the next start."""
+        """Keep all pins; what fails is tried again by ``keep_saved``."""
         try:
-            async with self._saving:
-                if self.keys == self._saved:
-                    return  # a thousand first contacts need no thousand saves
+            await self._save()
+        except (OSError, StateError):
+            self.note()
+
+    async def _save(self) -> None:
+        async with self._saving:
+            if self.keys != self._saved:  # a thousand first contacts may be one save
                 await self._write(dict(self.keys))
-        except StateError as error:
-            self._journal.failure("pinned keys", "saving failed", str(error))
-        else:
-            self._journal.recovered("pinned keys")
 
     async def forget(self, name: str) -> bool:
         """Whether there was a pin.  Raises StateError; then it holds on."""
@@ -49,5 +64,5 @@ class Pins:
             return True
 
     async def _write(self, keys: dict[str, bytes]) -> None:
-        await trio.to_thread.run_sync(self._store.save_pins, keys)
+        await in_thread(self._store.save_pins, keys)
         self._saved = keys

@@ -11,6 +11,7 @@ import trio
 from alpha_trio import __version__
 from alpha_trio.control import ControlServer, commands_for
 from alpha_trio.errors import ConfigError, PeerError, UnknownPeer
+from alpha_trio.journal import Journal
 from alpha_trio.journal.hub import EventHub
 from alpha_trio.settings import Mode, PeerSettings, Settings
 
@@ -45,12 +46,13 @@ class MemoryNode:
             "knocking": [],
             "relay": None,
             "drops": {},
+            "astray": [],
             "health": [],
         }
 
     async def serve(self, *, task_status=trio.TASK_STATUS_IGNORED) -> None:
         with self.scope:
-            server = ControlServer(self.settings, commands_for(self))
+            server = ControlServer(self.settings, commands_for(self), Journal())
             await server.run(task_status=task_status)
 
     def status(self):
@@ -141,6 +143,7 @@ def status_of(peer: PeerSettings, **values):
         "rtt_ms": None,
         "mtu": 1400,
         "mtu_source": "probed",
+        "routed": True,
         "allowed": [f"{peer.endpoint}/32"],
         "tx_packets": 0,
         "tx_bytes": 0,

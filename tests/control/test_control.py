@@ -18,6 +18,7 @@ from alpha_trio.control import ControlServer
 from alpha_trio.control import server as serving
 from alpha_trio.control.server import MAX_CLIENTS
 from alpha_trio.errors import PeerError, StartError, UnknownPeer
+from alpha_trio.journal import Journal
 from alpha_trio.journal.hub import EVENT_QUEUE, EventHub
 from alpha_trio.settings import Settings
 
@@ -136,7 +137,7 @@ def commands():
 
 @pytest.fixture
 async def server(path, commands, nursery):
-    server = ControlServer(Settings(socket=path), commands)
+    server = ControlServer(Settings(socket=path), commands, Journal())
     await nursery.start(server.run)
     return server
 
@@ -433,13 +434,17 @@ async def test_listener_that_reads_on_is_told_what_it_lost(
 
 
 async def serve(path, nursery, group=None):
-    server = ControlServer(Settings(socket=path, socket_group=group), Commands())
+    server = ControlServer(
+        Settings(socket=path, socket_group=group), Commands(), Journal()
+    )
     await nursery.start(server.run)
 
 
 async def refused(path, group=None):
     """The text of the StartError that a server at ``path`` ends with."""
-    server = ControlServer(Settings(socket=path, socket_group=group), Commands())
+    server = ControlServer(
+        Settings(socket=path, socket_group=group), Commands(), Journal()
+    )
     with pytest.raises(StartError) as caught:
         await server.run()
     assert "\n" not in str(caught.value)

@@ -21,7 +21,7 @@ def peer(name, *prefixes, only=()):
 def made():
     web = peer("web", "10.0.0.1/32", only=(Selection(TCP, (80, 443)), Selection(ESP)))
     whole = peer("whole", "192.168.10.61/32", "10.0.0.0/8", "fd00:10::61/128")
-    return marks.of(Settings(), [web, whole])
+    return marks.of(Settings(), [web, whole], "alpha0")
 
 
 def lines(text):
@@ -54,7 +54,7 @@ def test_nft_takes_selections_before_the_rest_of_the_same_address_passes(made):
 def test_nft_keeps_own_udp_and_other_bits_of_the_mark(made):
     text = marks.nft_ruleset(made)
     assert "udp sport 1234 return" in lines(text)
-    assert "meta mark set meta mark or 0x5182" in lines(text)
+    assert "meta mark set meta mark or 0x182" in lines(text)
 
 
 def test_neighbour_discovery_stays_on_the_link(made):
@@ -67,7 +67,7 @@ def test_neighbour_discovery_stays_on_the_link(made):
 
 
 def test_nft_table_name_has_no_odd_characters():
-    text = marks.nft_ruleset(marks.of(Settings(interface="tun-0.5"), []))
+    text = marks.nft_ruleset(marks.of(Settings(interface="tun-0.5"), [], "tun-0.5"))
     assert lines(text)[0] == "add table inet alpha_trio_tun_0_5"
     assert 'oifname "tun-0.5" ' in text
 
@@ -87,7 +87,7 @@ def test_iptables_fills_its_own_chains_only(made):
 
 def test_iptables_takes_selections_before_the_rest_of_the_same_address_passes(made):
     text = marks.iptables_rules(made, 4)
-    mark = "-j MARK --or-mark 0x5182"
+    mark = "-j MARK --or-mark 0x182"
     chain = "-A AT-alpha0-sel -d"
     select = position(text, f"{chain} 10.0.0.1/32 -p tcp --dport 80:443 {mark}")
     rest = position(text, f"{chain} 10.0.0.1/32 -j RETURN")

@@ -46,10 +46,11 @@ def look_ups(made, family=socket.AF_INET):
     ]
 
 
-def walk(made, *, protocol, sport=0, dport=0, iif="lo", mark=0):
-    """Return the tables a look-up of IPv4 comes to, as the kernel goes through."""
+def walk(made, *, protocol, sport=0, dport=0, iif="lo", mark=0, source=HERE, version=4):
+    """Return the tables a look-up comes to, as the kernel goes through."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
     rules = sorted(
-        (rule for rule in made.rules if rule.family == socket.AF_INET),
+        (rule for rule in made.rules if rule.family == family),
         key=lambda rule: rule.priority,
     )
     tables, position = [], 0
@@ -58,6 +59,7 @@ def walk(made, *, protocol, sport=0, dport=0, iif="lo", mark=0):
         position += 1
         matches = (
             rule.iif in ("", iif)
+            and (rule.source is None or source in rule.source)
             and rule.protocol in (0, protocol)
             and (rule.sport is None or rule.sport[0] <= sport <= rule.sport[1])
             and (rule.dport is None or rule.dport[0] <= dport <= rule.dport[1])
@@ -98,13 +100,19 @@ def test_own_udp_and_what_arrives_of_the_peers_pass_by():
 
 def test_what_icmp_says_of_own_udp_passes_by():
     made = plan_for(peer("192.168.10.61/32"), facts=Facts(strict=True))
-    assert walk(made, protocol=UDP, mark=0x5182) == []
+    assert walk(made, protocol=UDP, mark=0x182) == []
 
 
-@pytest.mark.parametrize("protocol", [TCP, UDP, ICMP, 2, 41, 47, 50, 255])
-def test_every_protocol_is_led_in_under_a_strict_filter(protocol):
+@pytest.mark.parametrize("protocol", [TCP, UDP, ICMP, 2, 41, 47, 50, 132, 253, 255])
+def test_every_used_protocol_is_led_in_under_a_strict_filter(protocol):
     made = plan_for(peer("192.168.10.61/32"), facts=Facts(strict=True))
     assert walk(made, protocol=protocol) == [5182]
+
+
+@pytest.mark.parametrize("protocol", range(1, 256))
+def test_every_packet_that_has_yet_to_get_a_source_is_led_in(protocol):
+    made = plan_for(peer("192.168.10.61/32"), facts=Facts(strict=True))
+    assert walk(made, protocol=protocol, source=ip_address("0.0.0.0")) == [5182]
 
 
 def test_question_of_arp_passes_by_under_a_strict_filter():
@@ -113,6 +121,43 @@ def test_question_of_arp_passes_by_under_a_strict_filter():
     assert walk(strict, protocol=0, iif="eth0") == [5182]  # forwarded: a packet
     loose = plan_for(peer("192.168.10.61/32"), facts=Facts(strict=False))
     assert walk(loose, protocol=0) == [5182]
+
+
+def test_rules_against_questions_are_few_enough_to_be_read():
+    made = plan_for(peer("192.168.10.61/32"), facts=Facts(strict=True))
+    of_ipv4 = [rule for rule in made.rules if rule.family == socket.AF_INET]
+    assert len(of_ipv4) < 40
+
+
+@pytest.mark.parametrize(("version", "strict"), [(4, False), (4, True), (6, False)])
+def test_packet_filter_that_checks_sources_is_told_the_right_way(version, strict):
+    there = {4: "192.168.10.61/32", 6: "fd00:10::61/128"}[version]
+    facts = Facts(strict=strict, checked=frozenset({version}))
+    made = plan_for(peer(there), facts=facts)
+    source = {4: HERE, 6: ip_address("fd00:10::60")}[version]
+    inner = Settings().routing.inner_mark
+
+    def ask(**packet):
+        return walk(made, version=version, source=source, **packet)
+
+    # A datagram of the peer's has come by the link; newer kernels tell its protocol.
+    assert ask(protocol=UDP) == []
+    assert version == 6 or ask(protocol=0) == []
+    for protocol in (0, TCP, UDP):  # the same of a packet that came by the tunnel
+        assert ask(protocol=protocol, mark=inner) == [5182]
+    # What this host sends.
+    assert ask(protocol=UDP, sport=40000, dport=53) == [5182]
+    assert ask(protocol=UDP, sport=65535, dport=53) == [5182]
+    assert ask(protocol=TCP, sport=40000, dport=80) == [5182]
+    assert ask(protocol=UDP, sport=1234, dport=1234) == []
+    assert ask(protocol=UDP, iif="eth1") == [5182]  # a forwarded fragment
+
+
+@pytest.mark.parametrize("mark", [1, 2, 3, 0x182, 0x8000_0000, 0xFFFF_FFFF])
+def test_mark_of_inner_packets_is_not_taken_for_our_own(mark):
+    inner = RoutingSettings(mark=mark).inner_mark
+    assert inner & mark != mark
+    assert inner not in (0, mark + 1)
 
 
 def test_ipv6_needs_nothing_for_strict_filters():
@@ -261,10 +306,10 @@ def test_none_backend_leaves_routing_alone():
 def test_a_relay_takes_what_is_marked_for_it_before_all_else(backend):
     routing = RoutingSettings(backend=backend)
     made = plan_for(settings=Settings(routing=routing, relay=RelaySettings(True)))
-    marked = {"protocol": UDP, "sport": 1234, "dport": 1234, "mark": 0x5183}
+    marked = {"protocol": UDP, "sport": 1234, "dport": 1234, "mark": 0x183}
     assert walk(made, **marked, iif="eth0")[:1] == [5184]
     assert 5184 not in walk(made, **marked, iif="lo")  # a reverse-path check
-    assert 5184 not in walk(made, **marked | {"mark": 0x5182}, iif="eth0")
+    assert 5184 not in walk(made, **marked | {"mark": 0x182}, iif="eth0")
     assert 5184 not in walk(made, **marked | {"mark": 0x15183}, iif="eth0")
     routes = [route for (table, _), route in made.routes.items() if table == 5184]
     assert [str(route.prefix) for route in routes] == ["0.0.0.0/0", "::/0"]

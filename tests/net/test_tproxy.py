@@ -19,7 +19,7 @@ def test_the_ports_are_the_given_ones_or_our_own():
 
 def test_only_families_with_a_socket_are_taken():
     both, one = tproxy.nft_capture(capture()), tproxy.nft_capture(capture({4: 5000}))
-    assert "tproxy ip to 127.0.0.1:5000 meta mark set 0x5183 accept" in both
+    assert "tproxy ip to 127.0.0.1:5000 meta mark set 0x183 accept" in both
     assert "tproxy ip6 to [::1]:6000" in both
     assert "ip6" not in one
     four, six = (tproxy.iptables_capture(capture({4: 5000}), v) for v in (4, 6))

@@ -1,28 +1,17 @@
-"""Fixtures that build hosts as network namespaces; skipped without root."""
+"""Fixtures that build hosts as network namespaces."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tools.lab import Host, Lab
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() == 0 and Path("/dev/net/tun").exists():
-        return
-    skip = pytest.mark.skip(reason="needs root and /dev/net/tun")
-    for item in items:
-        if item.get_closest_marker("netns"):
-            item.add_marker(skip)
-
-
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    # Strict filters are harder on routing, and cost each daemon 255 rules.
+    # Strict filters are harder on routing, and cost each daemon 32 rules.
     with Lab(strict=request.node.get_closest_marker("strict") is not None) as lab:
         yield lab
 

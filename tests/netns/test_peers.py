@@ -199,6 +199,12 @@ def test_a_peer_with_keepalive_needs_no_traffic(daemons):
         ("add other fe80::1", "fe80::1"),
         ("add other 224.0.0.1", "224.0.0.1"),
         ("add other 0.0.0.0", "0.0.0.0"),
+        ("add other 255.255.255.255", "255.255.255.255"),
+        ("add other ::", "::"),
+        ("add other ff02::1", "ff02::1"),
+        ("add other 192.168.10.255", "192.168.10.255 is the broadcast address"),
+        ("add other ::ffff:192.168.10.255", "the broadcast address of a link"),
+        ("set vm2 192.168.10.255", "192.168.10.255 is the broadcast address"),
         ("set vm2 192.168.10.60", "192.168.10.60 is an address of this host"),
     ],
 )
@@ -340,6 +346,7 @@ def test_all_addresses_of_a_name_are_tried(pair, named):
         ("0.0.0.0", "0.0.0.0 is not the address of one host"),
         ("255.255.255.255", "255.255.255.255 is not the address of one host"),
         ("::", ":: is not the address of one host"),
+        ("192.168.10.255", "192.168.10.255 is a broadcast address"),
         ("127.0.1.1", "127.0.1.1 is an address of this host"),
         ("192.168.10.60", "192.168.10.60 is an address of this host"),
         ("::ffff:192.168.10.60", "192.168.10.60 is an address of this host"),
@@ -525,6 +532,27 @@ def test_own_address_in_a_reloaded_file_is_refused(pair):
         one.config_file.write_text('[peers.me]\nendpoint = "192.168.10.60"\n')
         assert "is an address of this host" in refused(one, "reload")
         assert names(one) == []
+
+
+def test_a_broadcast_address_in_a_file_is_told_and_never_asked(pair):
+    vm1, _ = pair
+    config = '[peers.all]\nendpoint = "192.168.10.255"\nkeepalive = 1\n'
+    with Tap(vm1) as tap, Daemon(vm1, config=config) as one:
+        wait_until(lambda: peer(one, "all")["reason"], "a reason")
+        assert "192.168.10.255 is the broadcast address" in peer(one, "all")["reason"]
+        one.wait_log("Cannot send to 192.168.10.255")
+        vm1.run("ip", "addr", "add", "192.168.77.1/24", "dev", "eth0")
+        one.config_file.write_text('[peers.all]\nendpoint = "192.168.77.255"\n')
+        assert "is the broadcast address" in refused(one, "reload")
+        assert not any(packet.is_tunnel for packet in tap.packets())
+
+
+def test_an_address_that_becomes_one_of_broadcast_is_told(pair):
+    vm1, _ = pair
+    with Daemon(vm1) as one:
+        add(one, "vm3", "192.168.77.255")
+        vm1.run("ip", "addr", "add", "192.168.77.1/24", "dev", "eth0")
+        wait_until(lambda: "broadcast" in (peer(one, "vm3")["reason"] or ""), "a word")
 
 
 def test_a_reload_minds_only_what_it_changes(pair):

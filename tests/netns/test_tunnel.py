@@ -283,12 +283,12 @@ def test_only_what_was_selected_takes_the_tunnel(pair, backend):
         with Tap(vm1) as tap:
             send_udp(vm1, vm2, vm2.address, b"in")
             assert_only_tunnel(tap.packets())
-            for daemon, name in ((one, "vm2"), (two, "vm1")):
-                wait_until(
-                    lambda of=(daemon, name): peer(*of)["mtu_source"] == "probed",
-                    "the answer to a probe of the path's MTU",
-                )
-            tap.packets()
+        for daemon, name in ((one, "vm2"), (two, "vm1")):
+            wait_until(
+                lambda at=daemon, of=name: peer(at, of)["mtu_source"] == "probed",
+                "the end of the probes of the path",
+            )
+        with Tap(vm1) as tap:
             ping(vm1, vm2.address)
             send_tcp(vm1, vm2, vm2.address)
             assert not any(packet.is_tunnel for packet in tap.packets())

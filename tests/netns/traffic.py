@@ -228,6 +228,13 @@ class Packet:
         self.payload = self.bytes[header:]
 
     @property
+    def traffic_class(self):
+        """DSCP and ECN."""
+        if self.kind == IPV4:
+            return self.bytes[1]
+        return int.from_bytes(self.bytes[:2]) >> 4 & 0xFF
+
+    @property
     def ports(self):
         return int.from_bytes(self.payload[:2]), int.from_bytes(self.payload[2:4])
 

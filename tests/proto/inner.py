@@ -51,6 +51,7 @@ class Packet:
     dont_fragment: bool = True
     segment_size: int = 0
     echo_type: int = 8
+    traffic_class: int = 0
 
     @property
     def version(self) -> int:
@@ -144,15 +145,17 @@ class Packet:
     def _ip_header(self, length: int) -> bytes:
         addresses = address(self.source).packed + address(self.destination).packed
         if self.version == 6:
-            head = Struct("!IHBB").pack(
-                6 << 28, len(self.ip_options) + length, self._next_header(), 64
-            )
+            length += len(self.ip_options)
+            first = 6 << 28 | self.traffic_class << 20
+            head = Struct("!IHBB").pack(first, length, self._next_header(), 64)
             return head + addresses + self.ip_options
         words = 5 + len(self.ip_options) // 4
         total = 4 * words + length
         fragment = 0x4000 if self.dont_fragment else 0
-        fields = (0x40 | words, 0, total, self.ip_id, fragment, 64, self.protocol)
-        head = Struct("!BBHHHBBH").pack(*fields, 0) + addresses + self.ip_options
+        fields = (total, self.ip_id, fragment, 64, self.protocol)
+        first = (0x40 | words, self.traffic_class)
+        head = Struct("!BBHHHBBH").pack(*first, *fields, 0)
+        head += addresses + self.ip_options
         check = ~word_sum(head) & 0xFFFF
         return head[:10] + check.to_bytes(2) + head[12:]
 
@@ -178,6 +181,7 @@ class Parsed:
     protocol: int
     transport: bytes  # transport header and payload
     ttl: int
+    traffic_class: int = 0
 
     @property
     def payload(self) -> bytes:
@@ -211,7 +215,8 @@ def _parse_v4(packet: bytes) -> Parsed:
     if int.from_bytes(packet[2:4]) != len(packet) or word_sum(packet[:header]) != 65535:
         raise ValueError("wrong IPv4 header")
     source, destination = address(packet[12:16]), address(packet[16:20])
-    return Parsed(str(source), str(destination), packet[9], packet[header:], packet[8])
+    ends = str(source), str(destination)
+    return Parsed(*ends, packet[9], packet[header:], packet[8], packet[1])
 
 
 def _parse_v6(packet: bytes) -> Parsed:
@@ -221,4 +226,6 @@ def _parse_v6(packet: bytes) -> Parsed:
     protocol, start = packet[6], 40
     while protocol == 60:
         protocol, start = packet[start], start + (packet[start + 1] + 1) * 8
-    return Parsed(str(source), str(destination), protocol, packet[start:], packet[7])
+    ends = str(source), str(destination)
+    traffic_class = int.from_bytes(packet[:2]) >> 4 & 0xFF
+    return Parsed(*ends, protocol, packet[start:], packet[7], traffic_class)

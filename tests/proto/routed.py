@@ -76,15 +76,15 @@ class Routed(Simulation):
         """The relay next to a host."""
         return self.relays[0 if name == next(iter(self.hosts)) else 1]
 
-    def _carry(self, host, address, data):
-        here, there = remote_of(host.address), remote_of(address)
+    def _carry(self, host, source, address, data):
+        here, there = remote_of(source), remote_of(address)
         runs = self.near(host.name).through(data, len(data), here, there, self.now)
         if not runs:
             self.refused.append(data)
         for run in runs:
-            super()._carry(host, address, run)
+            super()._carry(host, source, address, run)
 
-    def inject(self, target, sender, data, stride=0):
+    def inject(self, target, sender, data, stride=0, local=b"local"):
         if self.now - self._tidied >= 1:
             self._tidied = self.now
             for watched in self.relays:
@@ -93,7 +93,7 @@ class Routed(Simulation):
         there = remote_of(self.hosts[target].address)
         stride = stride or len(data)
         for run in self.near(target).through(data, stride, sender, there, self.now):
-            super().inject(target, sender, run, stride)
+            super().inject(target, sender, run, stride, local)
 
     def drops(self) -> dict[RelayDrop, int]:
         """Of both relays."""
@@ -107,8 +107,8 @@ class Routed(Simulation):
 class Parted(Routed):
     """The two directions take different routes, with a relay on each."""
 
-    def inject(self, target, sender, data, stride=0):
-        Simulation.inject(self, target, sender, data, stride)
+    def inject(self, target, sender, data, stride=0, local=b"local"):
+        Simulation.inject(self, target, sender, data, stride, local)
 
 
 def assert_sound(relay: Relay) -> None:

@@ -12,7 +12,7 @@ Every test that runs here also proves, at every single step, that
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from heapq import heappop, heappush
 from ipaddress import ip_address, ip_network
@@ -132,6 +132,8 @@ class Host:
     address: str
     random: Random
     exact: bool  # whether it can be told of a datagram if it has a packet in it
+    aliases: list[str] = Factory(list)  # further addresses of it
+    inner: str = field(init=False)  # its first address, inside the tunnel as well
     identity: Identity = field(init=False)
     table: PeerTable = field(init=False)
     out: Outbox = Factory(Outbox)
@@ -143,11 +145,20 @@ class Host:
 
     def __attrs_post_init__(self) -> None:
         self.identity = Identity(self.random.randbytes(32))
+        self.inner = self.address
         self.restart()
 
     def restart(self) -> None:
         """Forget everything but the own key, peers too."""
         self.table = PeerTable(PORT, self.identity, self.random.randbytes)
+
+    def source_of(self, local: bytes) -> str:
+        """The address that a datagram leaves from."""
+        return next((a for a in self.aliases if a.encode() == local), self.address)
+
+    def local_of(self, address: str) -> bytes:
+        """How its socket reports what was sent to that address."""
+        return address.encode() if address in self.aliases else b"local"
 
     def syn(self, nonce: bytes = bytes(16), sender_id: int = 7) -> Syn:
         """What the host, or who pretends to be it, could ask for a session with."""
@@ -164,9 +175,9 @@ class Host:
 
     def drops(self) -> Counter[Drop]:
         """All drops, of the table and its peers, by reason."""
-        total = Counter(self.table.counters.drops)
-        for session in self.table.sessions.values():
-            total.update(session.counters.drops)
+        total: Counter[Drop] = Counter()
+        for drops in self.all_drops():
+            total.update(drops)
         return total
 
     # -- the invariants
@@ -184,15 +195,23 @@ class Host:
 
     def ledger(self) -> tuple[int, int]:
         """Packets that came from the TUN, and from the link, by where they went."""
-        drops = self.drops()
-        outward = sum(n for reason, n in drops.items() if reason in OUTGOING_DROPS)
+        outward = inward = 0
+        for drops in self.all_drops():
+            for reason, number in drops.items():
+                outward += number * (reason in OUTGOING_DROPS)
+                inward += number * (reason in _DATA_DROPS)
         sessions = self.table.sessions.values()
         outward += sum(s.queued + s.counters.tx_packets for s in sessions)
         outward += sum(send.packets for send in self.out.sends)
-        inward = sum(n for reason, n in drops.items() if reason in _DATA_DROPS)
         inward += sum(s.counters.rx_packets for s in sessions)
         inward += sum(d.packets for d in self.out.delivers if self._from_peer(d))
         return outward, inward
+
+    def all_drops(self) -> Iterator[dict[Drop, int]]:
+        """Those of the table and of each of its peers, by reason."""
+        yield self.table.counters.drops
+        for session in self.table.sessions.values():
+            yield session.counters.drops
 
     def _from_peer(self, deliver: Deliver) -> bool:
         sessions = self.table.sessions.values()
@@ -233,10 +252,12 @@ class Simulation:
         self.link = link or Link()
         self.hosts: dict[str, Host] = {}
         self.sent: list[Sent] = []
+        self.classes: list[tuple[int, int]] = []  # kind and traffic class of each send
+        self.ecn = 0  # what routers have made of all that arrives
         self._by_address: dict[str, Host] = {}
         self._peers: dict[str, list[tuple[str, float]]] = {}
         self._blocked: set[tuple[str, str]] = set()
-        self._arrivals: list[tuple[float, int, Host, str, bytes]] = []
+        self._arrivals: list[tuple[float, int, tuple[Host, str, str], bytes]] = []
         self._order = count()
         self._numbers = count(1)
 
@@ -256,6 +277,18 @@ class Simulation:
         self._peers[at].append((of, keepalive))
         return self._add(at, of, keepalive)
 
+    def alias(self, name: str, address: str) -> None:
+        """A host has this address, too; what the kernel chooses stays the first."""
+        self.hosts[name].aliases.append(address)
+        self._by_address[address] = self.hosts[name]
+
+    def renumber(self, name: str, address: str) -> None:
+        """A host has this address from now on, and not its first one any more."""
+        host = self.hosts[name]
+        del self._by_address[host.address]
+        host.address = address
+        self._by_address[address] = host
+
     def pair(self, one: str = "vm1", other: str = "vm2") -> tuple[Host, Host]:
         """Two hosts that know each other."""
         hosts = self.host(one), self.host(other)
@@ -264,7 +297,7 @@ class Simulation:
         return hosts
 
     def _add(self, at: str, of: str, keepalive: float) -> Session:
-        address = self.hosts[of].address
+        address = self.hosts[of].inner
         remotes, prefixes = [remote_of(address)], [ip_network(address)]
         return self.hosts[at].table.add(
             of, remotes, prefixes, keepalive, mode=self.mode, reliable=self.reliable
@@ -303,7 +336,7 @@ class Simulation:
 
     def packet(self, source: str, destination: str, **fields) -> Packet:
         """A packet from one host to the other."""
-        ends = self.hosts[source].address, self.hosts[destination].address
+        ends = self.hosts[source].inner, self.hosts[destination].inner
         return Packet(*ends, **fields)
 
     def emit(self, source: str, frame: memoryview) -> None:
@@ -315,13 +348,21 @@ class Simulation:
         host.check(frames.packets(frame), 0, before)
         self._execute(host)
 
-    def inject(self, target: str, sender: tuple, data: bytes, stride: int = 0) -> None:
+    def inject(
+        self,
+        target: str,
+        sender: tuple,
+        data: bytes,
+        stride: int = 0,
+        local: bytes = b"local",
+    ) -> None:
         """Somebody's datagrams arrive at ``target``."""
         host = self.hosts[target]
         view = memoryview(bytearray(data))
         stride = stride or len(data)
         before, drops = host.ledger(), host.drops()
-        host.table.incoming(view, stride, sender, b"local", self.now, host.out)
+        about = sender, local, self.now
+        host.table.incoming(view, stride, *about, host.out, self.ecn)
         # Messages without a packet in them may be dropped and counted, too.
         messages = [data[i : i + stride] for i in range(0, len(data), stride)]
         carrying = sum(m[0] == Kind.DATA and len(m) > PLAIN_OVERHEAD for m in messages)
@@ -404,16 +445,18 @@ class Simulation:
 
     def _arrive(self) -> None:
         """Hand over the next datagram, with all that the kernel would join to it."""
-        now, _, host, sender, data = heappop(self._arrivals)
+        now, _, way, data = heappop(self._arrivals)
         stride, last = len(data), len(data)
         while self._arrivals and last == stride:
-            when, _, target, source, more = self._arrivals[0]
-            if (when, target, source) != (now, host, sender) or len(more) > stride:
+            when, _, other, more = self._arrivals[0]
+            if (when, other) != (now, way) or len(more) > stride:
                 break
             heappop(self._arrivals)
             data, last = data + more, len(more)
         if data:
-            self.inject(host.name, remote_of(sender), data, stride)
+            host, sender, address = way
+            local = host.local_of(address)
+            self.inject(host.name, remote_of(sender), data, stride, local)
 
     # -- what the kernel does
 
@@ -423,8 +466,10 @@ class Simulation:
             send.counters.tx_packets += send.packets
             send.counters.tx_bytes += send.packet_bytes
             assert sum(map(len, send.parts)) == send.size
+            self.classes.append((send.parts[0][0], send.traffic_class))
             for datagram in send.datagrams():
-                self._carry(host, send.remote[0], bytes(datagram))
+                source = host.source_of(send.local)
+                self._carry(host, source, send.remote[0], bytes(datagram))
         for deliver in out.delivers:
             deliver.counters.rx_packets += deliver.packets
             deliver.counters.rx_bytes += deliver.packet_bytes
@@ -435,14 +480,15 @@ class Simulation:
                 self._receive(host, bytes(packet))
         host.events += out.events
 
-    def _carry(self, host: Host, address: str, data: bytes) -> None:
+    def _carry(self, host: Host, source: str, address: str, data: bytes) -> None:
         self.sent.append(Sent(self.now, host.name, data))
         target = self._by_address.get(address)
         if target is None or (host.name, target.name) in self._blocked:
             return
         for delay, arriving in self.link.carry(data):
-            arrival = (self.now + delay, next(self._order), target, host.address)
-            heappush(self._arrivals, (*arrival, arriving))
+            way = target, source, address
+            arrival = self.now + delay, next(self._order), way, arriving
+            heappush(self._arrivals, arrival)
 
     def _receive(self, host: Host, packet: bytes) -> None:
         try:

@@ -97,10 +97,10 @@ class TracedPath(Simulation):
         """The place of vm2; that of vm1 is 0."""
         return len(self.nodes) + 1
 
-    def _carry(self, host, address, data):
+    def _carry(self, host, source, address, data):
         self.sent.append(Sent(self.now, host.name, data))
         at, step = (0, 1) if host is self.one else (self.last, -1)
-        self._travel(data, host.address, address, at, step)
+        self._travel(data, source, address, at, step)
 
     def _travel(self, data, source, target, at, step):
         deed = self.deeds.get(min(at, at + step)) if step == 1 else None
@@ -109,8 +109,8 @@ class TracedPath(Simulation):
                 self._cross(datagram, source, target, at + step, step)
             else:
                 host = self._by_address[target]
-                when = self.now + DELAY, next(self._order)
-                heappush(self._arrivals, (*when, host, source, datagram))
+                when, way = self.now + DELAY, (host, source, target)
+                heappush(self._arrivals, (when, next(self._order), way, datagram))
 
     def _cross(self, data, source, target, at, step):
         node, view = self.nodes[at - 1], memoryview(bytearray(data))

@@ -366,7 +366,9 @@ def test_without_endpoint_the_name_is_looked_up():
         ({"endpoint": "0.0.0.0"}, "not the address of one host"),
         ({"endpoint": "[::]:5"}, "not the address of one host"),
         ({"endpoint": "255.255.255.255"}, "not the address of one host"),
-        ({"endpoint": "fe80::1%eth0"}, "valid on one link only"),
+        ({"endpoint": "fe80::1%eth0"}, "cannot be led into the tunnel"),
+        ({"endpoint": "fe80::1%all", "allow": ["10.0.0.0/8"]}, "is reserved"),
+        ({"endpoint": "fd00::1%eth0"}, "needs no zone"),
         ({"endpoint": "127.0.0.1"}, "never leave this host"),
         ({"endpoint": "::1"}, "never leave this host"),
         ({"endpoint": 5}, "5 is not a text"),
@@ -597,3 +599,27 @@ def test_addresses_of_an_interface(write, typed):
     assert load_settings(write(""), {"address": [typed]}).addresses == (
         ip_interface(typed),
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "waits"),
+    [
+        ("laptop", {}, True),
+        ("Laptop_1", {}, True),  # no host name, and need not be one
+        ("laptop.example", {}, False),
+        ("laptop", {"endpoint": "192.0.2.1"}, False),
+        ("laptop", {"key": None}, False),
+        ("laptop", {"allow": None}, False),
+    ],
+)
+def test_who_has_nothing_to_be_looked_up_is_waited_for(name, more, waits):
+    given = {"key": "A" * 42 + "E=", "allow": ["10.9.0.1/32"]} | more
+    assert parse_peer(name, given, "peers add").waits is waits
+
+
+@pytest.mark.parametrize("typed", ["fe80::1%eth0", "[fe80::1%eth0]:1234"])
+def test_a_link_local_endpoint_keeps_its_zone(typed):
+    given = {"endpoint": typed, "allow": ["10.9.0.1/32"]}
+    peer = parse_peer("vm2", given, "peers add")
+    assert peer.endpoint == "fe80::1%eth0"
+    assert parse_peer("vm2", peer_values(peer), "file") == peer

@@ -136,7 +136,7 @@ except StartError as error:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
+@pytest.mark.root
 def test_without_the_right_to_read(directory, tmp_path, key_file):
     load_identity(directory)
     tmp_path.chmod(0o700)

@@ -39,8 +39,6 @@ def store(tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 8 KB, to be filled or made read-only."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
     path = tmp_path / "disk"
     path.mkdir()
     options = "size=8k,mode=0700"
@@ -164,6 +162,7 @@ def test_damaged_pins_are_reported_and_kept(tmp_path, content, said):
     assert path.read_bytes() == content
 
 
+@pytest.mark.root
 def test_a_full_disk_loses_no_pin(small_disk):
     with PeerStore(small_disk) as store:
         store.save_pins({"vm2": KEY})
@@ -211,6 +210,7 @@ def fill(directory):
     (directory / "ballast").write_bytes(bytes(disk.f_bavail * disk.f_frsize))
 
 
+@pytest.mark.root
 def test_a_full_disk_loses_nothing(small_disk):
     with PeerStore(small_disk) as store:
         store.save([VM2])
@@ -226,6 +226,7 @@ def test_a_full_disk_loses_nothing(small_disk):
         assert store.load() == [VM2, VM3]
 
 
+@pytest.mark.root
 def test_a_full_disk_at_the_first_start_makes_no_key(small_disk):
     """A key that is not saved would be another one after the next start."""
     fill(small_disk)
@@ -235,6 +236,7 @@ def test_a_full_disk_at_the_first_start_makes_no_key(small_disk):
         assert names(small_disk) == ["ballast"]
 
 
+@pytest.mark.root
 def test_a_read_only_disk_loses_nothing(small_disk):
     with PeerStore(small_disk) as store:
         public = store.identity().public
@@ -250,6 +252,7 @@ def test_a_read_only_disk_loses_nothing(small_disk):
     assert "Read-only file system; mount it writable" in text
 
 
+@pytest.mark.root
 def test_a_directory_made_read_only_under_the_daemon(small_disk):
     """As by a bind mount; the file is on another mount than the directory then."""
     bound = small_disk.with_name("bound")
@@ -281,7 +284,7 @@ except StateError as error:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="changing the user needs root")
+@pytest.mark.root
 def test_without_the_right_to_write(tmp_path):
     said = run_python(LOSE_THE_RIGHT_TO_WRITE, tmp_path).stdout
     assert "Permission denied; give the daemon the right to write there" in said

@@ -6,13 +6,13 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from ipaddress import ip_address, ip_interface, ip_network
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any
 
 from attrs import define, field, frozen
 
-from alpha_trio.errors import RoutingError
+from alpha_trio.errors import DeviceLost, RoutingError
 from alpha_trio.net.routing.netlink import (
     NLM_F_ACK,
     NLM_F_REQUEST,
@@ -23,10 +23,11 @@ from alpha_trio.net.routing.netlink import (
     rt_type,
     rtmsg,
 )
-from alpha_trio.net.routing.plan import Action, Route, Rule
+from alpha_trio.net.routing.plan import Action, OwnAddress, Route, Rule
 from alpha_trio.settings import IPAddress, IPInterface, IPNetwork
 
 _UDP = 17
+_DESCRIPTORS = 8  # twice what a conversation takes
 _INVERT = 2  # FIB_RULE_INVERT
 _NO_SUPPRESSION = 0xFFFFFFFF
 _LARGEST = 0xFFFF  # of an IP packet; "lo" says more
@@ -35,6 +36,7 @@ _LOOPBACK = 1  # the index of "lo", in every network namespace
 _LOCK_MTU = 1 << 2  # 1 << RTAX_MTU
 _NO_OWN_ADDRESSES = 1  # IN6_ADDR_GEN_MODE_NONE
 _NODAD = 2  # IFA_F_NODAD
+_NO_PREFIX_ROUTE = 0x200  # IFA_F_NOPREFIXROUTE
 
 # What there already is need not be added, what is gone need not be removed.
 _PRESENT = (errno.EEXIST,)
@@ -69,6 +71,7 @@ class Path:
     mtu: int  # of the route if it has one, else of the device; nothing that ICMP says
     source: IPAddress | None
     local: bool  # an address of this host
+    broadcast: bool  # that of a link, to all hosts there
 
 
 class _LookUp(nlmsg):  # type: ignore[misc]  # pyroute2 has no type information
@@ -81,6 +84,7 @@ class _LookUp(nlmsg):  # type: ignore[misc]  # pyroute2 has no type information
     fields = rtmsg.fields
     nla_map = (
         (1, "RTA_DST", "target"),
+        (4, "RTA_OIF", "uint32"),
         (27, "RTA_IP_PROTO", "uint8"),
         (28, "RTA_SPORT", "be16"),
         (29, "RTA_DPORT", "be16"),
@@ -94,10 +98,13 @@ def connect(tag: int) -> Iterator[Kernel]:
     To be ended in the same thread, as pyroute2 keeps an event loop for each.  Then
     comes the RoutingError for the first change that was refused; those after it were
     tried nevertheless.  A question that is refused ends it at once, likewise.
+
+    OSError if there are no descriptors for it.
     """
+    _check_descriptors()
     try:
         with IPRoute(ext_ack=True, strict_check=True) as ip:
-            ip.bind(groups=0)  # so that the port is known before the first change
+            _bind(ip)
             kernel = Kernel(ip, tag)
             yield kernel
     except NetlinkError as error:
@@ -115,6 +122,7 @@ class Kernel:
     _ip: Any  # pyroute2's IPRoute
     tag: int
     _links: dict[int, Link] = field(factory=dict)
+    _rules: dict[int, list[tuple[Rule, int]]] = field(factory=dict)  # by family
     refusals: list[RoutingError] = field(factory=list)
 
     @property
@@ -130,8 +138,11 @@ class Kernel:
     # --- questions
 
     def rules(self, family: int) -> list[tuple[Rule, int]]:
-        """Return the rules of a family, each with its tag."""
-        return [_parse_rule(found) for found in self._dump(self._ip.rule, family)]
+        """Return the rules of a family in the order of look-up, each with its tag."""
+        if family not in self._rules:
+            found = self._dump(self._ip.rule, family)
+            self._rules[family] = [_parse_rule(message) for message in found]
+        return self._rules[family]
 
     def routes(self, family: int, table: int) -> list[Installed]:
         """Return the routes of a table."""
@@ -146,10 +157,39 @@ class Kernel:
             self._links[interface] = Link(name, mtu)
         return self._links[interface]
 
+    def name_of(self, interface: int, before: str) -> str:
+        """Return what our interface is called now; DeviceLost without it.
+
+        ``before``: what it was called.
+        """
+        try:
+            return self.link(interface).name
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
+            raise DeviceLost(
+                f"the interface {before} is gone: something deleted it, or moved it to "
+                "another network namespace; start alpha-trio again"
+            ) from error
+
     def addresses(self, interface: int) -> set[IPInterface]:
         """Return the addresses an interface has."""
         found = self._dump(self._ip.addr, socket.AF_UNSPEC, index=interface)
         return {_parse_address(message) for message in found}
+
+    def homes(self, but: int) -> dict[IPAddress, set[int]]:
+        """Return the addresses of all interfaces ``but`` one, and which have each."""
+        homes: dict[IPAddress, set[int]] = {}
+        for message in self._dump(self._ip.addr, socket.AF_UNSPEC):
+            if message["index"] != but:
+                at = homes.setdefault(_parse_address(message).ip, set())
+                at.add(message["index"])
+        return homes
+
+    def own_addresses(self, interface: int) -> set[OwnAddress]:
+        """Return the same of one, as ``put_own_address`` sets them."""
+        found = self._dump(self._ip.addr, socket.AF_UNSPEC, index=interface)
+        return {_parse_own_address(message) for message in found}
 
     def look_up(self, address: IPAddress, port: int) -> Path:
         """Return the way of a UDP datagram from our ``port`` to ``address``.
@@ -166,7 +206,7 @@ class Kernel:
             raise RoutingError(f"no route to {address}: {_reason(error)}") from error
 
     def _ask(self, address: IPAddress, port: int, flags: int = 0) -> Any:
-        request = _LookUp()
+        request, zone = _LookUp(), _zone_of(address)
         request.setvalue(
             {
                 "header": {"type": RTM_GETROUTE, "flags": NLM_F_REQUEST | NLM_F_ACK},
@@ -174,10 +214,11 @@ class Kernel:
                 "dst_len": address.max_prefixlen,
                 "flags": flags,
                 "attrs": [
-                    ("RTA_DST", str(address)),
+                    ("RTA_DST", str(address).partition("%")[0]),
                     ("RTA_IP_PROTO", _UDP),
                     ("RTA_SPORT", port),
                     ("RTA_DPORT", port),
+                    *zone,
                 ],
             }
         )
@@ -194,6 +235,7 @@ class Kernel:
             min(mtu or link.mtu, link.mtu, _LARGEST),
             ip_address(source) if source else None,
             answer["type"] == rt_type["local"],
+            answer["type"] == rt_type["broadcast"],
         )
 
     def _dump(self, request: Callable[..., Any], family: int, **fields: int) -> Any:
@@ -210,6 +252,7 @@ class Kernel:
 
     def add_rule(self, rule: Rule) -> None:
         """Add a rule unless there is one like it."""
+        self._rules.clear()
         self._change(
             f"routing rule of priority {rule.priority}",
             _PRESENT,
@@ -220,6 +263,7 @@ class Kernel:
 
     def delete_rule(self, rule: Rule) -> None:
         """Remove a rule with our tag."""
+        self._rules.clear()
         self._change(
             f"routing rule of priority {rule.priority}",
             _GONE,
@@ -295,6 +339,26 @@ class Kernel:
             flags=_NODAD,
         )
 
+    def put_own_address(self, interface: int, own: OwnAddress) -> None:
+        """Put an address on an interface for who sends by it; no route comes of it."""
+        self._change(
+            f"address {own.address}",
+            (),
+            self._ip.addr,
+            "replace",
+            **_own_address_fields(interface, own),
+        )
+
+    def delete_own_address(self, interface: int, own: OwnAddress) -> None:
+        """Take it back; it may be gone."""
+        self._change(
+            f"address {own.address}",
+            (*_GONE, errno.EADDRNOTAVAIL),
+            self._ip.addr,
+            "delete",
+            **_own_address_fields(interface, own),
+        )
+
     def _set_link(
         self, interface: int, harmless: tuple[int, ...] = (), **fields: Any
     ) -> None:
@@ -340,6 +404,8 @@ class Kernel:
             "goto": rule.target if rule.action is Action.GOTO else None,
             "dst": str(rule.to.network_address) if rule.to else None,
             "dst_len": rule.to.prefixlen if rule.to else None,
+            "src": str(rule.source.network_address) if rule.source else None,
+            "src_len": rule.source.prefixlen if rule.source else None,
             "iifname": rule.iif or None,
             "flags": _INVERT if rule.inverted else None,
             "ip_proto": rule.protocol or None,
@@ -351,7 +417,9 @@ class Kernel:
         }
 
     def _route_fields(self, route: Route) -> dict[str, Any]:
-        prefix, scope = route.prefix, "host" if route.local else "link"
+        # Not of scope link, or a gateway that is a peer would be found in the tunnel,
+        # and others' routes by it lead there.
+        prefix, scope = route.prefix, "host" if route.local else "universe"
         return {
             "family": family_of(prefix),
             "dst": str(prefix),
@@ -362,9 +430,51 @@ class Kernel:
         }
 
 
+def _own_address_fields(interface: int, own: OwnAddress) -> dict[str, Any]:
+    peer = own.peer or own.address
+    return {
+        "index": interface,
+        "family": family_of(own.address),
+        "local": str(own.address),
+        "address": str(peer),
+        "prefixlen": own.address.max_prefixlen,
+        "flags": _NODAD | _NO_PREFIX_ROUTE,
+    }
+
+
+def _bind(ip: Any) -> None:
+    """Have the kernel know us, so that our port is known before the first change."""
+    try:
+        ip.bind(groups=0)
+    except KeyError:  # pyroute2's word for whatever the kernel said
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)) from None
+
+
+def _check_descriptors() -> None:
+    """Raise OSError if there are too few: pyroute2 would come to harm half-way."""
+    with ExitStack() as opened:
+        for _ in range(_DESCRIPTORS):
+            file = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+            opened.callback(os.close, file)
+
+
 def family_of(address: IPAddress | IPNetwork) -> int:
     """Return socket.AF_INET or AF_INET6."""
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _zone_of(address: IPAddress) -> list[tuple[str, int]]:
+    """Return the attribute that names the link of a link-local address, if it is one.
+
+    RoutingError if there is no such link.
+    """
+    zone = address.scope_id if isinstance(address, IPv6Address) else None
+    if zone is None:
+        return []
+    try:
+        return [("RTA_OIF", socket.if_nametoindex(zone))]
+    except OSError:
+        raise RoutingError(f"{address}: there is no interface {zone}") from None
 
 
 def _port_range(ports: tuple[int, int] | None) -> str | None:
@@ -372,11 +482,12 @@ def _port_range(ports: tuple[int, int] | None) -> str | None:
 
 
 def _parse_rule(message: Any) -> tuple[Rule, int]:
-    known = message["action"] in (Action.LOOKUP, Action.GOTO)
+    known = message["action"] in Action.__members__.values()
     action = Action(message["action"]) if known else Action.NOP
     target = "FRA_GOTO" if action is Action.GOTO else "FRA_TABLE"
     destination = message.get_attr("FRA_DST")
     suppress = message.get_attr("FRA_SUPPRESS_PREFIXLEN", _NO_SUPPRESSION)
+    source = message.get_attr("FRA_SRC")
     mark = message.get_attr("FRA_FWMARK", 0)
     mask = message.get_attr("FRA_FWMASK", 0)
     rule = Rule(
@@ -385,7 +496,9 @@ def _parse_rule(message: Any) -> tuple[Rule, int]:
         action,
         message.get_attr(target, 0),
         to=_network(destination, message["dst_len"]) if destination else None,
+        source=_network(source, message["src_len"]) if source else None,
         iif=message.get_attr("FRA_IIFNAME", ""),
+        oif=message.get_attr("FRA_OIFNAME", ""),
         inverted=bool(message["flags"] & _INVERT),
         protocol=message.get_attr("FRA_IP_PROTO", 0),
         sport=_ports(message.get_attr("FRA_SPORT_RANGE")),
@@ -393,6 +506,8 @@ def _parse_rule(message: Any) -> tuple[Rule, int]:
         mark=mark,
         mask=0 if mask == mark else mask,
         suppress=None if suppress == _NO_SUPPRESSION else suppress,
+        tos=message["tos"],
+        uids=_ports(message.get_attr("FRA_UID_RANGE")),
     )
     return rule, message.get_attr("FRA_PROTOCOL", 0)
 
@@ -400,6 +515,12 @@ def _parse_rule(message: Any) -> tuple[Rule, int]:
 def _parse_address(message: Any) -> IPInterface:
     address = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
     return ip_interface(f"{address}/{message['prefixlen']}")
+
+
+def _parse_own_address(message: Any) -> OwnAddress:
+    peer = ip_address(message.get_attr("IFA_ADDRESS"))
+    address = ip_address(message.get_attr("IFA_LOCAL", str(peer)))
+    return OwnAddress(address, None if address == peer else peer)
 
 
 def _parse_route(message: Any) -> Installed:

@@ -29,7 +29,8 @@ _DISCOVERY = range(133, 138)  # ICMPv6 types
 class Marks:
     """Which packets are marked, and how."""
 
-    interface: str
+    interface: str  # as configured; our tables and chains are named after it
+    name: str  # as it is called now
     mark: int
     port: int  # of our own UDP, which passes by
     prefixes: tuple[IPNetwork, ...]  # everything that goes there
@@ -44,10 +45,11 @@ class Marks:
         return list(selected), whole
 
 
-def of(settings: Settings, peers: Sequence[PeerRoute]) -> Marks:
-    """Return the marks that lead ``peers`` into the tunnel."""
+def of(settings: Settings, peers: Sequence[PeerRoute], name: str) -> Marks:
+    """Return the marks that lead ``peers`` into the tunnel, called ``name`` now."""
     return Marks(
         settings.interface,
+        name,
         settings.routing.mark,
         settings.port,
         tuple(prefix for p in peers if not p.only for prefix in p.prefixes),
@@ -121,13 +123,13 @@ def nft_ruleset(marks: Marks) -> str:
             "  chain forwarded {",
             "    type filter hook prerouting priority mangle; policy accept;",
             # So that the reverse-path check, too, finds the way into the tunnel.
-            f'    iifname "{marks.interface}" goto tunnel',
+            f'    iifname "{marks.name}" goto tunnel',
             "    jump select",
             "  }",
             "  chain leaving {",
             "    type filter hook postrouting priority mangle; policy accept;",
             # The first look-up of a connection, before the mark, saw another MTU.
-            f'    oifname "{marks.interface}" tcp flags & (syn | rst) == syn '
+            f'    oifname "{marks.name}" tcp flags & (syn | rst) == syn '
             "tcp option maxseg size set rt mtu",
             "  }",
         ],
@@ -192,10 +194,10 @@ def iptables_rules(marks: Marks, version: int) -> str:
         f"-A {output} -p udp --sport {marks.port} -j RETURN",
         f"-A {output} -j {select}",
         # So that the reverse-path check, too, finds the way into the tunnel.
-        f"-A {arriving} -i {marks.interface} {mark}",
-        f"-A {arriving} ! -i {marks.interface} -j {select}",
+        f"-A {arriving} -i {marks.name} {mark}",
+        f"-A {arriving} ! -i {marks.name} -j {select}",
         *(f"-A {select} {rule}" for rule in _iptables_selection(marks, version)),
-        f"-A {leaving} -o {marks.interface} -p tcp --tcp-flags SYN,RST SYN "
+        f"-A {leaving} -o {marks.name} -p tcp --tcp-flags SYN,RST SYN "
         "-j TCPMSS --clamp-mss-to-pmtu",
     ]
     # To name a chain is to empty it; all of this comes into force at one stroke.

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Sequence
 
 from alpha_trio.errors import RoutingError
-from alpha_trio.net.routing import clamp, marks
+from alpha_trio.net.routing import clamp, inner, marks
 from alpha_trio.net.routing.kernel import Installed, Kernel, connect
 from alpha_trio.net.routing.plan import (
     MAIN_TABLE,
@@ -33,7 +33,8 @@ def cleanup(settings: Settings) -> list[str]:
     counts = {"routing rules": len(rules), "routes": len(routes)}
     lines = [f"removed {count} {what}" for what, count in counts.items() if count]
     interface = settings.interface
-    return [*lines, *marks.remove(interface), *clamp.remove(interface)]
+    filters = [*marks.remove(interface), *clamp.remove(interface)]
+    return [*lines, *filters, *inner.remove(settings)]
 
 
 Remnants = tuple[list[Rule], list[Installed]]

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TypeVar
 
 import trio
 from attrs import evolve
 
-from alpha_trio.errors import RoutingError
-from alpha_trio.net.routing import clamp, marks
+from alpha_trio.errors import RoutingError, refusal
+from alpha_trio.net import netfilter
+from alpha_trio.net.routing import clamp, inner, marks
+from alpha_trio.net.routing.astray import (
+    Others,
+    Way,
+    leads_in,
+    local_behind,
+    not_home,
+    ways,
+)
 from alpha_trio.net.routing.kernel import Kernel, Path, connect
 from alpha_trio.net.routing.notices import drain, subscribe
 from alpha_trio.net.routing.plan import (
@@ -25,16 +35,23 @@ from alpha_trio.net.routing.plan import (
     peer_table,
     plan,
 )
+from alpha_trio.net.routing.questions import Question, ask
 from alpha_trio.net.routing.remnants import remnants, tagged, undo
 from alpha_trio.net.routing.sysctl import (
     check_sources_by_mark,
     ipv6_enabled,
     strict_elsewhere,
 )
+from alpha_trio.net.source import stable_source
 from alpha_trio.settings import Backend, IPAddress, Settings
+from alpha_trio.threads import in_thread
+
+T = TypeVar("T")
 
 _QUEUE = 1000  # packets that wait in the interface for the daemon
 _GSO_BYTES = 61_200  # a super-packet and our headers then fit into one UDP send
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_FILTERS_SETTLE = 5.0  # seconds; where containers come and go rules always change
 _SETTLE = 0.1  # seconds; one change of a link brings a dozen messages
 
 
@@ -48,13 +65,23 @@ class Router:
         self._port = 0  # what notices of our own changes name as their cause
         self._lock = trio.Lock()
         self._interface = 0
+        self._name = settings.interface  # until it is renamed
         self._owner = False  # what bears our tag is ours, not another daemon's
         # What was found and put in place last; ``_stale``: may no longer be true.
         self._stale = True
         self._facts = Facts()
         self._paths: dict[IPAddress, Path | str] = {}
+        self._homes: dict[IPAddress, set[int]] = {}  # our addresses, on which devices
         self._plan = Plan((), {}, 0)
         self._marks: marks.Marks | None = None
+        self._others = Others((), settings.routing.priority)
+        self._astray: dict[str, tuple[tuple[Way, ...], tuple[str, ...]]] = {}
+        self._doubtful = False  # something leads elsewhere, and nobody's rule says so
+        self.complaints: tuple[str, ...] = ()  # what is wrong for all peers, not one
+        self._filters: netfilter.Watch | None = None
+        self._filters_stale = True
+        self._checks: list[netfilter.SourceCheck] = []  # of the packet filter's own
+        self._unmarked: str | None = None  # why they cannot be satisfied
 
     async def open(self) -> None:
         """Configure the (existing) interface, remove leftovers, check collisions.
@@ -63,18 +90,21 @@ class Router:
         cannot be set.  Then, and if cancelled, ``close`` has to be called.
         """
         self._events = subscribe()
-        await trio.to_thread.run_sync(self._prepare)
+        with suppress(OSError):  # a kernel without nftables has no notices of it
+            self._filters = netfilter.Watch()
+        await _in_thread(self._prepare)
 
     async def apply(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
         """Make the kernel's state match ``peers``; change only what differs.
 
-        Return how each peer is reached, by name, and which of its routes the kernel
-        refused.  RoutingError if something else cannot be set; the rest is set
-        nevertheless.  Not cancelled half-way.
+        Return how each peer is reached, by name, which of its routes the kernel
+        refused, and which of its prefixes are led elsewhere.  RoutingError if
+        something else cannot be set; the rest is set nevertheless.  DeviceLost if
+        our interface is gone.  Not cancelled half-way.
         """
         async with self._lock:
             try:
-                return await trio.to_thread.run_sync(self._apply, peers)
+                return await _in_thread(self._apply, peers)
             except BaseException:
                 self._stale = True
                 raise
@@ -91,6 +121,18 @@ class Router:
         drain(self._events, self._port)
         self._stale = True
 
+    async def wait_filters_changed(self) -> None:
+        """Return when rules of the packet filter may have changed, but not too often.
+
+        Then ``apply`` has to be called again.
+        """
+        await trio.sleep(_FILTERS_SETTLE)
+        if self._filters is None:
+            await trio.sleep_forever()
+        else:
+            await self._filters.wait_changed()
+        self._stale = self._filters_stale = True
+
     def mark_stale(self) -> None:
         """Have the next ``apply`` look at everything anew, paths' MTU included.
 
@@ -103,11 +145,12 @@ class Router:
         async with self._lock:
             try:
                 if self._owner:
-                    await trio.to_thread.run_sync(self._remove)
+                    await _in_thread(self._remove)
             finally:
-                if self._events is not None:
-                    self._events.close()
-                self._events = None
+                for opened in (self._events, self._filters):
+                    if opened is not None:
+                        opened.close()
+                self._events = self._filters = None
                 self._owner = False
 
     @property
@@ -132,6 +175,7 @@ class Router:
                 self._owner = True
                 undo(kernel, left)
                 marks.remove(settings.interface)
+                inner.remove(settings)
             clamp.remove(settings.interface)
             self._configure(kernel)
         if settings.routing.mss:
@@ -148,74 +192,154 @@ class Router:
         kernel.set_up(index)
 
     def _apply(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
+        underlays = self._put_in_place(peers)
+        if self._doubtful:  # something has changed while we looked
+            self._stale = True
+            underlays = self._put_in_place(peers)
+        return underlays
+
+    def _put_in_place(self, peers: Sequence[PeerRoute]) -> Mapping[str, Underlay]:
         stale, self._stale = self._stale, False
-        if stale:
-            self._look_around()
         with self._connected() as kernel:
             if stale:
+                self._look_around(kernel)
                 self._restore_addresses(kernel)
             self._look_up(kernel, peers)
             underlays = {peer.name: self._underlay(peer) for peer in peers}
             wanted = plan(self._settings, peers, underlays, self._facts)
             present = self._present(kernel) if stale else self._plan
+            _give_addresses(kernel, self._plan, wanted, self._interface, anew=stale)
             refused = _change(kernel, present, wanted, self._interface)
+            if stale:
+                self._look_at_others(kernel)
         self._stale = self._stale or bool(refused)  # then what is there is uncertain
         if self._settings.routing.backend is Backend.MARKS:
             self._apply_marks(peers)
         self._plan = wanted
-        return {
+        underlays = {
             peer.name: self._with_refusals(peer, underlays[peer.name], refused)
             for peer in peers
         }
+        return self._check(peers, underlays, anew=stale)
 
     def _restore_addresses(self, kernel: Kernel) -> None:
         """Put back what was removed, or lost with its link, as IPv6 ones are."""
         # To set one that is there would be told as a change, and not as ours.
         present = kernel.addresses(self._interface)
         for address in self._settings.addresses:
-            possible = address.version == 4 or self._facts.ipv6
-            if possible and address not in present:
+            if self._possible(address.version) and address not in present:
                 kernel.add_address(self._interface, address)
+        # One that has left its own card must not live on here, or the kernel goes on
+        # choosing it.
+        gone = [a for a in self._plan.addresses if a.address not in self._facts.own]
+        for own in gone:
+            kernel.delete_own_address(self._interface, own)
+        kept = [a for a in self._plan.addresses if a not in gone]
+        self._plan = evolve(self._plan, addresses=tuple(kept))
 
     def _apply_marks(self, peers: Sequence[PeerRoute]) -> None:
-        wanted = marks.of(self._settings, peers)
+        wanted = marks.of(self._settings, peers, self._name)
         if wanted != self._marks:
             self._marks = None
             marks.load(wanted)
             self._marks = wanted
 
-    def _look_around(self) -> None:
-        own = self._settings.interface
+    def _look_around(self, kernel: Kernel) -> None:
+        self._follow_name(kernel.name_of(self._interface, self._name))
+        own = self._name
         self._paths.clear()
-        self._facts = Facts(ipv6_enabled(own), strict_elsewhere(own))
+        if self._filters_stale and self._settings.routing.backend is not Backend.NONE:
+            self._look_at_filters()
+        checked = frozenset() if self._unmarked else inner.told_apart(self._checks)
+        self._homes = kernel.homes(but=self._interface)
+        elsewhere = frozenset(self._homes)
+        strict = strict_elsewhere(own)
+        rules = [found for family in _FAMILIES for found in kernel.rules(family)]
+        behind = local_behind(rules, self._settings.routing.priority)
+        ipv6 = ipv6_enabled(own)
+        self._facts = Facts(ipv6, strict, checked, elsewhere, behind)
         if self._settings.routing.backend is Backend.MARKS:
             check_sources_by_mark(own)
+
+    def _follow_name(self, name: str) -> None:
+        """Our interface may be renamed; the packet filter knows it by name only."""
+        if name != self._name:
+            self._name = name
+            self._filters_stale = True
+            inner.remove(self._settings)
+
+    def _look_at_filters(self) -> None:
+        """See who checks sources, and mark what comes out of the tunnel for them."""
+        self._filters_stale = False
+        name = self._name
+        self._checks = netfilter.source_checks(name)
+        self._unmarked = None
+        try:
+            inner.apply(self._settings, name, self._checks)
+        except RoutingError as error:
+            self._unmarked = (
+                f"the packet filter drops what the tunnel brings, by the rule "
+                f"'{self._checks[0].rule}', and nft, which could tell it apart, says "
+                f"no: {error}: install nftables, or accept what comes by {name}"
+            )
 
     def _look_up(self, kernel: Kernel, peers: Sequence[PeerRoute]) -> None:
         """Learn the way to every endpoint that is not known yet."""
         endpoints = {peer.endpoint for peer in peers if peer.endpoint is not None}
         for gone in self._paths.keys() - endpoints:
             del self._paths[gone]
+        routing = self._settings.routing
+        mark = routing.mark if routing.backend is Backend.RULES else 0
         for address in endpoints - self._paths.keys():
             try:
-                self._paths[address] = kernel.look_up(address, self._settings.port)
+                path = kernel.look_up(address, self._settings.port)
+                if address.version == 6 and not path.local:
+                    source = stable_source(address, self._settings.port, mark)
+                    path = evolve(path, source=source or path.source)
+                self._paths[address] = path
             except RoutingError as error:
                 self._paths[address] = str(error)
 
     def _underlay(self, peer: PeerRoute) -> Underlay:
         path = None if peer.endpoint is None else self._paths[peer.endpoint]
+        unknown = Underlay(inner_mtu(PATH_MTU, peer), endpoint=peer.endpoint)
         if path is None:
-            return Underlay(inner_mtu(PATH_MTU, peer))
+            return unknown
+        lost = self._is_lost(peer, path)
         if isinstance(path, str):
-            return Underlay(inner_mtu(PATH_MTU, peer), error=path)
+            return evolve(unknown, error=path, lost=lost)
         if path.local:
             error = f"{peer.endpoint} is that host's own address, which is this one"
-            return Underlay(inner_mtu(PATH_MTU, peer), error=error)
+            return evolve(unknown, error=error)
+        if path.broadcast:
+            error = f"{peer.endpoint} is the broadcast address of {path.device}"
+            return evolve(unknown, error=error)
         if path.interface == self._interface:
             error = f"the route to {peer.endpoint} leads into the tunnel itself"
-            return Underlay(inner_mtu(PATH_MTU, peer), error=error)
-        mtu = inner_mtu(path.mtu, peer)
-        return Underlay(mtu, path.source, path.device, path_mtu=path.mtu)
+            return evolve(unknown, error=error)
+        return Underlay(
+            inner_mtu(path.mtu, peer),
+            path.source if lost or peer.local is None else peer.local,
+            path.device,
+            path.interface,
+            peer.endpoint,
+            lost,
+            path_mtu=path.mtu,
+        )
+
+    def _is_lost(self, peer: PeerRoute, path: Path | str) -> bool:
+        """Tell whether the peer has to learn another address of ours.
+
+        An address of an interface that the way there has left is of no use: its
+        network lets nothing come back, or nothing leave.  One that never was on the
+        way, as that of a host that forwards, stays.
+        """
+        if peer.local is None:
+            return False
+        homes = self._homes.get(peer.local, set())
+        if isinstance(path, str) or path.interface == peer.interface:
+            return not homes
+        return not homes or (peer.interface in homes and path.interface not in homes)
 
     def _with_refusals(
         self, peer: PeerRoute, underlay: Underlay, refused: Mapping[RouteKey, str]
@@ -225,6 +349,87 @@ class Router:
         table = peer_table(self._settings, peer)
         reasons = [refused.get((table, prefix)) for prefix in peer.prefixes]
         return evolve(underlay, refused=tuple(filter(None, reasons)))
+
+    def _look_at_others(self, kernel: Kernel) -> None:
+        first = self._settings.routing.priority
+        rules = [found for family in _FAMILIES for found in kernel.rules(family)]
+        self._others = Others([r for r in rules if r[1] != kernel.tag], first)
+
+    def _is_broadcast(self, peer: PeerRoute) -> bool:
+        path = None if peer.endpoint is None else self._paths[peer.endpoint]
+        return isinstance(path, Path) and path.broadcast
+
+    def _check(
+        self,
+        peers: Sequence[PeerRoute],
+        underlays: Mapping[str, Underlay],
+        *,
+        anew: bool,
+    ) -> Mapping[str, Underlay]:
+        """Ask the kernel where packets go: to the peers, and to ourselves."""
+        self._doubtful = False
+        if self._settings.routing.backend is Backend.NONE:
+            return underlays
+        home, complaints = self._find_home(underlays.values())
+        filtered = self._unmarked or inner.complaint(self._checks, peers)
+        self.complaints = (*complaints, *([filtered] if filtered else ()))
+        asked = {
+            peer.name: tuple(ways(self._settings, peer, self._plan, home))
+            for peer in peers
+            # Either is told already; what a link sends to all takes no route at all.
+            if not underlays[peer.name].refused and not self._is_broadcast(peer)
+        }
+        known = {} if anew else self._astray
+        news = {
+            name: found
+            for name, found in asked.items()
+            if name not in known or known[name][0] != found or known[name][1]
+        }
+        sentences = self._ask(news)
+        self._astray = {
+            name: (found, tuple(sentences[name]) if name in news else known[name][1])
+            for name, found in asked.items()
+        }
+        return {
+            name: evolve(underlay, astray=self._astray[name][1])
+            if name in asked and self._astray[name][1]
+            else underlay
+            for name, underlay in underlays.items()
+        }
+
+    def _find_home(
+        self, underlays: Iterable[Underlay]
+    ) -> tuple[set[IPAddress], list[str]]:
+        """Return our addresses that lead to this host, and a sentence for others."""
+        own = {underlay.source for underlay in underlays} - {None}
+        own |= {a.ip for a in self._settings.addresses if self._possible(a.version)}
+        addresses = sorted((a for a in own if a is not None), key=str)
+        answers = ask([Question(address) for address in addresses])
+        found = {
+            address: not_home(address, answer, self._others)
+            for address, answer in zip(addresses, answers, strict=True)
+        }
+        home = {address for address, complaint in found.items() if complaint is None}
+        self._doubtful = len(home) < len(found)
+        return home, list(filter(None, found.values()))
+
+    def _ask(self, asked: Mapping[str, Sequence[Way]]) -> Mapping[str, list[str]]:
+        """Return a sentence for each way of each peer that leads elsewhere."""
+        pairs = [(name, way) for name, found in asked.items() for way in found]
+        answers = ask([way.question for _, way in pairs])
+        sentences: dict[str, list[str]] = {name: [] for name in asked}
+        for (name, way), answer in zip(pairs, answers, strict=True):
+            culprit = self._others.culprit(way.question, answer)
+            if not leads_in(way, answer, self._interface, culprit is not None):
+                self._doubtful = self._doubtful or culprit is None
+                where = f"leave by {_name(answer.interface)}, outside the tunnel"
+                sentences[name].append(
+                    self._others.sentence(str(way.prefix), way.question, answer, where)
+                )
+        return sentences
+
+    def _possible(self, version: int) -> bool:
+        return version == 4 or self._facts.ipv6
 
     def _present(self, kernel: Kernel) -> Plan:
         """Return what the kernel has of ours."""
@@ -243,6 +448,7 @@ class Router:
         settings = self._settings
         with self._connected() as kernel:
             undo(kernel, tagged(kernel, settings))
+        inner.remove(settings)
         if settings.routing.backend is Backend.MARKS:
             marks.remove(settings.interface)
         if settings.routing.mss:
@@ -276,6 +482,23 @@ def _change(
     return refused
 
 
+def _give_addresses(
+    kernel: Kernel, before: Plan, wanted: Plan, interface: int, *, anew: bool
+) -> None:
+    """Have our interface bear the addresses by which peers know us, and no others.
+
+    ``before`` tells which ones are ours; ``anew``: they may have been taken away.
+    """
+    for own in before.addresses:
+        if own not in wanted.addresses:
+            kernel.delete_own_address(interface, own)
+    # To set one that is there would be told as a change, and not as ours.
+    present = kernel.own_addresses(interface) if anew else set(before.addresses)
+    for own in wanted.addresses:
+        if own not in present:
+            kernel.put_own_address(interface, own)
+
+
 def _put_routes(
     kernel: Kernel, present: Plan, wanted: Plan, interface: int
 ) -> dict[RouteKey, str]:
@@ -291,6 +514,23 @@ def _put_routes(
 
 
 # --- the host
+
+
+def _name(interface: int) -> str:
+    try:
+        return socket.if_indextoname(interface)
+    except OSError:
+        return "no interface"
+
+
+async def _in_thread(work: Callable[..., T], *args: object) -> T:
+    """In a thread; what the host refuses there, a descriptor or so, is RoutingError."""
+    try:
+        return await in_thread(work, *args)
+    except (OSError, MemoryError) as error:
+        if (reason := refusal(error)) is None:
+            raise
+        raise RoutingError(f"kernel routing: {reason}") from error
 
 
 def _index(interface: str) -> int:

@@ -34,12 +34,16 @@ def check_sources_by_mark(interface: str) -> None:
 
 
 def strict_elsewhere(interface: str) -> bool:
-    """Tell whether strict rp_filter is in effect on an interface that is not ours."""
+    """Tell whether an interface that is not ours cares about the way back.
+
+    Strict rp_filter and arp_filter do: by them the kernel ignores who asks by ARP.
+    """
     no_others = ("all", "default", "lo", interface)
     for place in _sysctl("ipv4/conf").iterdir():
         if place.name not in no_others:
             with suppress(FileNotFoundError):  # gone by now
-                if _effective("rp_filter", place.name) == 1:
+                strict = _effective("rp_filter", place.name) == 1
+                if strict or _effective("arp_filter", place.name):
                     return True
     return False
 

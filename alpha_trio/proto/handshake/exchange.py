@@ -31,7 +31,7 @@ Rules, and the tests that hold them are named after them:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from math import inf
 
@@ -41,7 +41,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
     X25519PublicKey,
 )
 
-from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.batch import Place, Remote
 from alpha_trio.proto.messages import (
     KEY_SIZE,
     NONCE_SIZE,
@@ -62,6 +62,7 @@ from alpha_trio.proto.primitives import (
     verify_untrusted,
 )
 
+STAGGER = 0.25  # s until the next of a peer's addresses is asked as well (RFC 8305)
 RETRY_FIRST = 0.5  # s until the first SYN is repeated
 RETRY_GROWTH = 1.5
 RETRY_MAX = 5.0  # s
@@ -139,7 +140,9 @@ class Initiation:
     resend_at: float
     attempts: int = 0
     turn: int = 0  # whose of the peer's addresses it is to be asked
-    seen_at: Remote | None = None  # where the peer asked from itself since
+    everywhere: bool = False  # all of them at once, the next time
+    seen_at: Place | None = None  # where the peer asked from itself since
+    answers_seen: bool = False  # whether it went there the last time
     sent_at: float = -inf
     delay: float = RETRY_FIRST  # until the next one, without jitter
     answered_cookie: bool = False
@@ -175,17 +178,42 @@ class Initiation:
         self.attempts += 1
         self.sent_at = now
 
-    def schedule(self, now: float, random: RandomBytes) -> None:
-        """It went where it had to; choose when it goes again, or is given up."""
-        self.turn, self.seen_at = self.turn + 1, None
+    def next_places(self, places: Sequence[Place]) -> list[Place]:
+        """Where it is to go now: to the next of ``places``, or to all of them.
+
+        And where the peer asks from.  If that is the same, and only the address of ours
+        is another one, the two take turns: anybody can make up such a question.
+        """
+        chosen = list(
+            places[self.turn :] if self.everywhere else places[self.turn :][:1]
+        )
+        self.turn += len(chosen)
+        seen, self.everywhere = self.seen_at, False
+        there = [place for place in chosen if seen and place.remote == seen.remote]
+        self.answers_seen = seen is not None and not (there and self.answers_seen)
+        if seen is None or not self.answers_seen:
+            return chosen
+        self.seen_at = None
+        return [*(place for place in chosen if place not in there), seen]
+
+    def schedule(self, places: int, now: float, random: RandomBytes) -> None:
+        """It went where it had to; choose when it goes again, or is given up.
+
+        ``places``: how many there are to ask, each once before any a second time.
+        """
+        if self.turn < places:
+            self.resend_at = now + STAGGER
+            return
+        self.turn = 0
         share = int.from_bytes(random(2)) / 0x10000
         again = now + self.delay * (1 + RETRY_JITTER * share)
         self.resend_at = min(again, self.started + GIVE_UP_AFTER)
         self.delay = min(self.delay * RETRY_GROWTH, RETRY_MAX)
 
-    def restart(self) -> None:
+    def restart(self, *, everywhere: bool = False) -> None:
         """There is somewhere else to ask: send at once, as if for the first time."""
         self.attempts = self.turn = 0
+        self.everywhere = everywhere
         self.encourage()
         self.resend_at = -inf
 
@@ -193,10 +221,11 @@ class Initiation:
         """The peer is there, as it seems: repeat as soon as at first."""
         self.delay = RETRY_FIRST
 
-    def hurry(self, seen_at: Remote, now: float) -> None:
+    def hurry(self, seen_at: Place, now: float) -> None:
         """The peer asks itself, from there: repeat the SYN that it has to answer.
 
-        Nothing proves that it is the peer, so no more often than at first.
+        It may know us only by the address of ours that it asks.  Nothing proves that it
+        is the peer, so no more often than at first.
         """
         self.seen_at = seen_at
         self.encourage()

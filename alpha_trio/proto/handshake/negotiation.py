@@ -14,7 +14,7 @@ from math import inf
 
 from attrs import define, field, frozen
 
-from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Remote
+from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Place, Remote
 from alpha_trio.proto.handshake.answers import Answers
 from alpha_trio.proto.handshake.exchange import (
     Agreement,
@@ -72,6 +72,8 @@ class Negotiation:
     free_id: Callable[[int], None]
     counters: Counters
     remotes: Sequence[Remote] = ()  # where the peer may be, first choice first
+    proven: Place | None = None  # where it was last, wherever it is configured to be
+    waits: bool = False  # it has no address of its own: it is the one that calls
     key: bytes | None = None  # the peer's; None: whatever it shows first is pinned
     suite: int = SUITE_ALPHA  # what we ask for, and insist on
 
@@ -107,14 +109,34 @@ class Negotiation:
 
     # -- asking --------------------------------------------------------------
 
+    def places(self) -> list[Place]:
+        """Where to ask the peer, first choice first.
+
+        Where it was last stays one of them: it may have moved, and not be found where
+        it is configured to be any more.
+        """
+        proven = self.proven
+        places = [
+            proven if proven is not None and proven.remote == remote else Place(remote)
+            for remote in self.remotes
+        ]
+        if proven is not None and proven not in places:
+            places.append(proven)
+        return places
+
+    @property
+    def nowhere(self) -> bool:
+        """Whether there is nobody to ask, and will not be: the peer has to call."""
+        return self.waits and self.proven is None and not self.remotes
+
     def begin(
         self, now: float, renewal: Callable[[bytes], bytes] | None = None
     ) -> None:
-        """Ask the peer for a session, unless we do so already.
+        """Ask the peer for a session, unless we do so already, or it has to call.
 
         ``renewal``: what shows for a nonce that we have one already.
         """
-        if self.initiation is not None:
+        if self.initiation is not None or self.nowhere:
             return
         self.initiation = Initiation.begin(
             self.identity, self.suite, self.take_id(), self.random, now, renewal
@@ -125,34 +147,30 @@ class Negotiation:
 
     def _ask(self, initiation: Initiation, now: float, out: Outbox) -> None:
         """Send the SYN where it is its turn, and where the peer asks from itself."""
-        places = []
-        if self.remotes:  # else its name is still being resolved
-            places.append(self.remotes[initiation.turn % len(self.remotes)])
-        if initiation.seen_at is not None:
-            places.append(initiation.seen_at)
-        self._send_syn(initiation, places, now, out)
-        initiation.schedule(now, self.random)
+        places = self.places()  # none while its name is still being resolved
+        self._send_syn(initiation, initiation.next_places(places), now, out)
+        initiation.schedule(len(places), now, self.random)
 
     def _send_syn(
-        self, initiation: Initiation, places: list[Remote], now: float, out: Outbox
+        self, initiation: Initiation, places: list[Place], now: float, out: Outbox
     ) -> None:
         initiation.sent(now)
-        for remote in dict.fromkeys(places):
-            send_control(out, remote, b"", self.counters, initiation.syn.pack())
+        for remote, local in places:
+            send_control(out, remote, local, self.counters, initiation.syn.pack())
             out.tell(EventKind.SYN_SENT, self.name, remote, initiation.attempts)
 
     def on_cookie_untrusted(
-        self, cookie: Cookie, remote: Remote, now: float, out: Outbox
+        self, cookie: Cookie, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
         """The peer is busy.  Raises BadPacket if we asked it nothing.
 
-        It is answered where it came from: at another address of the peer the peer may
-        see us under another one of ours, and ask for another cookie.
+        It is answered where it came from, from where it went to: between other
+        addresses the peer would ask for another cookie.
         """
         if self.initiation is None:
             raise BadPacket
         if self.initiation.take_cookie_untrusted(cookie, now):
-            self._send_syn(self.initiation, [remote], now, out)
+            self._send_syn(self.initiation, [Place(remote, local)], now, out)
 
     def on_ack_untrusted(
         self, ack: Ack, remote: Remote, local: bytes, now: float, out: Outbox
@@ -210,7 +228,7 @@ class Negotiation:
         elif self._wins_against(syn):
             if self.initiation is not None:
                 # It may be elsewhere than we think, and where we ask nobody hear us.
-                self.initiation.hurry(remote, now)
+                self.initiation.hurry(Place(remote, local), now)
             return
         elif not (known and any(syn.cookie)) and not self._answering.take(now):
             self.counters.drop(Drop.RATE)

@@ -19,6 +19,7 @@ from alpha_trio.proto.packets.frames import (
     join_datagrams,
     join_untrusted,
     same_flow,
+    traffic_class_of,
 )
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "join_untrusted",
     "same_flow",
     "split_frame",
+    "traffic_class_of",
 ]

@@ -38,6 +38,8 @@ VIRTIO = Struct("=BBHHHH")  # flags, gso type, header length, gso size, csum sta
 VIRTIO_SIZE = VIRTIO.size
 FRAME_WORD_SIZE = 8
 
+NOT_ECT, ECT_1, ECT_0, CE = range(4)  # the two bits of ECN, RFC 3168
+
 NEEDS_CSUM = 1
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
 
@@ -74,6 +76,47 @@ def flow_of(head: bytes) -> bytes:
     if version == 6:
         return head[6:7] + head[8:44]
     return b""  # a keepalive
+
+
+def traffic_class_of(head: Buffer) -> int:
+    """DSCP and ECN of the packet that begins so (RFC 2474, RFC 3168)."""
+    if not head:
+        return 0  # a keepalive
+    first = head[0]
+    if first >> 4 == 6:
+        return (first << 4 | head[1] >> 4) & 0xFF
+    return head[1] if len(head) > 1 else 0
+
+
+def mark(parts: list[Buffer], ecn: int) -> bool:
+    """Combine what routers said of the outer header with the inner one (RFC 6040, 4.2).
+
+    ``parts`` is a TUN frame that is about to be written, ``ecn`` ECT(1) or CE.  False
+    if it has to be dropped: its ends could not understand that there is congestion.
+    """
+    whole = len(parts[0]) == VIRTIO_SIZE  # then the packet is the second part
+    at, start = (1, 0) if whole else (0, VIRTIO_SIZE)
+    inner = traffic_class_of(parts[at][start : start + 2]) & CE
+    if inner == NOT_ECT:
+        return ecn != CE
+    if inner in (ecn, CE):
+        return True
+    head = bytearray(parts[at])  # what it was lies in a buffer of others
+    version = head[start] >> 4
+    where = start + 1
+    before = _U16.unpack_from(head, start)[0]
+    head[where] = head[where] & ~(CE << (0 if version == 4 else 4)) & _MAX_BYTE
+    head[where] |= ecn << (0 if version == 4 else 4)
+    if version == 4:
+        after = _U16.unpack_from(head, start)[0]
+        was = _U16.unpack_from(head, start + 10)[0]
+        # RFC 1624, equation 3.
+        change = (~was & 0xFFFF) + (~before & 0xFFFF) + after
+        change = (change & 0xFFFF) + (change >> 16)
+        change = (change & 0xFFFF) + (change >> 16)
+        _U16.pack_into(head, start + 10, ~change & 0xFFFF)
+    parts[at] = head
+    return True
 
 
 def cut(frame: memoryview, room: int) -> Cut | None:

@@ -9,6 +9,7 @@ an Outbox.
     session     one peer: its transport, what waits for it, its timers
     pathmtu     how large packets to the peer may be, found out by probes
     waiting     frames that wait for a session
+    whereabouts where a peer has been, and whether it is two
     statistics  how a peer stands, for ``status``
 """
 

@@ -12,11 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from ipaddress import ip_address
 from math import inf
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Buffer, Counters, Drop, EventKind, Outbox, Remote
+from alpha_trio.proto.batch import (
+    Buffer,
+    Counters,
+    Drop,
+    EventKind,
+    Outbox,
+    Place,
+    Remote,
+)
 from alpha_trio.proto.handshake import (
     GIVE_UP_AFTER,
     Agreement,
@@ -38,10 +47,12 @@ from alpha_trio.proto.packets import IPV6_LEAST, Cut, frames, icmp, split_frame
 from alpha_trio.proto.peers.pathmtu import PathMtu, Phase, Source
 from alpha_trio.proto.peers.statistics import State, Statistics
 from alpha_trio.proto.peers.waiting import WaitingFrames
+from alpha_trio.proto.peers.whereabouts import Whereabouts
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.traces import Trace, parse_report_untrusted
 from alpha_trio.proto.transport import (
+    ECN,
     MODES,
     AlphaTransport,
     Arrival,
@@ -55,12 +66,16 @@ from alpha_trio.proto.transport import (
 
 # All in seconds.
 KEEPALIVE_AFTER = 10.0  # data came and nothing went back: say that it arrived
+SILENT_AFTER = 5.0  # data went and nothing came back: this is to be told
 SILENCE_AFTER = 15.0  # data went and nothing came back: the peer may have restarted
 REKEY_AFTER = 120.0  # age at which the initiator asks for a new session, if in use
 REKEY_GRACE = 10.0  # later the responder asks itself
 WIPE_AFTER = 540.0  # age at which its keys are forgotten
+TWIN_AFTER = 5.0  # nothing new is sent in a former session so long after the next one
 
 _OUTER = {4: 20 + 8, 6: 40 + 8}  # bytes of IP and UDP header by IP version
+
+LOOP_TOLD = 30.0  # s for which a loop is told after it was last seen
 
 # SYNs that show the session they renew: a second, and at once.
 RENEWAL_RATE, RENEWAL_BURST = 1.0, 5.0
@@ -85,6 +100,7 @@ class Session:
     identity: Identity  # ours
     random: RandomBytes
     owner: Callable[[bytes], Session | None]  # who owns an inner address
+    visible: int = ECN  # bits of inner traffic classes that outer headers have, too
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
     reliable: bool = False  # packets are repeated until they are acknowledged
@@ -101,10 +117,15 @@ class Session:
 
     initiated: bool = False  # whether the current session was asked for by us
     unanswered_since: float = inf  # first data sent after the last was heard
+    silent_since: float = inf  # the same, from when a handshake was begun because of it
     owed_since: float = inf  # first data heard after the last was sent
+    greets: bool = False  # the peer is to hear of us at once
     last_sent: float = -inf
     gave_up: bool = False
     wrong_address: Remote | None = None
+    whereabouts: Whereabouts = field(factory=Whereabouts)
+    foreign_source: bytes = b""  # of the latest inner packet that had a wrong one
+    looped: float = -inf  # when a datagram of ours last came back to us
     tracing: Trace | None = None
     _probe: SizeProbe | None = None
     _path_host: str = ""  # whose path it is that ``path`` knows
@@ -230,6 +251,9 @@ class Session:
         """Send the TUN frame, with ``push``, or let it wait for a handshake."""
         transport = self.current
         if transport is None or now - transport.established > REFUSE_AFTER:
+            if self.negotiation.nowhere:
+                self._refuse_unreachable(frame, out)
+                return
             self._wait(frame)
             self._want_session(now)
             return
@@ -283,6 +307,13 @@ class Session:
         if answer is not None:
             out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
 
+    def _refuse_unreachable(self, frame: memoryview, out: Outbox) -> None:
+        self.counters.drop(Drop.NO_SESSION, frames.packets(frame))
+        packet = frame[frames.VIRTIO_SIZE :]
+        answer = icmp.error(packet, icmp.Problem.UNREACHABLE)
+        if answer is not None:
+            out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
+
     def _sent(self, now: float) -> None:
         self.last_sent = now
         self.owed_since = inf
@@ -293,14 +324,83 @@ class Session:
 
     def _want_session(self, now: float) -> None:
         current = self.current
-        line = current.line if isinstance(current, AlphaTransport) else None
-        self.negotiation.begin(now, line.renewal if line else None)
+        renewal = None
+        if isinstance(current, AlphaTransport) and not self._forgotten(current, now):
+            renewal = current.line.renewal
+        self.negotiation.begin(now, renewal)
         self._wake_by(self.negotiation.deadline)
 
     def connect(self, now: float) -> None:
-        """Ask for a session, unless there is one or it is being asked for."""
-        if self._usable(now) is None:
+        """Ask for a session, unless there is one or it is being asked for.
+
+        One in which nothing is heard any more is none.
+        """
+        if self._usable(now) is None or self.silence(now) is not None:
             self._want_session(now)
+
+    def woke(self, now: float) -> None:
+        """Time has passed in which nobody could answer: what is under way begins anew.
+
+        The old session serves until the new one has proven itself, if it may still.
+        """
+        if self.current is not None or self.negotiation.initiation is not None:
+            self.negotiation.stop()
+            self.negotiation.answers.expire(now)
+            self._want_session(now)
+            self.unanswered_since = inf
+
+    # -- where we are, and where the peer is ---------------------------------
+
+    def readdress(self, now: float, *, lost: bool) -> None:
+        """The way to the peer has changed: let it hear from us at once.
+
+        ``lost``: the address by which it knows us is ours no more, or not on that way.
+        Then the kernel chooses one, and the peer follows what is authentic.
+        """
+        if lost:
+            for transport in (self.current, self.previous):
+                if transport is not None:
+                    transport.line.local = b""
+            if self.negotiation.proven is not None:
+                self.negotiation.proven = Place(self.negotiation.proven.remote)
+        if isinstance(self._usable(now), AlphaTransport):
+            self.greets = True
+            self._wake_by(now)
+        elif self.current is not None or self.negotiation.initiation is not None:
+            self.ask(now)  # nothing else is authentic, and so followed
+
+    def ask(self, now: float) -> None:
+        """Ask for a session wherever the peer may be, though there may be one."""
+        self._want_session(now)
+        if self.negotiation.initiation is not None:
+            self.negotiation.initiation.restart(everywhere=True)
+            self._wake_by(now)
+
+    def _follow(self, transport: Transport, now: float, out: Outbox) -> None:
+        """The peer has proven to be elsewhere."""
+        line, place = transport.line, transport.line.proven
+        line.proven = None
+        if place is None or place == line.place:
+            return
+        if transport is not self.current:
+            line.move(place, now)
+        elif self.whereabouts.follow(line.place, place, now):
+            line.move(place, now)
+            self.negotiation.proven = place
+            transport.hasten(now)  # what went where it is not
+            out.tell(EventKind.MOVED, self.name, place.remote)
+
+    def _note_twin(self, former: Transport, now: float, out: Outbox) -> None:
+        """A session is used that its peer has left: by whom then?"""
+        current = self.current
+        if (
+            current is not None
+            and current.heard > current.established
+            and now > current.established + TWIN_AFTER
+            and current.remote != former.remote
+            and self.whereabouts.doubled(former.remote, current.remote, now)
+        ):
+            out.tell(EventKind.TWINS, self.name, former.remote)
 
     # -- handshakes ----------------------------------------------------------
 
@@ -317,10 +417,7 @@ class Session:
 
     def is_at(self, remote: Remote) -> bool:
         """Whether the peer is configured, or was heard last, at this host."""
-        places = list(self.negotiation.remotes)
-        if self.current is not None:
-            places.append(self.current.remote)
-        return remote[0] in [place[0] for place in places]
+        return remote[0] in [place.remote[0] for place in self.negotiation.places()]
 
     def on_syn(
         self,
@@ -337,10 +434,10 @@ class Session:
         self._wake_by(self.negotiation.deadline)
 
     def on_cookie_untrusted(
-        self, cookie: Cookie, remote: Remote, now: float, out: Outbox
+        self, cookie: Cookie, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
         """See Negotiation.on_cookie_untrusted.  Raises BadPacket."""
-        self.negotiation.on_cookie_untrusted(cookie, remote, now, out)
+        self.negotiation.on_cookie_untrusted(cookie, remote, local, now, out)
         self._wake_by(self.negotiation.deadline)
 
     def on_ack_untrusted(
@@ -375,6 +472,8 @@ class Session:
             return
         self.initiated = False
         self._establish(self._transport(agreement, now), now, out)
+        if self.whereabouts.called(remote, now):
+            out.tell(EventKind.TWINS, self.name, remote)
 
     def _receive_on(self, transport: Transport) -> None:
         """Both asked: the peer may have sent in this session before it got the other.
@@ -390,9 +489,16 @@ class Session:
 
     def _transport(self, agreement: Agreement, now: float) -> Transport:
         if agreement.theirs.suite == SUITE_PLAIN:
-            return PlainTransport(agreement, self.counters, now, now)
+            return PlainTransport(agreement, self.counters, now, now, self.visible)
         size = self.mtu + overhead(self.mode)
-        line = Line(agreement, self.counters, self.random, size, self.identity)
+        line = Line(
+            agreement,
+            self.counters,
+            self.random,
+            size,
+            self.identity,
+            visible=self.visible,
+        )
         transport = AlphaTransport(line, now, now)
         transport.sender.restrict(self.mode, self.modes)
         transport.sender.reliable = self.reliable
@@ -409,9 +515,10 @@ class Session:
         self.ids.bind(self, transport)
         # What is under way on the old one still arrives; nothing new is sent on it.
         self.previous, self.current = self.current, transport
+        self.negotiation.proven = transport.line.place
         self.gave_up = False
         self.wrong_address = None
-        self.unanswered_since = self.owed_since = inf
+        self.unanswered_since = self.silent_since = self.owed_since = inf
         if isinstance(self.previous, AlphaTransport) and isinstance(
             transport, AlphaTransport
         ):
@@ -444,13 +551,17 @@ class Session:
         consumed, arrival = transport.incoming(
             view, stride, remote, local, self.owns_source, now, out
         )
+        if transport.line.proven is not None:
+            self._follow(transport, now, out)
         if arrival > Arrival.NOTHING:
             transport.heard = now
             if transport is self.current:
-                self.unanswered_since = inf
+                self.unanswered_since = self.silent_since = inf
                 if self.negotiation.doubtful:
                     transport.hasten(now)
                 self.negotiation.settle()
+            else:
+                self._note_twin(transport, now, out)
             if arrival is Arrival.DATA and self.owed_since == inf:
                 self.owed_since = now
                 self._wake_by(now + KEEPALIVE_AFTER)
@@ -470,19 +581,41 @@ class Session:
             self.wrong_address = remote
             out.tell(EventKind.WRONG_ADDRESS, self.name, remote)
 
+    def note_loop(self, now: float, out: Outbox) -> None:
+        """A datagram of ours was about to be sent to this peer in the tunnel."""
+        if now >= self.looped + LOOP_TOLD:
+            out.tell(EventKind.LOOP, self.name, self.remote)
+        self.looped = now
+
     def owns_source(self, packet: Buffer) -> bool:
         """Whether the inner packet that begins so may come from this peer.
 
         Its source must lie in the peer's own prefixes, as its destination must on
-        the way out.
+        the way out; or be the address at which the session has proven it to be, from
+        which it sends ICMP errors, unless that is another peer's.
         """
         size = len(packet)
         version = packet[0] >> 4 if size else 0
         if version == 4 and size >= 20:
-            return self.owner(bytes(packet[12:16])) is self
-        if version == 6 and size >= 40:
-            return self.owner(bytes(packet[8:24])) is self
+            source = bytes(packet[12:16])
+        elif version == 6 and size >= 40:
+            source = bytes(packet[8:24])
+        else:
+            return False
+        owner = self.owner(source)
+        if owner is self:  # hot path
+            return True
+        if owner is None and self._is_at_source(source):
+            return True
+        self.foreign_source = source
         return False
+
+    def _is_at_source(self, source: bytes) -> bool:
+        current = self.current
+        if not isinstance(current, AlphaTransport):
+            return False  # in mode plain nobody has proven where he is
+        host = str(current.remote[0]).partition("%")[0]
+        return ip_address(host).packed == source
 
     # -- traces --------------------------------------------------------------
 
@@ -544,6 +677,7 @@ class Session:
         self._run_transports(now, out)
         if now >= self.unanswered_since + SILENCE_AFTER:
             out.tell(EventKind.SILENT, self.name, self.remote)
+            self.silent_since = min(self.silent_since, self.unanswered_since)
             self.unanswered_since = inf
             self._want_session(now)
             self._negotiate(now, out)
@@ -577,7 +711,8 @@ class Session:
             self.owed_since = inf
             if due:
                 self._want_session(now)
-        elif owed or due:
+        elif owed or due or self.greets:
+            self.greets = False
             transport.keepalive(now, out)
             self._sent(now)
             self._rekey(transport, now)  # keepalives alone keep a session, too
@@ -595,10 +730,14 @@ class Session:
 
     def _age(self, now: float, out: Outbox) -> None:
         current = self.current
-        if current is not None and now >= current.established + WIPE_AFTER:
+        if current is not None and self._forgotten(current, now):
             remote = self.remote
             self._forget_transports()
             out.tell(EventKind.EXPIRED, self.name, remote)
+
+    def _forgotten(self, transport: Transport, now: float) -> bool:
+        """Whether it is so old that neither side knows its keys any more."""
+        return now >= transport.established + WIPE_AFTER
 
     def next_wake(self) -> float:
         """When the next thing will be due, if nothing happens until then."""
@@ -629,12 +768,19 @@ class Session:
         """Where the peer is: where it was last heard from, else where to ask."""
         if self.current is not None:
             return self.current.remote
-        remotes = self.negotiation.remotes
-        return remotes[0] if remotes else None
+        places = self.negotiation.places()
+        return places[0].remote if places else None
+
+    @property
+    def local(self) -> bytes:
+        """Which address of ours the peer knows, as the socket reported it, if any."""
+        return self.current.local if self.current is not None else b""
 
     def reset(self) -> None:
         """Forget every session and handshake; what waits is dropped and counted."""
         self.negotiation.reset()
+        self.negotiation.proven = None
+        self.whereabouts = Whereabouts()
         self._abandon()
 
     def _abandon(self) -> None:
@@ -649,7 +795,7 @@ class Session:
             if transport is not None:
                 self._forget_transport(transport)
         self.current = self.previous = None
-        self.unanswered_since = self.owed_since = inf
+        self.unanswered_since = self.silent_since = self.owed_since = inf
         self.negotiation.settle()
 
     def _forget_transport(self, transport: Transport) -> None:
@@ -664,20 +810,49 @@ class Session:
     def state(self, now: float) -> State:
         """How the peer stands."""
         if self._usable(now) is not None:
-            return State.ESTABLISHED
+            silent = self.silence(now) is not None
+            return State.SILENT if silent else State.ESTABLISHED
         if self.negotiation.offered_key is not None:
             return State.KEY_MISMATCH
-        if not self.negotiation.remotes:
+        if self.negotiation.nowhere:
+            return State.IDLE
+        if not self.negotiation.places():
             return State.RESOLVING
         if self.negotiation.going:
             return State.HANDSHAKING
         return State.UNREACHABLE if self.gave_up else State.IDLE
 
+    def silence(self, now: float) -> float | None:
+        """For how long we have sent and heard nothing, in s; None: not long enough.
+
+        In ALPHA each round is answered; in mode plain a peer that only receives says
+        so after ``KEEPALIVE_AFTER``.
+        """
+        since = min(self.unanswered_since, self.silent_since)
+        if self.previous is not None and self.previous.heard > since:
+            return None  # a session that is being replaced: the peer lives
+        alpha = isinstance(self.current, AlphaTransport)
+        due = since + (SILENT_AFTER if alpha else SILENCE_AFTER)
+        return now - since if now >= due else None
+
     def _reason(self, now: float) -> str | None:
         if self.negotiation.refusal is not None:
             return self.negotiation.refusal
+        if now < self.looped + LOOP_TOLD:
+            return (
+                "our own datagrams are led back into the tunnel: look at rules before "
+                "ours ('ip rule') and at routes set by hand"
+            )
         if self.wrong_address is not None:
             return f"answers come from {self.wrong_address[0]}, not from its endpoint"
+        if self._usable(now) is None and self.negotiation.nowhere:
+            return "it has no endpoint, so it is waited for: it has to call"
+        silence = self.silence(now)
+        if silence is not None:
+            return (
+                f"sent for {silence:.0f} s and heard nothing: is the peer up, and its "
+                "UDP port reachable?"
+            )
         if self.state(now) is State.UNREACHABLE:
             return f"no answer to handshakes for {GIVE_UP_AFTER:.0f} s"
         return None
@@ -709,4 +884,5 @@ class Session:
             elements_left=rounds.elements_left if rounds else 0,
             mtu=self.mtu,
             mtu_source=self.mtu_source,
+            twins=self.whereabouts.twins_at(now),
         )

@@ -17,6 +17,7 @@ class State(StrEnum):
     RESOLVING = "resolving"
     HANDSHAKING = "handshaking"
     ESTABLISHED = "established"
+    SILENT = "silent"  # there is a session, we send, and hear nothing
     UNREACHABLE = "unreachable"
     KEY_MISMATCH = "key-mismatch"
 
@@ -40,3 +41,4 @@ class Statistics:
     elements_left: int
     mtu: int  # inner, bytes
     mtu_source: Source
+    twins: tuple[Remote, Remote] | None = None  # where two hosts have its key

@@ -38,7 +38,7 @@ from alpha_trio.proto.peers.session import ConnectionIds, Session
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.traces import Trace
-from alpha_trio.proto.transport import Transport
+from alpha_trio.proto.transport import ECN, Transport
 
 KNOCKING_HOSTS = 64
 """Strangers remembered for ``status``; the one that knocked longest ago goes."""
@@ -48,6 +48,8 @@ KNOCK_RATE, KNOCK_BURST = 1.0, 20.0
 
 _DUE_AT_ONCE = 16
 """Sessions whose deadlines are looked at in one go: about as much as a batch costs."""
+
+_FOUND_FOR = 1.0  # s until it is asked again where the peers are
 
 _STALE_PLANS = 256  # deadlines that no longer hold, beside as many as there are peers
 
@@ -76,6 +78,7 @@ class PeerTable:
     port: int  # our own UDP port, to tell our datagrams when they loop
     identity: Identity
     random: RandomBytes
+    visible: int = ECN  # bits of inner traffic classes that outer headers have, too
     sessions: dict[str, Session] = field(factory=dict)
     counters: Counters = field(factory=Counters)  # what belongs to no peer
     knocking: OrderedDict[str, Knock] = field(factory=OrderedDict)  # by host
@@ -91,6 +94,8 @@ class PeerTable:
     _by_remote: dict[tuple[str, int], Session] = field(factory=dict)
     _by_host: dict[str, list[Session]] = field(factory=dict)
     _endpoints: set[bytes] = field(factory=set)  # packed address and port
+    _found: set[bytes] = field(factory=set)  # these, and where peers were heard from
+    _found_at: float = -inf
     _unpushed: dict[Session, None] = field(factory=dict)  # in the order of their frames
     _indexed: bool = False  # whether the look-ups above reflect the peers
     _heap: list[_Plan] = field(factory=list)
@@ -111,12 +116,22 @@ class PeerTable:
         key: bytes | None = None,
         mode: str = "adaptive",
         reliable: bool = False,
+        waits: bool = False,
     ) -> Session:
         """Enter a new peer; whether names or prefixes clash is for the caller."""
         ids = ConnectionIds(self._take_id, self._free_id, self._bind)
-        session = Session(name, ids, self.identity, self.random, self._prefixes.owner)
+        session = Session(
+            name,
+            ids,
+            self.identity,
+            self.random,
+            self._prefixes.owner,
+            visible=self.visible,
+        )
         self.sessions[name] = session
-        self.configure(session, remotes, prefixes, keepalive, key, mode, reliable)
+        self.configure(
+            session, remotes, prefixes, keepalive, key, mode, reliable, waits
+        )
         return session
 
     def configure(
@@ -128,14 +143,16 @@ class PeerTable:
         key: bytes | None = None,
         mode: str = "adaptive",
         reliable: bool = False,
+        waits: bool = False,
     ) -> None:
         """Change how a peer is reached and what it must show; its session lives on.
 
         Without ``key`` the first contact decides.  A new key or mode holds for the
         next session: to end the present one is for the caller.  ``reliable`` holds for
-        the next round.
+        the next round.  ``waits``: it has no remotes, and will have none: it calls.
         """
         session.negotiation.move(tuple(remotes))
+        session.negotiation.waits = waits
         session.require(key, mode)
         session.rely(reliable)
         session.keepalive = keepalive
@@ -157,6 +174,25 @@ class PeerTable:
         """Begin a handshake as a first packet would, unless there is a session."""
         session.connect(now)
         self._plan(session, now)
+
+    def ask(self, session: Session, now: float) -> None:
+        """See Session.ask."""
+        session.ask(now)
+        self._plan(session, now)
+
+    def readdress(self, session: Session, now: float, *, lost: bool) -> None:
+        """See Session.readdress."""
+        session.readdress(now, lost=lost)
+        self._plan(session, now)
+
+    def woke(self, now: float) -> None:
+        """This host was suspended: ask every peer for a session that had one.
+
+        They may have given us up, or either of us may be elsewhere now.
+        """
+        for session in self.sessions.values():
+            session.woke(now)
+            self._plan(session, now)
 
     def trace(self, session: Session, seconds: float, now: float) -> Trace | None:
         """See Session.trace."""
@@ -198,13 +234,14 @@ class PeerTable:
         for session in self.sessions.values():
             if session.negotiation.key is not None:
                 self._by_key.setdefault(session.negotiation.key, session)
-            for host, port, *_ in session.negotiation.remotes:
+            for remote in session.negotiation.remotes:
+                host, port = _host_of(remote), remote[1]
                 self._by_remote[host, port] = session
                 there = self._by_host.setdefault(host, [])
                 if session not in there:
                     there.append(session)
-                packed = ip_address(host).packed
-                self._endpoints.add(packed + port.to_bytes(2))
+                self._endpoints.add(_packed(remote))
+        self._found_at = -inf
 
     def _take_id(self, session: Session) -> int:
         while True:
@@ -248,8 +285,9 @@ class PeerTable:
         session = self._prefixes.owner(destination)
         if session is None:
             self._refuse(frame, multicast, out)
-        elif udp and self._loops(packet, version, destination):
+        elif udp and self._loops(packet, version, destination, now):
             session.counters.drop(Drop.LOOP, frames.packets(frame))
+            session.note_loop(now, out)
         else:
             session.outgoing(frame, now, out)
             self._unpushed[session] = None
@@ -270,17 +308,35 @@ class PeerTable:
         if answer is not None:
             out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
 
-    def _loops(self, packet: memoryview, version: int, destination: bytes) -> bool:
+    def _loops(
+        self, packet: memoryview, version: int, destination: bytes, now: float
+    ) -> bool:
+        """Whether it is a datagram of ours to a peer, where that is to be found.
+
+        In a tunnel it would become another one to the same place, and so on.
+        """
         header = (packet[0] & 0xF) * 4 if version == 4 else 40
         if len(packet) < header + 4:
             return False
         source_port, port = _PORTS.unpack_from(packet, header)
         return (
             source_port == self.port
-            and destination + port.to_bytes(2) in self._endpoints
             # A later fragment has payload there, and ours are never fragmented.
             and not (version == 4 and int.from_bytes(packet[6:8]) & 0x1FFF)
+            and destination + port.to_bytes(2) in self._places(now)
         )
+
+    def _places(self, now: float) -> set[bytes]:
+        """Where peers are configured to be, and where they were found to be.
+
+        Looked for once a second at most: whole sites behind us may use our port.
+        """
+        if now >= self._found_at + _FOUND_FOR:
+            self._found_at = now
+            remotes = (session.remote for session in self.sessions.values())
+            self._found = {_packed(remote) for remote in remotes if remote}
+            self._found |= self._endpoints
+        return self._found
 
     # -- from the network to the TUN -----------------------------------------
 
@@ -292,10 +348,12 @@ class PeerTable:
         local: bytes,
         now: float,
         out: Outbox,
+        ecn: int = 0,
     ) -> None:
         """Take datagrams of one sender, ``stride`` bytes apart, borrowed.
 
-        ``local`` is the address of ours they were sent to, as the socket gave it.
+        ``local`` is the address of ours they were sent to, as the socket gave it;
+        ``ecn`` what their headers say of congestion, RFC 3168.
         """
         if not self._indexed:
             self._index()
@@ -308,9 +366,12 @@ class PeerTable:
             found = self._by_word.get(_WORD.unpack_from(view, at)[0])
             if found is not None:
                 session, transport = found
+                before = len(out.delivers)
                 at += session.incoming(
                     transport, view[at:], stride, remote, local, now, out
                 )
+                if ecn & 1:  # cold path: CE, and ECT(1), as routers could set it
+                    _mark(out, before, ecn)
                 self._plan(session, now)
             else:
                 datagram = bytes(view[at : at + stride])
@@ -388,7 +449,7 @@ class PeerTable:
                     session.on_ackack_untrusted(ackack, remote, local, now, out)
                 else:
                     cookie = parse_cookie_untrusted(datagram)
-                    session.on_cookie_untrusted(cookie, remote, now, out)
+                    session.on_cookie_untrusted(cookie, remote, local, now, out)
             except BadPacket:
                 session.counters.drop(Drop.BAD_PROOF)
             if session.negotiation.key != known:
@@ -428,7 +489,7 @@ class PeerTable:
 
     def _peer_at(self, remote: Remote) -> Session | None:
         """The peer configured for this address; behind NAT its port may differ."""
-        host, port = remote[:2]
+        host, port = _host_of(remote), remote[1]
         session = self._by_remote.get((host, port))
         if session is None:
             there = self._by_host.get(host, ())
@@ -492,3 +553,25 @@ class PeerTable:
             self._plan(session, now)
             if wake == -inf:
                 return
+
+
+def _host_of(remote: Remote) -> str:
+    """The host there; of a link-local address also on which link."""
+    scope = remote[3] if len(remote) > 3 else 0
+    return f"{remote[0]}%{scope}" if scope else str(remote[0])
+
+
+def _packed(remote: Remote) -> bytes:
+    host, port = remote[:2]
+    return ip_address(host.partition("%")[0]).packed + int(port).to_bytes(2)
+
+
+def _mark(out: Outbox, first: int, ecn: int) -> None:
+    """Hand on what routers said of the datagrams from delivery ``first`` on."""
+    kept = []
+    for deliver in out.delivers[first:]:
+        if frames.mark(deliver.parts, ecn):
+            kept.append(deliver)
+        else:
+            deliver.counters.drop(Drop.CONGESTED, deliver.packets)
+    out.delivers[first:] = kept

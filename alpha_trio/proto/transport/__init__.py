@@ -23,9 +23,10 @@ from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.modes import MODES, overhead
 from alpha_trio.proto.transport.plain import PlainTransport
 from alpha_trio.proto.transport.sized import Outcome, SizeProbe
-from alpha_trio.proto.transport.transport import Arrival, Transport
+from alpha_trio.proto.transport.transport import ECN, Arrival, Transport
 
 __all__ = [
+    "ECN",
     "MODES",
     "AlphaTransport",
     "Arrival",

@@ -27,7 +27,7 @@ from alpha_trio.proto.messages import (
     S2_TAIL,
     join_frames,
 )
-from alpha_trio.proto.packets import FRAME_WORD_SIZE
+from alpha_trio.proto.packets import FRAME_WORD_SIZE, traffic_class_of
 from alpha_trio.proto.primitives import ROOM, Keystream, Presigner
 from alpha_trio.proto.transport.queue import Waiting
 
@@ -50,6 +50,7 @@ class Group(NamedTuple):
     run: memoryview
     stride: int  # bytes from one to the next
     offset: int  # of the run in the round's buffer, and so in its keystream
+    traffic_class: int  # of all its packets
 
 
 @define(eq=False)
@@ -74,8 +75,8 @@ class Datagrams:
         buffer, spans = _lay_out(taken, fixed + S2_TAIL.size)
         text = keystream.apply_in_place(association, number, buffer)
         groups = [
-            Group(first, until, text[at:end], stride, at)
-            for first, until, at, end, stride in spans
+            Group(first, until, text[at:end], stride, at, traffic_class)
+            for first, until, at, end, stride, traffic_class in spans
         ]
         return cls(groups, depth, len(text))
 
@@ -83,7 +84,7 @@ class Datagrams:
     def bare(cls, body: bytes) -> Self:
         """With one packet, not encrypted: a control round's."""
         run = memoryview(bytearray(ROUND_HEAD_SIZE + S2_TAIL.size) + body)
-        return cls([Group(0, 1, run, len(run), 0)], 0, len(run))
+        return cls([Group(0, 1, run, len(run), 0, 0)], 0, len(run))
 
     @property
     def fixed(self) -> int:
@@ -104,7 +105,7 @@ class Datagrams:
         """Write round heads and packet heads; returns the packets to be pre-signed."""
         fixed, pack_into = self.fixed, _HEADS[self.depth].pack_into
         packets: list[memoryview] = []
-        for index, _, run, stride, offset in self.groups:
+        for index, _, run, stride, offset, _ in self.groups:
             offset += fixed
             for at in range(0, len(run), stride):  # hot path
                 pack_into(run, at, prefix, index, 0, offset + at)
@@ -114,24 +115,33 @@ class Datagrams:
 
     def put_branches(self, presigner: Presigner) -> None:
         """Write what ties each packet to its root."""
-        for index, _, run, stride, _ in self.groups:
+        for index, _, run, stride, *_ in self.groups:
             for at in range(ROUND_HEAD_SIZE, len(run), stride):
                 branch = presigner.branch(index)
                 run[at : at + len(branch)] = branch
                 index += 1
 
-    def among(self, bits: int) -> Iterator[tuple[memoryview, int]]:
-        """Those of the packets whose bit is set, as runs with their strides."""
-        for first, until, run, stride, _ in self.groups:
+    def among(self, bits: int) -> Iterator[Group]:
+        """Those of the packets whose bit is set, in groups."""
+        for group in self.groups:
+            first, until, run, stride, offset, traffic_class = group
             for start, end in _stretches(bits >> first, until - first):
-                yield run[start * stride : end * stride], stride
+                at = start * stride
+                yield Group(
+                    first + start,
+                    first + end,
+                    run[at : end * stride],
+                    stride,
+                    offset + at,
+                    traffic_class,
+                )
 
     def inner_among(self, bits: int) -> int:
         """Inner packets among those whose bit is set; keepalives are none."""
         empty = self.fixed + HEADS_SIZE
         return sum(
             (bits >> first & (1 << until - first) - 1).bit_count()
-            for first, until, _, stride, _ in self.groups
+            for first, until, _, stride, *_ in self.groups
             if stride > empty
         )
 
@@ -140,7 +150,7 @@ class Datagrams:
     ) -> Iterator[bytes]:
         """The packets' bodies as they were before they were encrypted, in order."""
         start = self.fixed + S2_TAIL.size
-        for _, _, run, stride, offset in self.groups:
+        for _, _, run, stride, offset, _ in self.groups:
             text = keystream.apply(association, number, offset, run)
             for at in range(0, len(run), stride):
                 yield bytes(text[at + start : at + stride])
@@ -148,28 +158,33 @@ class Datagrams:
 
 def _lay_out(
     taken: Sequence[Waiting], gap: int
-) -> tuple[bytearray, list[tuple[int, int, int, int, int]]]:
+) -> tuple[bytearray, list[tuple[int, int, int, int, int, int]]]:
     """A buffer with ``gap`` bytes in front of each frame word, and room at its end.
 
-    Also the groups: first, until, begin, end, stride.  Single packets of one size share
-    one; a super-packet has its own, so that it is sent, and arrives, in one piece.
+    Also the groups: first, until, begin, end, stride, traffic class.  Single packets of
+    one size and class share one; a super-packet has its own, so that it is sent, and
+    arrives, in one piece.
     """
     pieces: list[bytes] = []
-    spans: list[tuple[int, int, int, int, int]] = []
+    spans: list[tuple[int, int, int, int, int, int]] = []
     begin = index = 0
     for waiting in taken:
         headers, segments = waiting.headers, waiting.segments
         piece = join_frames(gap, waiting.word, headers, segments)
         pieces.append(piece)
         until, end, stride = index + len(segments), begin + len(piece), len(piece)
+        head = headers or segments[0]
+        # hot path: IPv4, where it is one byte
+        old = head and head[0] >> 4 == 4
+        traffic_class = head[1] if old else traffic_class_of(head)
         if len(segments) > 1:
             stride = gap + FRAME_WORD_SIZE + len(headers) + len(segments[0])
-        elif spans and spans[-1][4] == stride:
-            first, _, start, _, _ = spans[-1]
+        elif spans and spans[-1][4] == stride and spans[-1][5] == traffic_class:
+            first, _, start, _, _, _ = spans[-1]
             if begin - start == (index - first) * stride:  # none of them is shorter
                 index, begin = first, start
                 del spans[-1]
-        spans.append((index, until, begin, end, stride))
+        spans.append((index, until, begin, end, stride, traffic_class))
         begin, index = end, until
     pieces.append(_ROOM)
     return bytearray().join(pieces), spans

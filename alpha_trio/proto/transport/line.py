@@ -7,7 +7,7 @@ from struct import Struct
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Drop, Outbox
+from alpha_trio.proto.batch import Drop, Outbox, Place
 from alpha_trio.proto.handshake import RandomBytes
 from alpha_trio.proto.messages import (
     COOKIE_SIZE,
@@ -91,9 +91,10 @@ class Line(Way):
         expected = self._tag_in.whole(_RENEWAL + syn.nonce)[:COOKIE_SIZE]
         return compare_digest(expected, syn.cookie)
 
-    def send(self, message: bytes, out: Outbox) -> None:
-        """Send one message that carries no inner packet."""
-        out.send(self.remote, self.local, self.counters, message, len(message))
+    def send(self, message: bytes, out: Outbox, place: Place | None = None) -> None:
+        """Send one message that carries no inner packet, to ``place`` if given."""
+        remote, local = place or (self.remote, self.local)
+        out.send(remote, local, self.counters, message, len(message))
 
 
 def _first_words(receiver_id: int) -> dict[Kind, bytes]:

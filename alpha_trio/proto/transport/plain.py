@@ -26,13 +26,17 @@ from alpha_trio.proto.messages import (
     data_word,
     join_frames,
 )
-from alpha_trio.proto.packets import (
-    Cut,
-)
+from alpha_trio.proto.packets import Cut, traffic_class_of
 from alpha_trio.proto.transport.delivery import deliver_untrusted
 from alpha_trio.proto.transport.modes import PLAIN_OVERHEAD
 from alpha_trio.proto.transport.replay import ReplayWindow
-from alpha_trio.proto.transport.transport import Arrival, OwnsSource, Transport, Way
+from alpha_trio.proto.transport.transport import (
+    ECN,
+    Arrival,
+    OwnsSource,
+    Transport,
+    Way,
+)
 
 _HEAD = Struct("!QQQ")  # header word, counter, frame word
 
@@ -45,6 +49,7 @@ class PlainTransport(Transport):
     counters: Counters
     heard: float  # when the last datagram of this session came, seconds
     established: float
+    visible: int = ECN
     counter: int = 0
     window: ReplayWindow = field(factory=ReplayWindow)
     line: Way = field(init=False)
@@ -52,7 +57,7 @@ class PlainTransport(Transport):
     word_out: int = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.line = Way(self.agreement, self.counters)
+        self.line = Way(self.agreement, self.counters, visible=self.visible)
         self.word_in = data_word(self.agreement.local_id)
         self.word_out = data_word(self.agreement.remote_id)
 
@@ -78,7 +83,13 @@ class PlainTransport(Transport):
         self.counter = counter
         view = memoryview(run)
         out.send(
-            self.remote, self.local, self.counters, view, stride, around=_HEAD.size
+            self.remote,
+            self.local,
+            self.counters,
+            view,
+            stride,
+            _HEAD.size,
+            traffic_class_of(headers or cut.segments[0]) & self.line.visible,
         )
 
     def push(self, now: float, out: Outbox) -> None:

@@ -24,7 +24,7 @@ from itertools import compress
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Drop, Outbox, Remote
+from alpha_trio.proto.batch import Drop, Outbox, Place, Remote
 from alpha_trio.proto.messages import (
     A1,
     CONTROL,
@@ -74,6 +74,7 @@ class InRound:
     digest: bytes  # of the S1, which froze all of the above
     a1: bytes
     acks: AckTree | None  # reliable rounds only
+    elsewhere: Place | None = None  # where alone it was answered, if not at the peer's
     prefix: bytes = b""  # what its S2s begin with, once the key is known
     checker: Checker | None = None
     seen: int = 0  # bit i: packet i was delivered, or refused
@@ -160,11 +161,14 @@ class Receiver:
         if association is None:
             raise BadPacket
         digest = sha256(message).digest()[:16]
+        elsewhere = self.line.elsewhere(remote, local)
         known = association.round(index)
         if known is not None:
             if known.digest != digest:
                 raise BadPacket  # the pre-signatures are frozen
-            self.line.send(known.a1, out)
+            if known.elsewhere != elsewhere:
+                known.elsewhere = None  # one of the two is a copy
+            self.line.send(known.a1, out, elsewhere)
             return False
         if 2 * index + 2 > association.chain.length:
             raise BadPacket  # no element left to answer with
@@ -175,8 +179,8 @@ class Receiver:
         association.signatures.accept(position, element)
         accepted = self._answer(association, index, shape, packets, roots, digest)
         association.previous, association.current = association.current, accepted
-        self.line.move(remote, local)
-        self.line.send(accepted.a1, out)
+        accepted.elsewhere = elsewhere
+        self.line.send(accepted.a1, out, elsewhere)
         return True
 
     def _close_current(
@@ -263,6 +267,9 @@ class Receiver:
             association.signatures.check_untrusted(2 * index + 2, key)
             association.signatures.accept(2 * index + 2, key)
             self._open_key(association, found, key)
+            if found.elsewhere is not None:
+                # The peer discloses the key to the A1 alone, which went there alone.
+                self.line.proven = found.elsewhere
         return association, found
 
     def _open_key(self, association: InAssociation, found: InRound, key: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
+from alpha_trio.proto.batch import Place
 from alpha_trio.proto.messages import CONTROL, RELIABLE, BadPacket
 from alpha_trio.proto.primitives import (
     ACK,
@@ -38,6 +39,7 @@ class Round:
     unanswered: int = 0  # bit i: packet i was sent, and there is no verdict on it
     probe: Probe | None = None  # of a TRACE: what wants to know when it left
     sized: SizeProbe | None = None  # what asks whether a datagram so long arrives
+    asked_at: Place | None = None  # where alone its S1 went, if not where the peer is
 
     @property
     def is_reliable_data(self) -> bool:

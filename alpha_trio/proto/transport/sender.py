@@ -29,10 +29,11 @@ from math import inf
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Drop, Outbox, Remote
+from alpha_trio.proto.batch import Drop, Outbox, Place, Remote
 from alpha_trio.proto.messages import (
     A1,
     CONTROL,
+    CONTROL_MESSAGE,
     HEADER_SIZE,
     MAX_PACKETS,
     MAX_RELIABLE,
@@ -45,12 +46,13 @@ from alpha_trio.proto.messages import (
     S1_COUNTS,
     S1_FIXED_SIZE,
     BadPacket,
+    Control,
     Kind,
 )
 from alpha_trio.proto.packets import Cut, flow_of
 from alpha_trio.proto.primitives import TAG_SIZE, Presigner, depth_for
 from alpha_trio.proto.traces import Counts, Probe
-from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams
+from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group
 from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.modes import MODES, depth_of
 from alpha_trio.proto.transport.queue import FlowQueue, Waiting, waiting_again
@@ -86,6 +88,8 @@ CONTROL_LIFETIME = 3.0  # s, or six round trips, until a control message makes w
 # Where two of three exchanges fail, one of a hundred thousand fails twenty times.
 RELIABLE_LIFETIME = 20.0  # s for S1 and A1, as much for S2 and A2, and to wait before
 
+CHALLENGE_INTERVAL = 0.5  # s between questions whether the peer is elsewhere now
+
 _NO_SIZE = 1 << 16
 _CONTROLS_AT_ONCE = 32  # control messages in one datagram, 20 bytes each
 
@@ -115,6 +119,7 @@ class Sender:
     starved: bool = False  # something waits because every association is busy
     trees: bool = False  # and there are as many of those as there may be
     sent: int = 0  # S2s, repetitions included
+    _challenged: float = -inf  # when the peer was last asked elsewhere
 
     @property
     def counts(self) -> Counts:
@@ -294,8 +299,12 @@ class Sender:
         flags: int,
         now: float,
         out: Outbox,
+        place: Place | None = None,
     ) -> Round:
-        """Open the next round of ``association``: say in an S1 what it will bring."""
+        """Open the next round of ``association``: say in an S1 what it will bring.
+
+        ``place``: say it there alone.
+        """
         number, depth = association.next_round, datagrams.depth
         association.next_round += 1
         shape = flags | depth
@@ -314,6 +323,7 @@ class Sender:
         )
         s1, digest = self.line.tagged(message), sha256(message).digest()[:16]
         round_ = Round(association, number, shape, datagrams, s1, digest, now, now)
+        round_.asked_at = place
         association.round = round_
         self._expect(round_, now)
         self.under_way += 1
@@ -321,7 +331,7 @@ class Sender:
             self.large = self.large or round_.largest > self.doubted_size
             mode = _mode(datagrams.packets, depth, len(presigner.roots))
             self.modes[mode] += 1
-        self.line.send(s1, out)
+        self.line.send(s1, out, place)
         return round_
 
     def _expect(self, round_: Round, now: float) -> None:
@@ -377,7 +387,9 @@ class Sender:
         acks = round_.association.acks
         acks.check_untrusted(2 * index + 1, element)
         acks.accept(2 * index + 1, element)
-        self.line.move(remote, local)
+        elsewhere = self.line.elsewhere(remote, local)
+        if elsewhere is not None and elsewhere == round_.asked_at:
+            self.line.proven = elsewhere
         if round_.attempts == 1:
             self.rtt.sample(now - round_.started)
         else:
@@ -388,7 +400,20 @@ class Sender:
             self._disclose(round_, now, out)
         else:
             self._release(now, out)
+        if elsewhere is not None and elsewhere != round_.asked_at:
+            self._challenge(elsewhere, now, out)
         return True
+
+    def _challenge(self, place: Place, now: float, out: Outbox) -> None:
+        """The peer answers from there, or it is a copy: see whether it receives there.
+
+        By a message that nobody waits for, so that a copy costs no packet its time.
+        """
+        idle = [a for a in self.associations.values() if a.idle]
+        if idle and now >= self._challenged + CHALLENGE_INTERVAL:
+            self._challenged = now
+            nothing = CONTROL_MESSAGE.pack(Control.PADDING, 0, b"")
+            self._start_control_round(idle[0], nothing, now, out, place)
 
     def _open_round_untrusted(self, association: int, index: int) -> Round | None:
         """The round a message is about; None if that is over.
@@ -410,21 +435,28 @@ class Sender:
 
     def _disclose(self, round_: Round, now: float, out: Outbox) -> None:
         for group in round_.datagrams.groups:
-            self._send_s2(round_, group.run, group.stride, out)
+            self._send_s2(round_, group, out)
         if round_.shape & RELIABLE:
             self._await_verdicts(round_, now)
         else:
             self.finish(round_)
 
-    def _send_s2(
-        self, round_: Round, run: memoryview, stride: int, out: Outbox
-    ) -> None:
+    def _send_s2(self, round_: Round, group: Group, out: Outbox) -> None:
         """Send packets of one round, all of one size but the last."""
         line, around = self.line, round_.datagrams.fixed + HEADS_SIZE
+        run, stride = group.run, group.stride
         # Those of reliable rounds are counted once, however often they are sent.
         counted = around if stride > around and not round_.shape & RELIABLE else None
         self.sent += -(-len(run) // stride)
-        out.send(line.remote, line.local, line.counters, run, stride, counted)
+        out.send(
+            line.remote,
+            line.local,
+            line.counters,
+            run,
+            stride,
+            counted,
+            group.traffic_class & line.visible,
+        )
 
     def finish(self, round_: Round) -> None:
         """The round is over: its association is free, its packets are forgotten."""
@@ -538,10 +570,15 @@ class Sender:
             round_.resend_at = max(round_.resend_at, now + LAST_WAIT)
 
     def _start_control_round(
-        self, association: OutAssociation, body: bytes, now: float, out: Outbox
+        self,
+        association: OutAssociation,
+        body: bytes,
+        now: float,
+        out: Outbox,
+        place: Place | None = None,
     ) -> Round:
-        datagrams = Datagrams.bare(body)
-        return self._announce(association, datagrams, RELIABLE | CONTROL, now, out)
+        datagrams, flags = Datagrams.bare(body), RELIABLE | CONTROL
+        return self._announce(association, datagrams, flags, now, out, place)
 
     def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> bool:
         """The receiver's verdicts on packets of a reliable round: do not repeat these.
@@ -587,8 +624,8 @@ class Sender:
 
     def _repeat_s2(self, round_: Round, now: float, out: Outbox) -> None:
         """Send again, byte for byte, what has no verdict yet."""
-        for run, stride in round_.datagrams.among(round_.unanswered):
-            self._send_s2(round_, run, stride, out)
+        for group in round_.datagrams.among(round_.unanswered):
+            self._send_s2(round_, group, out)
         self._expect(round_, now)
 
     # -- time --------------------------------------------------------------------
@@ -616,7 +653,7 @@ class Sender:
             self.under_way -= round_.attempts == 1  # others need not wait for it
             round_.attempts += 1
             self._expect(round_, now)
-            self.line.send(round_.s1, out)
+            self._repeat_s1(round_, now, out)
         elif round_.probe is not None:
             self.finish(round_)  # a TRACE goes once
         elif round_.sized is not None:
@@ -626,6 +663,16 @@ class Sender:
             self._repeat_s2(round_, now, out)
         else:
             round_.resend_at = inf  # waits for those before it
+
+    def _repeat_s1(self, round_: Round, now: float, out: Outbox) -> None:
+        """Announce the round again, also where the peer was until not long ago.
+
+        Where it has moved to somebody may have stood who lets nothing more pass.
+        """
+        round_.asked_at = None
+        self.line.send(round_.s1, out)
+        if former := self.line.former(now):
+            self.line.send(round_.s1, out, former)
 
     def _lifetime(self, round_: Round) -> float:
         """How long a round may take; a control one not as long, as packets wait."""

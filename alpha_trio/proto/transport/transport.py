@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import IntEnum
+from math import inf
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Buffer, Counters, Outbox, Remote
+from alpha_trio.proto.batch import Buffer, Counters, Outbox, Place, Remote
 from alpha_trio.proto.handshake import Agreement
 from alpha_trio.proto.packets import Cut
+
+ECN = 0x03
 
 OwnsSource = Callable[[Buffer], bool]
 """May this peer send the inner packet that begins so?"""
@@ -25,25 +28,52 @@ class Arrival(IntEnum):
     DATA = 2  # a packet, to which the peer expects some answer
 
 
+FORMER_LIFETIME = 10.0  # s for which the peer may still be where it was
+
+
 @define(eq=False)
 class Way:
     """Between which addresses a session's datagrams go, and what counts them."""
 
     agreement: Agreement
     counters: Counters
-    remote: Remote = field(init=False)  # where the peer was last heard from
+    visible: int = field(default=ECN, kw_only=True)
+    """Bits of an inner packet's traffic class that its outer header has as well."""
+
+    remote: Remote = field(init=False)  # where the peer is
     local: bytes = field(init=False)  # our address it knows, as the socket reported it
+    proven: Place | None = field(init=False, default=None)
+    """Another place where the peer was seen to receive: for the session to follow."""
+    _former: Place | None = field(init=False, default=None)  # where it was before
+    _moved: float = field(init=False, default=-inf)  # when it left there
 
     def __attrs_post_init__(self) -> None:
         self.remote, self.local = self.agreement.remote, self.agreement.local
 
-    def move(self, remote: Remote, local: bytes) -> None:
-        """The peer is heard from ``remote`` now.
+    @property
+    def place(self) -> Place:
+        """Where the peer is, and by which address of ours it knows us."""
+        return Place(self.remote, self.local)
 
-        Only for messages that are authentic and new: one that is merely authentic
-        may be an old one, sent again from anywhere.
+    def elsewhere(self, remote: Remote, local: bytes) -> Place | None:
+        """The place something came from, unless that is where the peer is."""
+        # hot path: once or twice a round
+        if remote == self.remote and local == self.local:
+            return None
+        return Place(remote, local)
+
+    def move(self, place: Place, now: float) -> None:
+        """The peer is at ``place`` now, where it has proven that it receives.
+
+        What is merely authentic proves nothing: it may have been copied on its way,
+        and sent from anywhere.
         """
-        self.remote, self.local = remote, local
+        self._former, self._moved = self.place, now
+        self.remote, self.local = place
+
+    def former(self, now: float) -> Place | None:
+        """Where the peer was until not long ago."""
+        return self._former if now < self._moved + FORMER_LIFETIME else None
 
 
 class Transport(ABC):

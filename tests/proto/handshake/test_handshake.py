@@ -342,17 +342,17 @@ def test_a_peer_that_asks_from_elsewhere_is_asked_there(seed, places):
 class _TwoWays(Simulation):
     """vm2 has a second address, which vm1 reaches from its own second one."""
 
-    def _carry(self, host, address, data):
+    def _carry(self, host, origin, address, data):
         if address not in ("fd00::1", "fd00::2"):
-            super()._carry(host, address, data)
+            super()._carry(host, origin, address, data)
             return
         self.sent.append(Sent(self.now, host.name, data))
         target, source = {
             "fd00::2": (self.hosts["vm2"], "fd00::1"),
             "fd00::1": (self.hosts["vm1"], "fd00::2"),
         }[address]
-        arrival = self.now + 0.1, next(self._order), target, source, data
-        heappush(self._arrivals, arrival)
+        way = target, source, address
+        heappush(self._arrivals, (self.now + 0.1, next(self._order), way, data))
 
 
 def test_a_cookie_is_shown_where_it_came_from():

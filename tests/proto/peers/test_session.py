@@ -68,6 +68,59 @@ def test_a_session_that_was_given_up_can_be_asked_for_again():
     assert sim.established("vm1", "vm2")
 
 
+# -- silence
+
+
+@pytest.mark.parametrize(("mode", "after"), [("adaptive", 5.0), ("plain", 15.0)])
+def test_a_peer_that_does_not_answer_is_silent_and_then_not(mode, after):
+    sim = established(mode)
+    session = sim.session("vm1", "vm2")
+    sim.block("vm2", "vm1")
+    began = sim.now
+    sim.send("vm1", "vm2")
+    while sim.now < began + after - 0.5:
+        assert session.state(sim.now) is State.ESTABLISHED
+        sim.run(0.25)
+    sim.run(0.75)
+    assert session.state(sim.now) is State.SILENT
+    assert "heard nothing" in session.statistics(sim.now).reason
+    sim.run(20)  # a handshake has begun meanwhile, and the session is still there
+    assert session.state(sim.now) is State.SILENT
+    sim.unblock()
+    sim.run(10)
+    assert sim.ping("vm1", "vm2")
+    assert session.state(sim.now) is State.ESTABLISHED
+    assert session.statistics(sim.now).reason is None
+
+
+@pytest.mark.parametrize("mode", ["adaptive", "plain"])
+def test_a_peer_that_only_receives_is_never_silent(mode):
+    sim = established(mode)
+    for _ in range(400):  # over a renewal
+        sim.send("vm1", "vm2")
+        sim.run(0.5)
+        assert sim.session("vm1", "vm2").state(sim.now) is State.ESTABLISHED
+
+
+def test_an_idle_peer_is_established():
+    sim = established("adaptive")
+    sim.run(100)
+    assert sim.session("vm1", "vm2").state(sim.now) is State.ESTABLISHED
+
+
+def test_a_silent_peer_is_asked_for_another_session():
+    sim = established("adaptive")
+    session = sim.session("vm1", "vm2")
+    sim.block("vm2", "vm1")
+    sim.send("vm1", "vm2")
+    sim.run(6)
+    sim.unblock()
+    sim.sent.clear()
+    sim.hosts["vm1"].table.connect(session, sim.now)
+    sim.run(1)
+    assert session.state(sim.now) is State.ESTABLISHED
+
+
 # -- keepalives
 
 

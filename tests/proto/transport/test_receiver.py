@@ -17,7 +17,6 @@ from alpha_trio.proto.messages import (
 )
 from alpha_trio.proto.transport import Arrival
 from tests.proto.ends import (
-    ELSEWHERE,
     HERE,
     Ends,
     batch,
@@ -247,22 +246,6 @@ def test_a_control_message_nobody_understands_gets_a_nack(body):
 
 
 # -- where the peer is
-
-
-def test_the_endpoint_follows_what_is_authentic_and_new():
-    ends = Ends.make()
-    (s1,) = ends.one.emit(batch())
-    line = ends.two.transport.line
-    ends.two.take(changed(s1, -1), source=ELSEWHERE)
-    assert line.remote == HERE
-    (a1,) = ends.two.take(s1, source=ELSEWHERE)
-    assert line.remote == ELSEWHERE
-    ends.two.take(s1)  # the same again, from where it was before
-    assert line.remote == ELSEWHERE
-    s2 = ends.one.take(a1, source=ELSEWHERE)
-    assert ends.one.transport.line.remote == ELSEWHERE
-    ends.two.take(*s2)
-    assert line.remote == ELSEWHERE
 
 
 def test_a_packet_of_a_source_that_is_not_the_peers_is_dropped():
