@@ -166,8 +166,10 @@ class Session:
         same = (path.version, path.ceiling) == (version, ceiling)
         if fixed or self.mode == "plain":
             path.stop(version, ceiling)
+            self._probe = None  # what was asked of the path before matters no more
         elif not same or path.phase is Phase.OFF:
             path.begin(version, ceiling, now)
+            self._probe = None
             self._path_host = self.remote[0] if self.remote else ""
         self.fixed_mtu = fixed
         self._fit()

@@ -227,8 +227,8 @@ class Sender:
                 if not self.queue:
                     self.starved = self.trees = False
                     return
-        self.starved = True
-        self._put_off_sized(now)
+        # What only waits for a probe's answer needs no further associations.
+        self.starved = not self._put_off_sized(now, out)
 
     def _better_wait(self, room: int) -> bool:
         if self.rtt.smoothed is None or self.queued_count >= room:
@@ -536,16 +536,26 @@ class Sender:
                 return None
         return None
 
-    def _put_off_sized(self, now: float) -> None:
-        """Packets wait: a probe that looks lost gives its association back to them."""
+    def _put_off_sized(self, now: float, out: Outbox) -> bool:
+        """Packets wait: a probe that looks lost gives its association back to them.
+
+        Tells whether there is one whose answer is still to be expected.
+        """
         for association in self.associations.values():
             round_ = association.round
-            if round_ is None or round_.sized is None or round_.attempts < 2:
+            if round_ is None or round_.sized is None:
                 continue
-            if round_.agreed and round_.sized.sent < COPIES:
+            probe = round_.sized
+            if not round_.agreed or now < probe.due:
+                self.deadline = min(self.deadline, probe.due)
+                return True
+            if probe.sent >= COPIES:
+                self._end_sized(round_, Outcome.LOST, now, out)
+            else:
                 self.finish(round_)
-                self.sized, round_.sized.since = round_.sized, now
-                self.deadline = min(self.deadline, now)
+                self.sized, probe.since = probe, now
+            self.deadline = min(self.deadline, now)
+        return False
 
     def _end_sized(
         self, round_: Round, outcome: Outcome, now: float, out: Outbox
@@ -565,7 +575,7 @@ class Sender:
         self._count_copy(round_, probe, now)
 
     def _count_copy(self, round_: Round, probe: SizeProbe, now: float) -> None:
-        probe.sent += 1
+        probe.sent, probe.due = probe.sent + 1, round_.resend_at
         if probe.sent >= COPIES:
             round_.resend_at = max(round_.resend_at, now + LAST_WAIT)
 

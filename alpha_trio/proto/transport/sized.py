@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum, auto
+from math import inf
 
 from attrs import define
 
@@ -49,6 +50,7 @@ class SizeProbe:
     since: float  # when it began to wait for an association
     told: Told
     sent: int = 0  # datagrams of this size
+    due: float = inf  # when the answer to the last of them should have been there
 
     @property
     def body(self) -> bytes:

@@ -296,6 +296,20 @@ def test_a_fixed_size_is_used_and_not_probed():
     assert (outer(session), session.mtu_source) == (1500, Source.PROBED)
 
 
+@pytest.mark.parametrize("takes", [1280, 1500])
+def test_settings_may_change_while_a_probe_is_under_way(takes):
+    sim, session = joined(takes)
+    table, dice = sim.hosts["vm1"].table, Random(5)
+    for _ in range(300):
+        ceiling, fixed = dice.choice([(1500, 0), (9000, 0), (1400, 0), (1500, 1000)])
+        table.allow(session, ceiling, fixed, sim.now)
+        sim.send("vm1", "vm2")
+        sim.run(dice.choice([0.0, 0.01, 0.02, 0.05, 0.3]))
+    table.allow(session, 1500, 0, sim.now)
+    sim.run(5)
+    assert takes - 8 <= outer(session) <= takes
+
+
 def test_mode_plain_believes_the_link():
     sim, session = joined(1400, mode="plain")
     sim.run(10)
@@ -305,7 +319,8 @@ def test_mode_plain_believes_the_link():
 @pytest.mark.parametrize("takes", [1300, 9000])
 def test_strict_relays_let_probes_pass_and_drop_nothing(takes):
     sim, session = joined(takes, ceiling=9000, kind=Routed)
-    use(sim, 5)
+    sim.run(3)
+    use(sim, 3)
     assert takes - 16 <= outer(session) <= takes
     assert not sim.refused
     assert not sim.drops()
@@ -349,3 +364,29 @@ def test_large_first_messages_get_out_of_the_way():
             sim.run(0.1)
         sim.send("vm2", "vm1")
     assert 1272 <= outer(session) <= 1280
+
+
+def associations(ceiling, gap):
+    """How many a sender needs that has a packet so often, s."""
+    sim = Simulation(link=Narrow(1500, 0.0, Random(3)), mode="adaptive")
+    sim.pair()
+    for at, of in (("vm1", "vm2"), ("vm2", "vm1")):
+        if ceiling:
+            sim.hosts[at].table.allow(sim.session(at, of), ceiling, 0, sim.now)
+    for _ in range(int(1 / gap)):
+        sim.send("vm1", "vm2")
+        sim.run(gap)
+    sim.run(1)
+    return sim.session("vm1", "vm2").statistics(sim.now).associations
+
+
+@pytest.mark.parametrize("gap", [0.003, 0.01, 0.03, 0.06, 0.1])
+def test_packets_that_meet_a_probe_need_no_further_associations(gap):
+    assert associations(1500, gap) == associations(0, gap)
+
+
+def test_packets_wait_for_no_lost_probe():
+    sim, session = joined(1280)
+    for _ in range(50):
+        assert sim.ping("vm1", "vm2", timeout=0.3)
+    assert outer(session) == 1280
