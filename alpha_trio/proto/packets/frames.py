@@ -80,12 +80,11 @@ def flow_of(head: bytes) -> bytes:
 
 def traffic_class_of(head: Buffer) -> int:
     """DSCP and ECN of the packet that begins so (RFC 2474, RFC 3168)."""
-    if not head:
-        return 0  # a keepalive
-    first = head[0]
-    if first >> 4 == 6:
-        return (first << 4 | head[1] >> 4) & 0xFF
-    return head[1] if len(head) > 1 else 0
+    if len(head) < 2:
+        return 0  # a keepalive, or no packet
+    if head[0] >> 4 == 6:
+        return (head[0] << 4 | head[1] >> 4) & 0xFF
+    return int(head[1])
 
 
 def mark(parts: list[Buffer], ecn: int) -> bool:
