@@ -4,13 +4,15 @@ RFC 8899 (and RFC 8201 for what IPv6 calls a path), with its words in brackets. 
 here believes ICMP, which anybody can forge: a size counts when a datagram of that size
 was answered by the peer [PL_PTB_SIZE is not used].
 
-    ASSUMED  --top answered-->  KNOWN
-    ASSUMED  --top lost------>  SEARCH from the safe base upward  -->  KNOWN
-    KNOWN    --a size in use is lost while a smaller one arrives-->  SEARCH from there
+    ASSUMED  --it arrives-->  KNOWN
+    ASSUMED, KNOWN  --it is lost, twice, and between them a smaller one arrives-->
+             SEARCH from the smaller one upward  -->  KNOWN
     KNOWN    --ten minutes, or the routes changed-->  SEARCH from what is in use
 
 Until the first probe is answered, what the link says is assumed: the first packet is
-often a TCP SYN, and the segment size in it cannot grow later.
+often a TCP SYN, and the segment size in it cannot grow later.  One lost probe is not
+believed: a host that is busy, or a path that loses much, answers too late as well, and
+to fall costs every connection its segment size.
 
 All sizes are bytes of outer IP packets.  Who sends the probes calls ``next_probe`` when
 ``deadline`` has come, and ``on_arrived``, ``on_lost`` or ``on_silence`` for each; one
@@ -94,7 +96,6 @@ class PathMtu:
     phase: Phase = Phase.OFF
     tried: list[Tried] = field(factory=list)  # in the latest search, in order
     asked: int | None = None  # the size that a probe is under way for
-    lossy: bool = False  # of probes that arrived, some had to be repeated
     _good: int = 0  # largest that is known to arrive
     _lost: dict[int, int] = field(factory=dict)  # size -> how often
     _left: int = 0  # probes of this search
@@ -102,6 +103,7 @@ class PathMtu:
     _grow_at: float = inf
     _check_at: float = inf
     _check: Check = Check.NONE
+    _checked: list[Tried] = field(factory=list)  # by the present check
     _why: str = ""
     _searched: float = -inf  # when the latest search began
     _silence: float = SILENCE_FIRST
@@ -136,6 +138,7 @@ class PathMtu:
         self.version, self.ceiling = version, ceiling
         self.size, self.source, self.phase = ceiling, Source.ROUTE, Phase.ASSUMED
         self._start("the path is new", now)
+        self._due, self._check_at, self._check = inf, now, Check.FIRST
         self._good = 0
 
     def stop(self, version: int, ceiling: int) -> None:
@@ -155,7 +158,7 @@ class PathMtu:
 
     def resume(self, now: float) -> None:
         """There is a new session: what was asked in another one nobody will answer."""
-        self.asked, self._check, self._check_at = None, Check.NONE, inf
+        self.asked = None
         self._resume(now)
 
     def in_use(self, now: float) -> None:
@@ -177,10 +180,9 @@ class PathMtu:
         if now < self.deadline:
             return None
         if now >= self._check_at:
-            if self._check is Check.NONE and not large:
-                self._check_at = inf
-            else:
+            if large or self._check is not Check.NONE:
                 return self._ask_check()
+            self._check_at = inf
         if now >= self._grow_at:
             self._start("larger packets are tried from time to time", now)
             self._good, self.phase = self.size, Phase.SEARCH
@@ -189,14 +191,15 @@ class PathMtu:
         return None
 
     def _start(self, why: str, now: float) -> None:
-        self.tried, self._lost, self._left = [], {}, MOST_PROBES
-        self.asked, self.lossy = None, False
+        self.tried, self._checked = self._checked, []
+        self._lost, self._left = {}, MOST_PROBES - len(self.tried)
+        self.asked = None
         self._due, self._grow_at, self._check_at = now, inf, inf
         self._check, self._why, self._searched = Check.NONE, why, now
 
     def _ask_check(self) -> int:
         if self._check is Check.NONE:
-            self._check = Check.FIRST
+            self._check, self._checked = Check.FIRST, []
         self.asked = self.floor if self._check is Check.SMALLER else self.size
         return self.asked
 
@@ -221,8 +224,7 @@ class PathMtu:
             return between[len(between) // 2]
         if bad - good > ENOUGH:
             return max(good + STEP, (good + bad) // 2 // STEP * STEP)
-        # Chance alone may have lost it, where it loses others.
-        return bad if self.lossy and self._lost[bad] == 1 else None
+        return bad if self._lost[bad] == 1 else None  # chance may have lost it
 
     @property
     def _smallest_lost(self) -> int:
@@ -243,54 +245,52 @@ class PathMtu:
 
     # -- answers -----------------------------------------------------------------------
 
-    def on_arrived(self, now: float, *, repeated: bool = False) -> None:
-        """The probe under way was answered; ``repeated``: not the first copy."""
+    def on_arrived(self, now: float) -> None:
+        """The probe under way was answered."""
         size = self._answered("arrived", now)
-        self.lossy = self.lossy or repeated
         self._silence = SILENCE_FIRST
-        if self._check is not Check.NONE:
-            smaller = self._check is Check.SMALLER
-            self._check = Check.AGAIN if smaller else Check.NONE
-            self._check_at = now if smaller else now + CHECK_EVERY
-            return
-        self._good = max(self._good, size)
-        self._lost.pop(size, None)
-        self.size, self.source = max(self.size, size), Source.PROBED
-        self._go_on(now)
+        if self._check is Check.SMALLER:
+            self._check, self._check_at = Check.AGAIN, now
+        elif self._check is Check.NONE:
+            self._good = max(self._good, size)
+            self._lost.pop(size, None)
+            self.size, self.source = max(self.size, size), Source.PROBED
+            self._go_on(now)
+        elif self.phase is Phase.ASSUMED:
+            self.tried, self.source, self._good = self._checked, Source.PROBED, size
+            self._check, self._check_at = Check.NONE, inf
+            self._end(now)
+        else:
+            self._check, self._check_at = Check.NONE, now + CHECK_EVERY
 
     def on_lost(self, now: float, *, surely: bool = False) -> None:
         """It was not, though the peer answers; ``surely``: packets say so, too."""
         size = self._answered("lost", now)
-        if self._check is not Check.NONE and not surely:
+        if self._check is Check.NONE:
+            self._lost[size] = self._lost.get(size, 0) + 1
+            if size <= self.size:  # a base that is none
+                self.size = self._good = self.least
+            self._go_on(now)
+        elif surely and self.size > self.least:
+            self._fall(self.floor, size, now, proven=False)
+        else:
             self._on_check_lost(now)
-            return
-        if self._check is not Check.NONE:
-            why = "packets of one size were not acknowledged"
-            self._fall(self.floor, size, why, now, proven=False)
-            return
-        self._lost[size] = self._lost.get(size, 0) + 1
-        if size <= self.size:  # assumed, or a base that is none
-            self.size = self.least if size <= min(BASE, self.ceiling) else self.floor
-            self._good = self.least if self.size == self.least else 0
-            self.phase, self.source = Phase.SEARCH, Source.PROBED
-        self._go_on(now)
 
     def _on_check_lost(self, now: float) -> None:
-        if self._check is Check.FIRST:
+        if self._check is Check.FIRST and self.size > self.least:
             self._check, self._check_at = Check.SMALLER, now
         elif self._check is Check.AGAIN:
-            self._fall(self.floor, self.size, "the path has become narrower", now)
-        elif self.floor > self.least:
+            self._fall(self.floor, self.size, now)
+        elif self._check is Check.SMALLER and self.floor > self.least:
             # Not even the base: then less than that, and all anew from there.
-            self._fall(self.least, self.floor, "the path has become narrower", now)
-        else:
-            self._check, self._check_at = Check.NONE, now + CHECK_EVERY
+            self._fall(self.least, self.floor, now)
+        else:  # there is nothing smaller, so it is not the size
+            self._put_off(now)
 
-    def _fall(
-        self, size: int, lost: int, why: str, now: float, *, proven: bool = True
-    ) -> None:
-        self._start(why, now)
-        self._lost[lost] = 1
+    def _fall(self, size: int, lost: int, now: float, *, proven: bool = True) -> None:
+        assumed = self.phase is Phase.ASSUMED
+        self._start(self._why if assumed else "the path has become narrower", now)
+        self._lost[lost] = 2
         self.size, self.source, self.phase = size, Source.PROBED, Phase.SEARCH
         # ``least`` need not be proven: there is nothing smaller to fall to.
         self._good = size if proven or size == self.least else 0
@@ -298,13 +298,18 @@ class PathMtu:
     def on_silence(self, now: float) -> None:
         """The peer answers nothing, so nothing follows from it."""
         self._answered("no answer", now)
-        self._check, self._check_at = Check.NONE, inf
+        self._put_off(now)
+
+    def _put_off(self, now: float) -> None:
         self._resume(now + self._silence)
         self._silence = min(2 * self._silence, SILENCE_MAX)
 
     def _resume(self, when: float) -> None:
         """Ask what was to be asked anew: what nobody could answer was no probe."""
-        if self.phase in (Phase.ASSUMED, Phase.SEARCH):
+        self._check, self._check_at, self._checked = Check.NONE, inf, []
+        if self.phase is Phase.ASSUMED:
+            self._check, self._check_at = Check.FIRST, when
+        elif self.phase is Phase.SEARCH:
             self._due = when
             self._left = min(self._left + 1, MOST_PROBES)
         elif self.phase is Phase.KNOWN and self.size < self.ceiling:
@@ -313,6 +318,7 @@ class PathMtu:
     def _answered(self, result: str, now: float) -> int:
         assert self.asked is not None
         size, self.asked = self.asked, None
-        if self._check is Check.NONE:
-            self.tried.append(Tried(size, result, self._why, now))
+        tried = self.tried if self._check is Check.NONE else self._checked
+        why = "what is in use is checked" if self.phase is Phase.KNOWN else self._why
+        tried.append(Tried(size, result, why, now))
         return size

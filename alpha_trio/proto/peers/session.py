@@ -239,7 +239,7 @@ class Session:
             return  # of a session before this one
         self._probe = None
         if outcome is Outcome.ARRIVED:
-            self.path.on_arrived(now, repeated=probe.sent > 1)
+            self.path.on_arrived(now)
         elif outcome is Outcome.SILENT:
             self.path.on_silence(now)
         else:

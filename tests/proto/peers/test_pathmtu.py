@@ -64,12 +64,15 @@ def test_what_the_link_says_is_assumed_until_a_probe_is_answered():
     assert 1.0 < path.deadline < 60.0
 
 
-def test_a_lost_top_falls_to_the_base_at_once():
+def test_a_lost_top_falls_to_the_base_when_that_arrives():
     path = PathMtu()
     path.begin(4, 9000, 0.0)
-    path.next_probe(0.0, large=False)
-    path.on_lost(0.1)
+    for asked, arrives in ((9000, False), (BASE, True), (9000, False)):
+        assert path.next_probe(0.1, large=False) == asked
+        assert path.size == 9000
+        path.on_arrived(0.1) if arrives else path.on_lost(0.1)
     assert path.size == BASE
+    assert len(path.tried) == 3
 
 
 def test_who_never_answers_is_asked_ever_more_seldom():
@@ -87,6 +90,7 @@ def test_a_link_below_the_least_is_believed(version):
     path = PathMtu()
     path.begin(version, 400, 0.0)
     assert search(path, 400) == 1
+    assert path.phase is Phase.KNOWN
     assert path.size == 400
 
 
