@@ -333,7 +333,7 @@ def test_all_addresses_of_a_name_are_tried(pair, named):
         add(two, "vm1", vm1.address)
         one.cli("peers", "add", "far")
         one.wait_log("far is 192.168.10.62, 192.168.10.99.")
-        ping(vm1, "192.168.10.99", "-W", "5")
+        ping(vm1, "192.168.10.99", "-W", "15")
         assert peer(one, "far")["endpoint"] == "192.168.10.99:1234"
 
 

@@ -49,6 +49,14 @@ def is_routed(host, far):
     return "dev alpha0" in way.stdout
 
 
+def health(daemon):
+    """What ``status`` says of the host; nothing if another client took our place."""
+    try:
+        return daemon.status()["health"]
+    except ConnectionResetError:
+        return []
+
+
 def disturb(host, far):
     """Take away what leads into the tunnel, so that the daemon has to put it back."""
     host.run("ip", "rule", "flush", "protocol", "161")
@@ -64,9 +72,7 @@ def test_without_descriptors_packets_go_on_and_status_says_why(pair):
         with no_descriptors(one):
             disturb(vm1, vm2.address)
             ping(vm1, vm2.address, count=5, check=False)
-            wait_until(lambda: one.status()["health"], "a word of it")
-            (line,) = [h for h in one.status()["health"] if "open files" in h][:1]
-            assert "LimitNOFILE" in line
+            wait_until(lambda: any("LimitNOFILE" in h for h in health(one)), "a word")
             with pytest.raises(rpc.RemoteError, match="open files"):
                 add(one, "vm3", "192.168.10.62", allow=["10.3.0.0/16"])
             two.cli("status")
