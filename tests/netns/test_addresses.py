@@ -169,7 +169,7 @@ def test_a_peer_hears_of_our_address_though_we_send_nothing(pair):
     with overlaid(vm1, vm2) as (_, two):
         renumber(vm1, "192.168.10.60/24", "192.168.10.80/24")
         there = "192.168.10.80:1234"
-        wait_until(lambda: peer(two, "vm1")["endpoint"] == there, "vm1 elsewhere", 3)
+        wait_until(lambda: peer(two, "vm1")["endpoint"] == there, "vm1 elsewhere")
         ping(vm2, INNER1)
 
 

@@ -400,6 +400,7 @@ def test_babel_on_a_link_inside(sites, ends):
     recipe.follow(2, 3, instead={"birdc": bird})
     find = words("ip route show proto bird")
     wait_until(lambda: "10.60.0.0/24" in vm1.run(*find).stdout, "Babel's route", 20)
+    wait_until(lambda: vm2.run(*find).stdout.strip(), "Babel's way back", 20)
     neighbours, routes = recipe.follow(4, instead={"birdc": bird})
     assert "to-vm2" in neighbours
     assert "dev to-vm2" in routes
