@@ -210,8 +210,6 @@ class Router:
             present = self._present(kernel) if stale else self._plan
             _give_addresses(kernel, self._plan, wanted, self._interface, anew=stale)
             refused = _change(kernel, present, wanted, self._interface)
-            if stale:
-                self._look_at_others(kernel)
         self._stale = self._stale or bool(refused)  # then what is there is uncertain
         if self._settings.routing.backend is Backend.MARKS:
             self._apply_marks(peers)
@@ -255,7 +253,9 @@ class Router:
         elsewhere = frozenset(self._homes)
         strict = strict_elsewhere(own)
         rules = [found for family in _FAMILIES for found in kernel.rules(family)]
-        behind = local_behind(rules, self._settings.routing.priority)
+        first = self._settings.routing.priority
+        self._others = Others([r for r in rules if r[1] != kernel.tag], first)
+        behind = local_behind(rules, first)
         ipv6 = ipv6_enabled(own)
         self._facts = Facts(ipv6, strict, checked, elsewhere, behind)
         if self._settings.routing.backend is Backend.MARKS:
@@ -349,11 +349,6 @@ class Router:
         table = peer_table(self._settings, peer)
         reasons = [refused.get((table, prefix)) for prefix in peer.prefixes]
         return evolve(underlay, refused=tuple(filter(None, reasons)))
-
-    def _look_at_others(self, kernel: Kernel) -> None:
-        first = self._settings.routing.priority
-        rules = [found for family in _FAMILIES for found in kernel.rules(family)]
-        self._others = Others([r for r in rules if r[1] != kernel.tag], first)
 
     def _is_broadcast(self, peer: PeerRoute) -> bool:
         path = None if peer.endpoint is None else self._paths[peer.endpoint]

@@ -9,7 +9,8 @@ from __future__ import annotations
 from enum import Enum
 from struct import Struct
 
-from alpha_trio.proto.packets.frames import checksum
+from alpha_trio.proto.batch import Counters, Outbox
+from alpha_trio.proto.packets.frames import VIRTIO_SIZE, checksum
 
 _IPV4 = Struct("!BBHHHBBH4s4s")
 _IPV6 = Struct("!IHBB16s16s")
@@ -33,6 +34,16 @@ class Problem(Enum):
 
     UNREACHABLE = ((3, 1), (1, 3))  # host unreachable, address unreachable
     TOO_BIG = ((3, 4), (2, 0))  # fragmentation needed, packet too big
+
+
+def answer(frame: memoryview, problem: Problem, out: Outbox, mtu: int = 0) -> None:
+    """Have the TUN answer one of its frames by ``error``, if that has anything to say.
+
+    It counts as nobody's packet.
+    """
+    message = error(frame[VIRTIO_SIZE:], problem, mtu)
+    if message is not None:
+        out.deliver([bytes(VIRTIO_SIZE), message], Counters(), 1, len(message))
 
 
 def error(packet: memoryview, problem: Problem, mtu: int = 0) -> bytes | None:

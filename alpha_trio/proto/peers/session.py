@@ -303,18 +303,12 @@ class Session:
 
     def _refuse_too_big(self, frame: memoryview, out: Outbox) -> None:
         self.counters.drop(Drop.TOO_BIG, frames.packets(frame))
-        packet = frame[frames.VIRTIO_SIZE :]
-        least = IPV6_LEAST if packet[0] >> 4 == 6 else 0
-        answer = icmp.error(packet, icmp.Problem.TOO_BIG, max(self.mtu, least))
-        if answer is not None:
-            out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
+        least = IPV6_LEAST if frame[frames.VIRTIO_SIZE] >> 4 == 6 else 0
+        icmp.answer(frame, icmp.Problem.TOO_BIG, out, max(self.mtu, least))
 
     def _refuse_unreachable(self, frame: memoryview, out: Outbox) -> None:
         self.counters.drop(Drop.NO_SESSION, frames.packets(frame))
-        packet = frame[frames.VIRTIO_SIZE :]
-        answer = icmp.error(packet, icmp.Problem.UNREACHABLE)
-        if answer is not None:
-            out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
+        icmp.answer(frame, icmp.Problem.UNREACHABLE, out)
 
     def _sent(self, now: float) -> None:
         self.last_sent = now

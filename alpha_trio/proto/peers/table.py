@@ -302,11 +302,8 @@ class PeerTable:
     def _refuse(self, frame: memoryview, multicast: bool, out: Outbox) -> None:
         reason = Drop.MULTICAST if multicast else Drop.NO_PEER
         self.counters.drop(reason, frames.packets(frame))
-        if multicast:
-            return
-        answer = icmp.error(frame[frames.VIRTIO_SIZE :], icmp.Problem.UNREACHABLE)
-        if answer is not None:
-            out.deliver([bytes(frames.VIRTIO_SIZE), answer], Counters(), 1, len(answer))
+        if not multicast:
+            icmp.answer(frame, icmp.Problem.UNREACHABLE, out)
 
     def _loops(
         self, packet: memoryview, version: int, destination: bytes, now: float
