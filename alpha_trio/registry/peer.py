@@ -11,6 +11,7 @@ from alpha_trio.net.routing import PeerRoute, Underlay
 from alpha_trio.net.source import local_address
 from alpha_trio.proto.batch import Remote
 from alpha_trio.proto.peers import Session
+from alpha_trio.proto.transport import OUTER_HEADERS
 from alpha_trio.proto.transport import overhead as session_overhead
 from alpha_trio.registry.search import Search
 from alpha_trio.settings import (
@@ -21,13 +22,10 @@ from alpha_trio.settings import (
 
 FROM_CONFIG, FROM_STATE = "config", "state"
 
-_OUTER = {4: 20 + 8, 6: 40 + 8}
-"""Bytes of IP and UDP header by IP version."""
-
 
 def overhead(version: int, mode: str) -> int:
     """Bytes the tunnel adds at most to an inner packet, outer headers included."""
-    return _OUTER[version] + session_overhead(mode)
+    return OUTER_HEADERS[version] + session_overhead(mode)
 
 
 @define(eq=False)

@@ -24,6 +24,7 @@ from alpha_trio.net.routing.netlink import (
     rtmsg,
 )
 from alpha_trio.net.routing.plan import Action, OwnAddress, Route, Rule
+from alpha_trio.net.routing.questions import FIB_MATCH
 from alpha_trio.settings import IPAddress, IPInterface, IPNetwork
 
 _UDP = 17
@@ -31,7 +32,6 @@ _DESCRIPTORS = 8  # twice what a conversation takes
 _INVERT = 2  # FIB_RULE_INVERT
 _NO_SUPPRESSION = 0xFFFFFFFF
 _LARGEST = 0xFFFF  # of an IP packet; "lo" says more
-_FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the route as it was set, not what is cached
 _LOOPBACK = 1  # the index of "lo", in every network namespace
 _LOCK_MTU = 1 << 2  # 1 << RTAX_MTU
 _NO_OWN_ADDRESSES = 1  # IN6_ADDR_GEN_MODE_NONE
@@ -200,7 +200,7 @@ class Kernel:
             answer = self._ask(address, port)
             mtu = _metric_mtu(answer)
             if mtu and _expires(answer):  # what ICMP made of it, true or forged
-                mtu = _metric_mtu(self._ask(address, port, _FIB_MATCH))
+                mtu = _metric_mtu(self._ask(address, port, FIB_MATCH))
             return self._parse_path(answer, mtu)
         except NetlinkError as error:
             raise RoutingError(f"no route to {address}: {_reason(error)}") from error

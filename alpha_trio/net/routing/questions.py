@@ -21,7 +21,7 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, po
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
 _ATTRIBUTE = struct.Struct("=HH")
 _GETROUTE, _ERROR, _REQUEST = 26, 2, 1
-_FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the entry itself, since Linux 4.15
+FIB_MATCH = 0x2000  # RTM_F_FIB_MATCH: the entry itself, since Linux 4.15
 # RTA_*
 _DST, _SRC, _OIF, _TABLE, _MARK, _PROTOCOL, _DPORT = 1, 2, 4, 15, 16, 27, 29
 
@@ -92,7 +92,7 @@ def _request(number: int, question: Question) -> bytes:
     source_bits = 0 if question.source is None else bits
     return (
         _HEADER.pack(length, _GETROUTE, _REQUEST, number, 0)
-        + _ROUTE.pack(question.family, bits, source_bits, 0, 0, 0, 0, 0, _FIB_MATCH)
+        + _ROUTE.pack(question.family, bits, source_bits, 0, 0, 0, 0, 0, FIB_MATCH)
         + attributes
     )
 

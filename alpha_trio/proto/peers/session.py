@@ -54,6 +54,7 @@ from alpha_trio.proto.traces import Trace, parse_report_untrusted
 from alpha_trio.proto.transport import (
     ECN,
     MODES,
+    OUTER_HEADERS,
     AlphaTransport,
     Arrival,
     Line,
@@ -72,8 +73,6 @@ REKEY_AFTER = 120.0  # age at which the initiator asks for a new session, if in 
 REKEY_GRACE = 10.0  # later the responder asks itself
 WIPE_AFTER = 540.0  # age at which its keys are forgotten
 TWIN_AFTER = 5.0  # nothing new is sent in a former session so long after the next one
-
-_OUTER = {4: 20 + 8, 6: 40 + 8}  # bytes of IP and UDP header by IP version
 
 LOOP_TOLD = 30.0  # s for which a loop is told after it was last seen
 
@@ -200,7 +199,7 @@ class Session:
 
     def _fit(self) -> bool:
         """Use what is known of the path; tells whether that changes the MTU."""
-        path, around = self.path, _OUTER[self.path.version]
+        path, around = self.path, OUTER_HEADERS[self.path.version]
         inner = path.size - around - overhead(self.mode)
         if self.fixed_mtu:
             inner = min(self.fixed_mtu, inner)
@@ -228,7 +227,7 @@ class Session:
         size = path.next_probe(now, large=current.take_large())
         self._tell_path(out)
         if size is not None:
-            around = _OUTER[path.version]
+            around = OUTER_HEADERS[path.version]
             self._probe = SizeProbe(size - around, now, self._on_probed)
             current.ask_size(self._probe, now, out)
 
@@ -501,7 +500,7 @@ class Session:
         if self.negotiation.rtt is not None:
             transport.sender.rtt.begin(self.negotiation.rtt)
         if self.path.phase is not Phase.OFF:
-            transport.fit(size, self.path.floor - _OUTER[self.path.version])
+            transport.fit(size, self.path.floor - OUTER_HEADERS[self.path.version])
         transport.add_first(agreement)
         return transport
 

@@ -20,7 +20,7 @@ Transport; the way of a packet through the first is, in this order:
 
 from alpha_trio.proto.transport.alpha import AlphaTransport
 from alpha_trio.proto.transport.line import Line
-from alpha_trio.proto.transport.modes import MODES, overhead
+from alpha_trio.proto.transport.modes import MODES, OUTER_HEADERS, overhead
 from alpha_trio.proto.transport.plain import PlainTransport
 from alpha_trio.proto.transport.sized import Outcome, SizeProbe
 from alpha_trio.proto.transport.transport import ECN, Arrival, Transport
@@ -28,6 +28,7 @@ from alpha_trio.proto.transport.transport import ECN, Arrival, Transport
 __all__ = [
     "ECN",
     "MODES",
+    "OUTER_HEADERS",
     "AlphaTransport",
     "Arrival",
     "Line",

@@ -10,6 +10,9 @@ MODES = ("n", "c", "m", "cm")
 _DEPTHS = {"n": 0, "c": 0, "m": 6, "cm": 3, "adaptive": 1}
 """Deepest trees by mode: their branches cost room in every S2."""
 
+OUTER_HEADERS = {4: 20 + 8, 6: 40 + 8}
+"""Bytes of IP and UDP header by IP version."""
+
 PLAIN_OVERHEAD = DATA_SIZE + FRAME_WORD_SIZE
 """Bytes between the UDP header and the inner packet in mode plain."""
 
