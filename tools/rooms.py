@@ -14,6 +14,7 @@ import argparse
 import ast
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from html import escape
 from pathlib import Path
 from textwrap import wrap
@@ -46,7 +47,6 @@ class Room:
     modules: dict[str, Path] = field(factory=dict)
     face: frozenset[str] | None = None  # None: a module, all of which is its face
     purpose: str = ""
-    lines: int = 0
     imports: list[Import] = field(factory=list)
 
     @property
@@ -55,25 +55,28 @@ class Room:
         return {found.room for found in self.imports}
 
 
-def rooms(root: Path = ROOT) -> dict[str, Room]:
-    """All rooms of the package below ``root``, by name."""
+@cache
+def rooms(root: Path = ROOT) -> Mapping[str, Room]:
+    """All rooms of the package below ``root``, by name; read once, in half a second."""
     found: dict[str, Room] = {}
     for path in sorted((root / PACKAGE).rglob("*.py")):
         module = _module(path, root)
         if module in HOLDERS:
             continue
         room = found.setdefault(_room(module), Room(_room(module)))
-        tree = ast.parse(path.read_text())
+        tree = _tree(path)
         room.modules[module] = path
-        room.lines += len(path.read_text().splitlines())
+        room.imports += imports(module, path, root)
         if path.name == "__init__.py" or len(module.split(".")) == _depth(room.name):
             room.purpose = (ast.get_docstring(tree) or "").split("\n")[0].rstrip(".")
         if path.name == "__init__.py":
             room.face = _face(tree)
-    for room in found.values():
-        for module, path in room.modules.items():
-            room.imports += imports(module, path, root)
     return found
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def _module(path: Path, root: Path) -> str:
@@ -103,7 +106,7 @@ def _face(tree: ast.Module) -> frozenset[str]:
 
 def imports(module: str, path: Path, root: Path) -> Iterator[Import]:
     """What a module imports from rooms other than its own."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             named = [(alias.name, "*") for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
