@@ -19,6 +19,7 @@ from alpha_trio.errors import RoutingError
 from alpha_trio.net.routing import cleanup
 from alpha_trio.settings import Settings
 from alpha_trio.settings.model import RoutingSettings
+from tools.daemons import ending
 from tools.lab import wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.strict]
@@ -125,6 +126,12 @@ def deny(host, match):
 def filter_strictness(host, value):
     for scope in ("all", "default", "eth0"):
         host.sysctl(f"net.ipv4.conf.{scope}.rp_filter", value)
+
+
+def is_heard(host, output):
+    """Whether a program that writes what the kernel tells listens already."""
+    ip(host, "addr replace 127.0.0.2/8 dev lo")
+    return "127.0.0.2" in output.read_text()
 
 
 @pytest.mark.parametrize("strictness", [0, 1, 2])
@@ -503,6 +510,39 @@ def test_routes_come_back_with_the_address_they_leave_from(pair):
 
         wait_until(is_back, "the source address")
         assert through_tunnel(vm1, lambda: ping(vm1, vm2.address))
+
+
+def test_no_packet_meets_a_gap_when_our_address_changes(pair):
+    """With the last address of a link the kernel removes its routes, untold."""
+    vm1, _ = pair
+    ip(vm1, "addr add 192.168.10.70/24 dev eth0")
+    with Routed(vm1) as one:
+        one.apply(TO_VM2)
+        one.settle()
+        heard = vm1.directory / "heard"
+        with heard.open("w") as output:
+            monitor = vm1.popen("ip", "monitor", "route", "address", stdout=output)
+            with ending(monitor):
+                wait_until(lambda: is_heard(vm1, heard), "it to listen")
+                ip(vm1, "route add 192.168.10.61/32 dev eth0 src 192.168.10.70")
+                one.expect("again")
+                assert one.apply(TO_VM2)["vm2"][1] == "192.168.10.70"
+                gone = "Deleted local 192.168.10.60 dev alpha0"
+                wait_until(lambda: gone in heard.read_text(), "the old address's end")
+        moved = "dev alpha0 table 5182 proto 161 src 192.168.10.70"
+        told = heard.read_text()
+        assert moved in told[: told.index(gone)]
+
+
+def test_routes_stay_when_our_last_address_goes(pair):
+    vm1, _ = pair
+    inside = "10.9.0.0/24"
+    with Routed(vm1) as one:
+        one.apply(["vm2", "192.168.10.61", [inside]])
+        assert "192.168.10.60" in ip(vm1, "addr show dev alpha0")
+        one.apply(["vm2", "fd00:10::61", [inside]])
+        assert "192.168.10.60" not in ip(vm1, "addr show dev alpha0")
+        assert "dev alpha0" in ip(vm1, "route get 10.9.0.1")
 
 
 def test_what_others_delete_is_put_back_and_then_it_is_quiet(pair):

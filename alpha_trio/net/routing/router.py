@@ -53,6 +53,7 @@ _GSO_BYTES = 61_200  # a super-packet and our headers then fit into one UDP send
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _FILTERS_SETTLE = 5.0  # seconds; where containers come and go rules always change
 _SETTLE = 0.1  # seconds; one change of a link brings a dozen messages
+_NOTHING = Plan((), {}, 0)
 
 
 class Router:
@@ -210,6 +211,8 @@ class Router:
             present = self._present(kernel) if stale else self._plan
             _give_addresses(kernel, self._plan, wanted, self._interface, anew=stale)
             refused = _change(kernel, present, wanted, self._interface)
+            if _take_addresses(kernel, self._plan, wanted, self._interface):
+                refused |= _put_routes(kernel, _NOTHING, wanted, self._interface)
         self._stale = self._stale or bool(refused)  # then what is there is uncertain
         if self._settings.routing.backend is Backend.MARKS:
             self._apply_marks(peers)
@@ -480,18 +483,28 @@ def _change(
 def _give_addresses(
     kernel: Kernel, before: Plan, wanted: Plan, interface: int, *, anew: bool
 ) -> None:
-    """Have our interface bear the addresses by which peers know us, and no others.
+    """Have our interface bear the addresses by which peers know us.
 
     ``before`` tells which ones are ours; ``anew``: they may have been taken away.
     """
-    for own in before.addresses:
-        if own not in wanted.addresses:
-            kernel.delete_own_address(interface, own)
     # To set one that is there would be told as a change, and not as ours.
     present = kernel.own_addresses(interface) if anew else set(before.addresses)
     for own in wanted.addresses:
         if own not in present:
             kernel.put_own_address(interface, own)
+
+
+def _take_addresses(kernel: Kernel, before: Plan, wanted: Plan, interface: int) -> bool:
+    """Have it bear none that is not wanted; True if that has cost it its routes.
+
+    To be done last: with the last IPv4 address of a link the kernel removes all its
+    IPv4 routes, and what is sent then leaves outside the tunnel.
+    """
+    unwanted = [own for own in before.addresses if own not in wanted.addresses]
+    for own in unwanted:
+        kernel.delete_own_address(interface, own)
+    left = {own.address.version for own in wanted.addresses}
+    return 4 in {own.address.version for own in unwanted} - left
 
 
 def _put_routes(
