@@ -189,8 +189,8 @@ def agreements(name: str):
     half_open.verify_untrusted(parse_ackack_untrusted(raw(vector["ackack"])))
     there = half_open.remote, half_open.local
     return (
-        initiation.agree_untrusted(ack, REMOTE, b""),
-        half_open.agree_untrusted(*there),
+        initiation.agree(ack, REMOTE, b""),
+        half_open.agree(*there),
     )
 
 

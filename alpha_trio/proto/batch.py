@@ -62,6 +62,7 @@ class Drop(StrEnum):
     UNKNOWN_ID = "unknown-id"  # for a connection we do not have
     WRONG_ADDRESS = "wrong-address"  # right connection, another sender address
     BAD_PROOF = "bad-proof"  # a handshake message that does not fit its handshake
+    BAD_MAC = "bad-mac"  # a SYN of who does not know our key, or the pre-shared one
     WRONG_KEY = "wrong-key"  # a handshake with another key than the peer's
     WRONG_MODE = "wrong-mode"  # a handshake for a mode we do not want with this peer
     RATE = "rate"  # more handshakes than we answer

@@ -166,8 +166,8 @@ class Path:
         self.syn, self.ack, self.ackack = (message.pack() for message in messages)
         here, there = self.addresses
         size = 304 if self.mode == "cm" else SIZE
-        ours = asking.agree_untrusted(answer.ack, there, b"")
-        theirs = answer.agree_untrusted(here, b"")
+        ours = asking.agree(answer.ack, there, b"")
+        theirs = answer.agree(here, b"")
         self.one = _end(
             *self.ids,
             there,

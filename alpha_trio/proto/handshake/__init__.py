@@ -10,6 +10,7 @@ becomes of it is not known here.
     negotiation   all handshakes with one peer: who asks when, and which goes on
 """
 
+from alpha_trio.proto.handshake.answers import Shown
 from alpha_trio.proto.handshake.cookies import Doorkeeper
 from alpha_trio.proto.handshake.exchange import GIVE_UP_AFTER, Agreement, RandomBytes
 from alpha_trio.proto.handshake.negotiation import Negotiation, send_control
@@ -20,5 +21,6 @@ __all__ = [
     "Doorkeeper",
     "Negotiation",
     "RandomBytes",
+    "Shown",
     "send_control",
 ]

@@ -1,15 +1,16 @@
 """Our answers to SYNs in a peer's name, until an ACKACK proves one of them.
 
 A SYN proves nothing: whoever knows the peer's public key can send one, and from an
-address of its own it gets our cookies, too.  So a SYN displaces only the answer to one
-from the same place, and one from elsewhere none that went where the peer is known to
-be.  What strangers are left to fight for is the place of a peer that comes from
-somewhere new, and chance decides there.
+address of its own it gets our cookies, too; who reads what we send gets even those
+for the peer's address.  So answers are kept apart by what was shown (``Shown``), a SYN
+displaces only those to its own place that were shown no more, and which of them,
+chance decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from enum import IntEnum
 from math import inf
 
 from attrs import define, field
@@ -18,7 +19,18 @@ from alpha_trio.proto.handshake.exchange import HalfOpen, RandomBytes
 from alpha_trio.proto.messages import HALF_OPEN_LIFETIME, Syn
 from alpha_trio.proto.rates import network_of
 
-MOST_ANSWERS = 8  # to places the peer is known to be at, and as many to others
+MOST_ANSWERS = 8  # of each kind of Shown
+MOST_OF_A_PLACE = 3
+
+_Place = tuple["Shown", str]
+
+
+class Shown(IntEnum):
+    """What a SYN shows of who sent it."""
+
+    NOTHING = 0  # it came from anywhere
+    PLACE = 1  # it came from where the peer is known to be, or so it seems
+    SECRET = 2  # only the peer can have made it, at some time
 
 
 @define(eq=False)
@@ -27,7 +39,7 @@ class Answers:
 
     random: RandomBytes
     free_id: Callable[[int], None]
-    _kept: dict[tuple[bool, str], HalfOpen] = field(factory=dict)
+    _kept: dict[HalfOpen, _Place] = field(factory=dict)
 
     def __len__(self) -> int:
         """How many wait for an ACKACK."""
@@ -35,7 +47,7 @@ class Answers:
 
     def __iter__(self) -> Iterator[HalfOpen]:
         """Each of them; the one looked at may be forgotten meanwhile."""
-        return iter(list(self._kept.values()))
+        return iter(list(self._kept))
 
     @property
     def deadline(self) -> float:
@@ -60,27 +72,28 @@ class Answers:
         Then this one has to show a cookie: who cannot receive what we send must not
         displace the answer to somebody who can.
         """
-        for kept in self._kept.values():  # a loop: it is asked for each SYN of a flood
+        for kept in self._kept:  # a loop: it is asked for each SYN of a flood
             if kept.syn.nonce == syn.nonce:
                 return False
         return len(self._kept) > 0
 
-    def put(self, half_open: HalfOpen, *, known: bool) -> None:
-        """Keep one more, in the place of another if there is need.
-
-        ``known``: the SYN came from where the peer is, or showed a session with it.
-        """
-        place = known, network_of(half_open.remote[0])
-        alike = [at for at in self._kept if at[0] == known]
-        if place in self._kept:
-            self.forget(self._kept[place])
+    def put(self, half_open: HalfOpen, shown: Shown) -> None:
+        """Keep one more, in the place of another if there is need."""
+        place = shown, network_of(half_open.remote[0])
+        alike = [kept for kept, at in self._kept.items() if at[0] is shown]
+        there = [kept for kept in alike if self._kept[kept] == place]
+        if len(there) >= MOST_OF_A_PLACE:
+            self.forget(self._any(there))
         elif len(alike) >= MOST_ANSWERS:
-            self.forget(self._kept[alike[self.random(1)[0] % len(alike)]])
-        self._kept[place] = half_open
+            self.forget(self._any(alike))
+        self._kept[half_open] = place
+
+    def _any(self, some: list[HalfOpen]) -> HalfOpen:
+        return some[self.random(1)[0] % len(some)]
 
     def take(self, half_open: HalfOpen) -> None:
         """It became a session, which has its id now."""
-        self._kept = {at: kept for at, kept in self._kept.items() if kept != half_open}
+        del self._kept[half_open]
 
     def yield_to(self, nonce: bytes) -> None:
         """Our own SYN has led to a session: what lost the tie must not replace it."""

@@ -22,6 +22,12 @@ LOAD_RATE = 50.0  # SYNs a second above which cookies are asked for
 LOAD_BURST = 100.0
 ADDRESS_RATE, ADDRESS_BURST = 20.0, 5.0  # proven addresses: SYNs a second
 COOKIE_RATE, COOKIE_BURST = 20.0, 10.0  # to one address, a second: it reads them all
+ANSWER_RATE, ANSWER_BURST = 100.0, 200.0
+"""SYNs that are answered a second, for all peers together: each costs two milliseconds.
+
+Not counted are those that show a secret, or with a cookie that the peer receives where
+it is known to be.
+"""
 
 
 @define(eq=False)
@@ -30,25 +36,39 @@ class Doorkeeper:
 
     random: RandomBytes
     _load: TokenBucket = field(factory=lambda: TokenBucket(LOAD_RATE, LOAD_BURST))
+    _answers: TokenBucket = field(
+        factory=lambda: TokenBucket(ANSWER_RATE, ANSWER_BURST)
+    )
     _asked: dict[str, TokenBucket] = field(factory=dict)
     _addresses: dict[str, TokenBucket] = field(factory=dict)
     _secrets: tuple[bytes, bytes] = (b"", b"")  # in force, and the one before
     _since: float = 0.0
 
     def admit(
-        self, remote: Remote, cookie: bytes, now: float, *, wary: bool = False
+        self,
+        remote: Remote,
+        cookie: bytes,
+        now: float,
+        *,
+        wary: bool = False,
+        secret: bool = False,
     ) -> bool | None:
         """True: answer.  None: ask for a cookie.  False: too much from there.
 
-        ``wary``: ask for a cookie even without load.
+        ``wary``: ask for a cookie even without load.  ``secret``: the SYN shows one,
+        and the load that strangers make does not count for it.
         """
-        busy = not self._load.take(now)
+        busy = not secret and not self._load.take(now)
         if not any(cookie):
             return None if busy or wary else True
         if not self._fits(remote, cookie, now):
             return None
         bucket = bucket_of(self._addresses, remote, ADDRESS_RATE, ADDRESS_BURST)
         return bucket.take(now)
+
+    def answers(self, now: float) -> bool:
+        """Whether one more SYN that shows little may be answered."""
+        return self._answers.take(now)
 
     def cookie(self, remote: Remote, now: float) -> bytes | None:
         """COOKIE_SIZE bytes for this address and port.

@@ -4,27 +4,33 @@ The host with something to send begins::
 
     initiator                              responder
         | SYN    id, nonce, key, share,         |   no state unless I is a peer;
-        |        anchors of I                   |   under load: COOKIE, no state
+        |        anchors of I, MAC              |   under load: COOKIE, no state
         |-------------------------------------->|
-        |        id, nonce, key, share,    ACK  |   one half-open answer per peer
-        |        anchors of R, signature        |
+        |        id, nonce, key, share,    ACK  |   a few half-open answers a peer
+        |        anchors of R, signature, MAC   |
         |<--------------------------------------|
-        | ACKACK signature                      |
+        | ACKACK signature, MAC                 |
         |-------------------------------------->|   session established here
         | S1 ...                                |
 
 Each side signs everything said so far, both sides' connection ids, nonces, keys,
 X25519 shares and chain anchors among it.  So nothing can be exchanged on the way,
 no clock is needed for freshness, and relays that see the three messages know whose
-anchors they hold.
+anchors they hold.  Cookie, proof of renewal and MAC of a SYN are not signed: they are
+for the responder alone, and an ACK is good for every variant of them.
+
+The MACs are there to turn away at the cost of a hash who does not know what a peer
+knows; what is proven rests on the signatures.
 
 Rules, and the tests that hold them are named after them:
 
 * Only the initiator retransmits, with growing, jittered delay.  A responder that
   repeated its ACK unasked could be used against whoever's address was forged.
 * The same SYN again gets the same ACK, the same ACK the same ACKACK.
+* A SYN is repeated in turn with and without cookie: none that is wrong, forged or of a
+  responder that was restarted since, stops a handshake.
 * A half-open answer never disturbs a live session: it replaces one only when the
-  ACKACK has proven who asks.
+  ACKACK has proven who asks, and something came in the new one.
 * Both ends may begin at once: the SYN with the larger nonce goes on, its sender
   does not answer the other one.
 """
@@ -43,6 +49,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 
 from alpha_trio.proto.batch import Place, Remote
 from alpha_trio.proto.messages import (
+    COOKIE_SIZE,
     KEY_SIZE,
     NONCE_SIZE,
     Ack,
@@ -55,17 +62,24 @@ from alpha_trio.proto.primitives import (
     ACKNOWLEDGMENT_CHAIN,
     ELEMENT_SIZE,
     SIGNATURE_CHAIN,
+    Guard,
     HashChain,
     Identity,
     SessionKeys,
+    Tagger,
     chain_id,
     verify_untrusted,
 )
+from alpha_trio.proto.rates import TokenBucket
 
 STAGGER = 0.25  # s until the next of a peer's addresses is asked as well (RFC 8305)
 RETRY_FIRST = 0.5  # s until the first SYN is repeated
 RETRY_GROWTH = 1.5
 RETRY_MAX = 5.0  # s
+COOKIE_RATE, COOKIE_BURST = 2.0, 3.0  # cookies a second that are answered at once
+CHECK_RATE, CHECK_BURST = 4.0, 8.0  # signatures a second that are checked for one SYN
+ANSWER_CHECKS, ANSWER_CHECK_BURST = 1.0, 4.0  # the same for one of our answers
+HINTED_ATTEMPTS = 3  # SYNs sent because of something that proves nothing
 RETRY_JITTER = 0.25  # up to this share is added, so that two ends fall out of step
 GIVE_UP_AFTER = 90.0  # s of silence
 
@@ -86,7 +100,7 @@ class Offer:
     nonce: bytes
     signatures: HashChain
     acknowledgments: HashChain
-    _share: X25519PrivateKey = field(repr=False)
+    _share: X25519PrivateKey | None = field(repr=False)  # None: it has done its work
 
     @classmethod
     def make(cls, random: RandomBytes) -> Offer:
@@ -102,18 +116,26 @@ class Offer:
     @property
     def public(self) -> tuple[bytes, bytes, bytes]:
         """X25519 share and the two anchors, in the order of the messages."""
+        assert self._share is not None
         share = self._share.public_key().public_bytes_raw()
         return share, self.signatures.anchor, self.acknowledgments.anchor
 
-    def agree_untrusted(self, share: bytes, syn: Syn, ack: Ack) -> SessionKeys:
+    def agree_untrusted(
+        self, share: bytes, syn: Syn, ack: Ack, psk: bytes | None = None
+    ) -> SessionKeys:
         """The session's keys.  Raises BadPacket if ``share`` gives no secret."""
+        assert self._share is not None
         try:
             shared = self._share.exchange(X25519PublicKey.from_public_bytes(share))
         except ValueError:  # a point of small order: the result would be known to all
             raise BadPacket from None
-        transcript = sha256(syn.pack() + ack.pack()).digest()
+        transcript = sha256(syn.said() + ack.said()).digest()
         initiator = self.nonce == syn.nonce
-        return SessionKeys.derive(shared, transcript, initiator=initiator)
+        return SessionKeys.derive(shared, transcript, psk or b"", initiator=initiator)
+
+    def forget_share(self) -> None:
+        """The keys are made, and nobody is to make them again."""
+        self._share = None
 
 
 @frozen
@@ -124,7 +146,7 @@ class Agreement:
     remote_id: int
     remote: Remote
     local: bytes
-    keys: SessionKeys
+    keys: SessionKeys = field(repr=False)
     offer: Offer  # ours
     theirs: Syn | Ack  # nonce and anchors of the peer
     lost: bool = False  # the tie against another one: it is there to receive only
@@ -134,10 +156,14 @@ class Agreement:
 class Initiation:
     """Our SYN, on its way until an ACK comes or we give up."""
 
-    syn: Syn
+    syn: Syn  # without cookie
     offer: Offer
+    guard: Guard  # for who is to answer
+    ours: Guard  # for us, who are to be answered
+    psk: bytes | None = field(repr=False)
     started: float  # seconds, like every time here
     resend_at: float
+    hinted: bool = False  # nobody here wants it: something has come that proves nothing
     attempts: int = 0
     turn: int = 0  # whose of the peer's addresses it is to be asked
     everywhere: bool = False  # all of them at once, the next time
@@ -145,7 +171,12 @@ class Initiation:
     answers_seen: bool = False  # whether it went there the last time
     sent_at: float = -inf
     delay: float = RETRY_FIRST  # until the next one, without jitter
-    answered_cookie: bool = False
+    _cookie: bytes = bytes(COOKIE_SIZE)  # the latest
+    _cookies: TokenBucket = field(
+        factory=lambda: TokenBucket(COOKIE_RATE, COOKIE_BURST)
+    )
+    _checks: TokenBucket = field(factory=lambda: TokenBucket(CHECK_RATE, CHECK_BURST))
+    _keys: SessionKeys | None = field(default=None, repr=False)
 
     @classmethod
     def begin(
@@ -156,16 +187,34 @@ class Initiation:
         random: RandomBytes,
         now: float,
         renewal: Callable[[bytes], bytes] | None = None,
+        *,
+        key: bytes | None = None,
+        psk: bytes | None = None,
     ) -> Initiation:
         """A SYN that is due at once.
 
-        ``renewal``: what shows for a nonce that we have a session with the peer.
+        ``renewal``: what shows, for what the SYN says, that we have a session with the
+        peer.  ``key``: the peer's, if it is known.
         """
         offer = Offer.make(random)
         syn = Syn(local_id, offer.nonce, identity.public, *offer.public, suite=suite)
         if renewal is not None:
-            syn = evolve(syn, cookie=renewal(offer.nonce))
-        return cls(syn, offer, now, now)
+            syn = evolve(syn, renewal=renewal(syn.said()))
+        guards = Guard(key or bytes(KEY_SIZE), psk), Guard(identity.public, psk)
+        return cls(syn, offer, *guards, psk, now, now)
+
+    def variant(self) -> bytes:
+        """The SYN as it is to be sent now: in turn with and without the cookie."""
+        cookie = self._cookie if self.attempts % 2 else bytes(COOKIE_SIZE)
+        return self._packed(cookie)
+
+    def with_cookie(self) -> bytes:
+        """The SYN with the latest cookie."""
+        return self._packed(self._cookie)
+
+    def _packed(self, cookie: bytes) -> bytes:
+        syn = evolve(self.syn, cookie=cookie)
+        return evolve(syn, mac=self.guard.mac(syn.guarded())).pack()
 
     def expired(self, now: float) -> bool:
         """No answer for so long that nobody is there."""
@@ -234,35 +283,49 @@ class Initiation:
     def take_cookie_untrusted(self, message: Cookie, now: float) -> bool:
         """The peer is busy: ask again with its cookie.  Raises BadPacket if not ours.
 
-        False if it is no time for that.  The first one is answered at once.  Whoever
-        reads our SYN can forge others, so they are answered no more often than a SYN
-        is repeated at first; nor do they undo meanwhile what the peer was told.
+        False if it is no time for that: whoever reads our SYN, and knows whom it is
+        for, can make cookies, and they must not become as many SYNs.
         """
-        if message.nonce != self.syn.nonce or message.cookie == self.syn.cookie:
+        if message.nonce != self.syn.nonce:
             raise BadPacket
-        if self.answered_cookie and now < self.sent_at + RETRY_FIRST:
-            return False
-        self.answered_cookie = True
-        self.syn = evolve(self.syn, cookie=message.cookie)
-        return True
+        if not self.guard.fits(message.guarded(), message.mac):
+            raise BadPacket
+        self._cookie = self.guard.seal(message.sealed, message.nonce)
+        return self._cookies.take(now)
 
-    def finish_untrusted(self, ack: Ack, identity: Identity) -> AckAck:
+    def finish_untrusted(
+        self, ack: Ack, identity: Identity, now: float = 0.0
+    ) -> AckAck:
         """The ACKACK for ``ack``.  Raises BadPacket if it does not answer our SYN.
 
         Whether its identity is the one we want is for the caller to say, before.
         """
         if ack.receiver_id != self.syn.sender_id or ack.suite != self.syn.suite:
             raise BadPacket
-        packed = self.syn.pack()
-        verify_untrusted(ack.identity, ack.signature, b"ACK", packed, ack.unsigned())
-        signature = identity.sign(b"ACKACK", packed, ack.pack())
-        return AckAck(ack.sender_id, signature, ack.suite)
+        if ack.nonce == self.syn.nonce or self._anchors & _anchors_of(ack):
+            raise BadPacket  # a chain of ours: our own word would pass for the peer's
+        said = self.syn.said()
+        if not self.ours.fits(said + ack.said(), ack.mac):
+            raise BadPacket
+        if not self._checks.take(now):
+            raise BadPacket
+        verify_untrusted(ack.identity, ack.signature, b"ACK", said, ack.unsigned())
+        keys = self.offer.agree_untrusted(ack.share, self.syn, ack, self.psk)
+        signature = identity.sign(b"ACKACK", said, ack.said())
+        ackack = AckAck(ack.sender_id, signature, suite=ack.suite)
+        self._keys = keys
+        return evolve(ackack, mac=Tagger(keys.send_tag).tag(ackack.guarded()))
 
-    def agree_untrusted(self, ack: Ack, remote: Remote, local: bytes) -> Agreement:
-        """The session, once ``ack`` is verified.  Raises BadPacket for a bad share."""
-        keys = self.offer.agree_untrusted(ack.share, self.syn, ack)
+    def agree(self, ack: Ack, remote: Remote, local: bytes) -> Agreement:
+        """The session, once ``ack`` has finished it."""
+        assert self._keys is not None
+        self.offer.forget_share()
         ids = ack.receiver_id, ack.sender_id
-        return Agreement(*ids, remote, local, keys, self.offer, ack)
+        return Agreement(*ids, remote, local, self._keys, self.offer, ack)
+
+    @property
+    def _anchors(self) -> set[bytes]:
+        return _anchors_of(self.syn)
 
 
 @define(eq=False)
@@ -275,8 +338,13 @@ class HalfOpen:
     remote: Remote
     local: bytes
     created: float
+    psk: bytes | None = field(default=None, repr=False)
     repeats: int = 0  # times the ACK was sent again
     lost: bool = False  # the tie, against a SYN of ours that has led to a session
+    _keys: SessionKeys | None = field(default=None, repr=False)
+    _checks: TokenBucket = field(
+        factory=lambda: TokenBucket(ANSWER_CHECKS, ANSWER_CHECK_BURST)
+    )
 
     @classmethod
     def answer(
@@ -288,6 +356,7 @@ class HalfOpen:
         remote: Remote,
         local: bytes,
         now: float,
+        psk: bytes | None = None,
     ) -> HalfOpen:
         """Accept ``syn`` which came from ``remote`` to our address ``local``."""
         offer = Offer.make(random)
@@ -299,22 +368,40 @@ class HalfOpen:
             *offer.public,
             suite=syn.suite,
         )
-        signature = identity.sign(b"ACK", syn.pack(), ack.unsigned())
+        signature = identity.sign(b"ACK", syn.said(), ack.unsigned())
         ack = evolve(ack, signature=signature)
-        return cls(syn, ack, offer, remote, local, now)
+        mac = Guard(syn.identity, psk).mac(syn.said() + ack.said())
+        return cls(syn, evolve(ack, mac=mac), offer, remote, local, now, psk)
 
-    def verify_untrusted(self, ackack: AckAck) -> None:
-        """Raises BadPacket if ``ackack`` does not end this handshake."""
+    def verify_untrusted(self, ackack: AckAck, now: float = 0.0) -> None:
+        """Raises BadPacket if ``ackack`` does not end this handshake.
+
+        Its MAC takes keys that only who made the SYN can have; so who merely saw it
+        can neither have signatures checked, nor use up how many are.
+        """
         if ackack.suite != self.syn.suite:
             raise BadPacket
-        said = self.syn.pack(), self.ack.pack()
-        verify_untrusted(self.syn.identity, ackack.signature, b"ACKACK", *said)
+        if self._keys is None:
+            said = self.syn.share, self.syn, self.ack, self.psk
+            self._keys = self.offer.agree_untrusted(*said)
+        if not Tagger(self._keys.receive_tag).fits(ackack.guarded(), ackack.mac):
+            raise BadPacket
+        if not self._checks.take(now):
+            raise BadPacket
+        said_all = self.syn.said(), self.ack.said()
+        verify_untrusted(self.syn.identity, ackack.signature, b"ACKACK", *said_all)
 
-    def agree_untrusted(self, remote: Remote, local: bytes) -> Agreement:
-        """The session, once the ACKACK is verified.  Raises BadPacket likewise.
+    def agree(self, remote: Remote, local: bytes) -> Agreement:
+        """The session, once the ACKACK is verified.
 
         ``remote`` and ``local`` are the ACKACK's: the SYN's were not proven.
         """
-        keys = self.offer.agree_untrusted(self.syn.share, self.syn, self.ack)
-        ids = self.ack.sender_id, self.syn.sender_id
-        return Agreement(*ids, remote, local, keys, self.offer, self.syn, self.lost)
+        assert self._keys is not None
+        self.offer.forget_share()
+        ids, keys = (self.ack.sender_id, self.syn.sender_id), self._keys
+        place = remote, local
+        return Agreement(*ids, *place, keys, self.offer, self.syn, self.lost)
+
+
+def _anchors_of(said: Syn | Ack) -> set[bytes]:
+    return {said.signatures, said.acknowledgments}

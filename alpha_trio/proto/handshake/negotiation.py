@@ -15,14 +15,16 @@ from math import inf
 from attrs import define, field, frozen
 
 from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Place, Remote
-from alpha_trio.proto.handshake.answers import Answers
+from alpha_trio.proto.handshake.answers import Answers, Shown
 from alpha_trio.proto.handshake.exchange import (
+    HINTED_ATTEMPTS,
     Agreement,
     HalfOpen,
     Initiation,
     RandomBytes,
 )
 from alpha_trio.proto.messages import (
+    KEY_SIZE,
     SUITE_ALPHA,
     SUITE_PLAIN,
     Ack,
@@ -31,14 +33,16 @@ from alpha_trio.proto.messages import (
     Cookie,
     Syn,
 )
-from alpha_trio.proto.primitives import Identity, key_text
+from alpha_trio.proto.primitives import Guard, Identity, key_text
 from alpha_trio.proto.rates import TokenBucket
 
 # In seconds.
-OWN_SYN_AFTER = 1.0  # the peer's SYN was answered, its ACKACK is missing: ask ourselves
+OWN_SYN_AFTER = 0.3  # the peer's SYN was answered, its ACKACK is missing: ask ourselves
 ACKACK_AFTER = 0.3  # nothing was heard in the new session yet ...
 ACKACK_GROWTH = 1.5  # ... and so much later each time
 ACKACK_REPEATS = 6  # times
+
+HINT_RATE, HINT_BURST = 0.1, 2.0  # handshakes a second for what proves nothing
 
 WRONG_KEY_RATE, WRONG_KEY_BURST = 1.0, 10.0  # events: anybody can show one
 
@@ -55,7 +59,7 @@ class _Answered:
     """An ACK that we accepted, where it came from, and our ACKACK to it."""
 
     nonce: bytes  # of our SYN
-    ack: bytes
+    ack: bytes  # without its MAC
     ackack: bytes
     remote: Remote
     local: bytes
@@ -71,35 +75,50 @@ class Negotiation:
     take_id: Callable[[], int]  # a connection id by which datagrams find the peer
     free_id: Callable[[int], None]
     counters: Counters
+    taken: Callable[[bytes], bool]  # whether a key is known as another peer's
     remotes: Sequence[Remote] = ()  # where the peer may be, first choice first
     proven: Place | None = None  # where it was last, wherever it is configured to be
     waits: bool = False  # it has no address of its own: it is the one that calls
     key: bytes | None = None  # the peer's; None: whatever it shows first is pinned
     suite: int = SUITE_ALPHA  # what we ask for, and insist on
+    psk: bytes | None = field(
+        default=None, repr=False
+    )  # PSK_SIZE bytes, if we have one
 
     initiation: Initiation | None = None
     answers: Answers = field(init=False)
     rtt: float | None = None  # s, of the last handshake in which one was certain
     offered_key: bytes | None = None  # shown by somebody at the peer's address
     _wrong_suite: bool = False
+    _wrong_mac: bool = False
+    _guards: tuple[Guard, Guard] = field(init=False)  # for who knows our key, and not
     _answered: _Answered | None = None
     _ackack_repeats: int = 0
     _ackack_at: float = inf  # when the ACKACK is to be repeated
     _wrong_keys: TokenBucket = field(
         factory=lambda: TokenBucket(WRONG_KEY_RATE, WRONG_KEY_BURST)
     )
+    _hints: TokenBucket = field(factory=lambda: TokenBucket(HINT_RATE, HINT_BURST))
     _answering: TokenBucket = field(
         factory=lambda: TokenBucket(ANSWER_RATE, ANSWER_BURST)
     )
 
     def __attrs_post_init__(self) -> None:
         self.answers = Answers(self.random, self.free_id)
+        self._share(None)
 
-    def require(self, key: bytes | None, suite: int) -> None:
+    def require(self, key: bytes | None, suite: int, psk: bytes | None = None) -> None:
         """What the peer has to show from now on; without ``key``, any one once."""
         self.suite = suite
+        if self.psk != psk:
+            self._share(psk)
         if self.key != key:
             self.key, self.offered_key = key, None
+
+    def _share(self, psk: bytes | None) -> None:
+        self.psk, self._wrong_mac = psk, False
+        own, unknown = self.identity.public, bytes(KEY_SIZE)
+        self._guards = Guard(own, psk), Guard(unknown, psk)
 
     def move(self, remotes: Sequence[Remote]) -> None:
         """From now on the peer is to be asked at ``remotes``."""
@@ -130,17 +149,34 @@ class Negotiation:
         return self.waits and self.proven is None and not self.remotes
 
     def begin(
-        self, now: float, renewal: Callable[[bytes], bytes] | None = None
+        self,
+        now: float,
+        renewal: Callable[[bytes], bytes] | None = None,
+        *,
+        hinted: bool = False,
     ) -> None:
         """Ask the peer for a session, unless we do so already, or it has to call.
 
-        ``renewal``: what shows for a nonce that we have one already.
+        ``renewal``: what shows, for a SYN, that we have one already.  ``hinted``: what
+        calls for it proves nothing, so there are few SYNs, and not often.
         """
         if self.initiation is not None or self.nowhere:
+            if self.initiation is not None and not hinted:
+                self.initiation.hinted = False
+            return
+        if hinted and not self._hints.take(now):
             return
         self.initiation = Initiation.begin(
-            self.identity, self.suite, self.take_id(), self.random, now, renewal
+            self.identity,
+            self.suite,
+            self.take_id(),
+            self.random,
+            now,
+            renewal,
+            key=self.key,
+            psk=self.psk,
         )
+        self.initiation.hinted = hinted
         if self.answers:
             # The peer was faster; its ACKACK should be on its way.
             self.initiation.resend_at = now + OWN_SYN_AFTER
@@ -154,9 +190,10 @@ class Negotiation:
     def _send_syn(
         self, initiation: Initiation, places: list[Place], now: float, out: Outbox
     ) -> None:
+        syn = initiation.variant()
         initiation.sent(now)
         for remote, local in places:
-            send_control(out, remote, local, self.counters, initiation.syn.pack())
+            send_control(out, remote, local, self.counters, syn)
             out.tell(EventKind.SYN_SENT, self.name, remote, initiation.attempts)
 
     def on_cookie_untrusted(
@@ -170,7 +207,8 @@ class Negotiation:
         if self.initiation is None:
             raise BadPacket
         if self.initiation.take_cookie_untrusted(cookie, now):
-            self._send_syn(self.initiation, [Place(remote, local)], now, out)
+            syn = self.initiation.with_cookie()
+            send_control(out, remote, local, self.counters, syn)
 
     def on_ack_untrusted(
         self, ack: Ack, remote: Remote, local: bytes, now: float, out: Outbox
@@ -179,7 +217,7 @@ class Negotiation:
 
         None if it is a repetition, or shows what we do not want.
         """
-        packed = ack.pack()
+        packed = ack.said()
         if self._answered is not None and self._answered.ack == packed:
             send_control(out, remote, local, self.counters, self._answered.ackack)
             return None
@@ -188,8 +226,8 @@ class Negotiation:
             raise BadPacket
         if not self._acceptable(ack, remote, now, out):
             return None
-        ackack = initiation.finish_untrusted(ack, self.identity).pack()
-        agreement = initiation.agree_untrusted(ack, remote, local)
+        ackack = initiation.finish_untrusted(ack, self.identity, now).pack()
+        agreement = initiation.agree(ack, remote, local)
         self._pin(ack.identity, remote, out)
         if initiation.attempts == 1:
             self.rtt = now - initiation.started
@@ -204,6 +242,18 @@ class Negotiation:
 
     # -- answering -----------------------------------------------------------
 
+    def guard_of(self, syn: Syn) -> Guard | None:
+        """By which of what the peer may know the MAC of ``syn`` was made."""
+        said = syn.guarded()
+        for guard in self._guards:
+            if guard.fits(said, syn.mac):
+                return guard
+        return None
+
+    def note_wrong_mac(self) -> None:
+        """Who asks where the peer is does not know what it has to know."""
+        self._wrong_mac = True
+
     def on_syn(
         self,
         syn: Syn,
@@ -211,13 +261,9 @@ class Negotiation:
         local: bytes,
         now: float,
         out: Outbox,
-        *,
-        known: bool,
+        shown: Shown,
     ) -> None:
-        """Answer the peer's SYN, unless it is not for us to answer, or ours goes on.
-
-        ``known``: it came from where the peer is, or shows a session with it.
-        """
+        """Answer the peer's SYN, unless it is not for us to answer, or ours goes on."""
         if not self._acceptable(syn, remote, now, out):
             return
         half_open = self.answers.to(syn)
@@ -230,12 +276,12 @@ class Negotiation:
                 # It may be elsewhere than we think, and where we ask nobody hear us.
                 self.initiation.hurry(Place(remote, local), now)
             return
-        elif not (known and any(syn.cookie)) and not self._answering.take(now):
+        elif not (shown and any(syn.cookie)) and not self._answering.take(now):
             self.counters.drop(Drop.RATE)
             return
         else:
             half_open = self._answer(syn, remote, local, now, out)
-            self.answers.put(half_open, known=known)
+            self.answers.put(half_open, shown)
         send_control(out, remote, local, self.counters, half_open.ack.pack())
 
     def _wins_against(self, other: Syn) -> bool:
@@ -255,7 +301,14 @@ class Negotiation:
         self, syn: Syn, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> HalfOpen:
         half_open = HalfOpen.answer(
-            syn, self.identity, self.take_id(), self.random, remote, local, now
+            syn,
+            self.identity,
+            self.take_id(),
+            self.random,
+            remote,
+            local,
+            now,
+            self.psk,
         )
         if self.initiation is not None and not self.answers:
             # Ours lost the tie.  It stays valid, should the peer's break off.  Only
@@ -274,12 +327,12 @@ class Negotiation:
         half_open = self.answers.with_id(ackack.receiver_id)
         if half_open is None:
             raise BadPacket
-        half_open.verify_untrusted(ackack)
+        half_open.verify_untrusted(ackack, now)
         # Its key may have been pinned, or set, since the SYN was answered.
         if not self._acceptable(half_open.syn, remote, now, out):
             self.answers.forget(half_open)
             return None
-        agreement = half_open.agree_untrusted(remote, local)
+        agreement = half_open.agree(remote, local)
         self.answers.take(half_open)
         if half_open.lost:
             return agreement
@@ -300,6 +353,9 @@ class Negotiation:
         """Whether key and mode are those we want with this peer."""
         if said.identity == self.identity.public:
             self.counters.drop(Drop.WRONG_KEY)  # our own message, sent back to us
+            return False
+        if said.identity != self.key and self.taken(said.identity):
+            self.counters.drop(Drop.WRONG_KEY)  # whose is it, one knows
             return False
         if self.key is not None and said.identity != self.key:
             self.counters.drop(Drop.WRONG_KEY)
@@ -322,7 +378,7 @@ class Negotiation:
             self.key = key
             out.tell(EventKind.PINNED, self.name, remote)
         self.offered_key = None
-        self._wrong_suite = False
+        self._wrong_suite = self._wrong_mac = False
 
     @property
     def going(self) -> bool:
@@ -343,6 +399,11 @@ class Negotiation:
             return (
                 f"the peer wants another mode than {ours}: set the same on both sides"
             )
+        if self._wrong_mac:
+            return (
+                "who asks at its address does not know this host's key, or has another "
+                "pre-shared key: set the same psk on both sides, or none"
+            )
         return None
 
     # -- time ----------------------------------------------------------------
@@ -362,6 +423,9 @@ class Negotiation:
             self._repeat_ackack(self._answered, now, out)
         initiation = self.initiation
         if initiation is None or now < initiation.resend_at:
+            return False
+        if initiation.hinted and initiation.attempts >= HINTED_ATTEMPTS:
+            self.stop()
             return False
         if initiation.expired(now):
             return True

@@ -33,6 +33,8 @@ from alpha_trio.proto.messages.data import (
 )
 from alpha_trio.proto.messages.handshake import (
     COOKIE_SIZE,
+    MAC_SIZE,
+    SAID_SIZE,
     SYN_SIZE,
     Ack,
     AckAck,
@@ -95,6 +97,7 @@ __all__ = [
     "ID_SIZE",
     "KEY_SIZE",
     "LEAST_ROOTS",
+    "MAC_SIZE",
     "MAX_ASSOCIATIONS",
     "MAX_DEPTH",
     "MAX_PACKETS",
@@ -112,6 +115,7 @@ __all__ = [
     "S1_FIXED_SIZE",
     "S2_SIZE",
     "S2_TAIL",
+    "SAID_SIZE",
     "SIGNATURE_SIZE",
     "SUITE_ALPHA",
     "SUITE_PLAIN",

@@ -18,24 +18,29 @@ from alpha_trio.proto.messages.header import (
 
 ANCHOR_SIZE = 16
 COOKIE_SIZE = 16
+MAC_SIZE = 16
 
-# header | sender's id, limit, zero | nonce | identity | share | anchors | cookie | pad
-_SYN = Struct("!BBHI IH2x 16s 32s 32s 16s 16s 16s 48x")
-# header | sender's id, limit, zero | nonce | identity | share | anchors | signature
-_ACK = Struct("!BBHI IH2x 16s 32s 32s 16s 16s 64s")
-# header | signature
-_ACKACK = Struct("!BBHI 64s")
-# header | nonce of the SYN | cookie
-_COOKIE = Struct("!BBHI 16s 16s")
+# header | sender's id, limit, zero | nonce | identity | share | anchors
+_SAID = Struct("!BBHI IH2x 16s 32s 32s 16s 16s")
+_SYN_TAIL = Struct("!16s 16s 16s 32x")  # cookie | renewal | mac | pad
+_ACK_TAIL = Struct("!64s 16s")  # signature | mac
+# header | signature | mac
+_ACKACK = Struct("!BBHI 64s 16s")
+# header | nonce of the SYN | sealed cookie | mac
+_COOKIE = Struct("!BBHI 16s 16s 16s")
+
+SAID_SIZE = _SAID.size
+"""Of a SYN or ACK: what is signed.  The rest of a SYN is for the responder alone."""
 
 # Padding makes the SYN as long as its answer: whoever forges a sender address
 # gets no more bytes thrown at it than were spent on asking.
-SYN_SIZE, ACK_SIZE, ACKACK_SIZE = _SYN.size, _ACK.size, _ACKACK.size
+SYN_SIZE, ACK_SIZE = SAID_SIZE + _SYN_TAIL.size, SAID_SIZE + _ACK_TAIL.size
+ACKACK_SIZE = _ACKACK.size
 
 
 @frozen
 class Syn:
-    """Asks for a session."""
+    """Asks for a session.  Two are equal if what is signed of them is."""
 
     sender_id: int  # connection id the answer must carry
     nonce: bytes  # NONCE_SIZE random bytes
@@ -43,13 +48,15 @@ class Syn:
     share: bytes  # X25519 public key, used for this session only
     signatures: bytes  # anchor of the signature chain of association 0
     acknowledgments: bytes  # anchor of its acknowledgment chain
-    cookie: bytes = bytes(COOKIE_SIZE)  # zero, or as the responder asked for it
+    cookie: bytes = field(default=bytes(COOKIE_SIZE), eq=False)  # or as asked for
+    renewal: bytes = field(default=bytes(MAC_SIZE), eq=False)  # shows a session; or 0
+    mac: bytes = field(default=bytes(MAC_SIZE), eq=False)  # by who knows the responder
     suite: int = SUITE_ALPHA
     limit: int = field(default=0, eq=False)  # most roots of an S1, by relays; 0: none
 
-    def pack(self) -> bytes:
-        """SYN_SIZE bytes, as an end sends and signs them: without limit."""
-        return _SYN.pack(
+    def said(self) -> bytes:
+        """SAID_SIZE bytes: what both ends sign, and so without limit."""
+        return _SAID.pack(
             Kind.SYN,
             VERSION,
             self.suite,
@@ -61,8 +68,15 @@ class Syn:
             self.share,
             self.signatures,
             self.acknowledgments,
-            self.cookie,
         )
+
+    def guarded(self) -> bytes:
+        """What its MAC covers."""
+        return self.said() + self.cookie + self.renewal
+
+    def pack(self) -> bytes:
+        """SYN_SIZE bytes, as an end sends them."""
+        return self.said() + _SYN_TAIL.pack(self.cookie, self.renewal, self.mac)
 
 
 @frozen
@@ -77,12 +91,13 @@ class Ack:
     signatures: bytes
     acknowledgments: bytes
     signature: bytes = bytes(SIGNATURE_SIZE)  # by the responder
+    mac: bytes = field(default=bytes(MAC_SIZE), eq=False)  # by who knows the initiator
     suite: int = SUITE_ALPHA
     limit: int = field(default=0, eq=False)  # as in a SYN
 
-    def pack(self) -> bytes:
-        """ACK_SIZE bytes, as an end sends and signs them: without limit."""
-        return _ACK.pack(
+    def unsigned(self) -> bytes:
+        """SAID_SIZE bytes: what the responder signs of it."""
+        return _SAID.pack(
             Kind.ACK,
             VERSION,
             self.suite,
@@ -94,12 +109,15 @@ class Ack:
             self.share,
             self.signatures,
             self.acknowledgments,
-            self.signature,
         )
 
-    def unsigned(self) -> bytes:
-        """What is signed of it: all but the signature."""
-        return self.pack()[:-SIGNATURE_SIZE]
+    def said(self) -> bytes:
+        """The same with the signature: what the initiator signs of it."""
+        return self.unsigned() + self.signature
+
+    def pack(self) -> bytes:
+        """ACK_SIZE bytes, as an end sends them."""
+        return self.said() + self.mac
 
 
 @frozen
@@ -108,12 +126,17 @@ class AckAck:
 
     receiver_id: int
     signature: bytes  # by the initiator
+    mac: bytes = bytes(MAC_SIZE)  # under the keys of the session it begins
     suite: int = SUITE_ALPHA
+
+    def guarded(self) -> bytes:
+        """What its MAC covers: all before it."""
+        head = (Kind.ACKACK, VERSION, self.suite, self.receiver_id)
+        return _ACKACK.pack(*head, self.signature, b"")[:-MAC_SIZE]
 
     def pack(self) -> bytes:
         """ACKACK_SIZE bytes."""
-        head = (Kind.ACKACK, VERSION, self.suite, self.receiver_id)
-        return _ACKACK.pack(*head, self.signature)
+        return self.guarded() + self.mac
 
 
 @frozen
@@ -122,22 +145,28 @@ class Cookie:
 
     receiver_id: int
     nonce: bytes  # of the SYN
-    cookie: bytes
+    sealed: bytes  # the cookie, readable to who knows the responder and saw the SYN
+    mac: bytes = bytes(MAC_SIZE)  # likewise
+
+    def guarded(self) -> bytes:
+        """What its MAC covers: all before it."""
+        head = (Kind.COOKIE, VERSION, 0, self.receiver_id)
+        return _COOKIE.pack(*head, self.nonce, self.sealed, b"")[:-MAC_SIZE]
 
     def pack(self) -> bytes:
         """Less bytes than a SYN has."""
-        head = (Kind.COOKIE, VERSION, 0, self.receiver_id)
-        return _COOKIE.pack(*head, self.nonce, self.cookie)
+        return self.guarded() + self.mac
 
 
 def parse_syn_untrusted(datagram: Buffer) -> Syn:
     """Raises BadPacket if ``datagram`` is not exactly a SYN of a suite we speak."""
     if len(datagram) != SYN_SIZE:
         raise BadPacket
-    _, _, suite, receiver_id, sender_id, limit, *rest = _SYN.unpack(datagram)
+    _, _, suite, receiver_id, sender_id, limit, *rest = _SAID.unpack_from(datagram)
     if suite not in SUITES or receiver_id or not sender_id:
         raise BadPacket
-    fields = sender_id, *rest, suite, limit
+    tail = _SYN_TAIL.unpack_from(datagram, SAID_SIZE)
+    fields = sender_id, *rest, *tail, suite, limit
     return Syn(*fields)
 
 
@@ -145,10 +174,11 @@ def parse_ack_untrusted(datagram: Buffer) -> Ack:
     """Raises BadPacket if ``datagram`` is not exactly an ACK of a suite we speak."""
     if len(datagram) != ACK_SIZE:
         raise BadPacket
-    _, _, suite, receiver_id, sender_id, limit, *rest = _ACK.unpack(datagram)
+    _, _, suite, receiver_id, sender_id, limit, *rest = _SAID.unpack_from(datagram)
     if suite not in SUITES or not sender_id:
         raise BadPacket
-    fields = receiver_id, sender_id, *rest, suite, limit
+    tail = _ACK_TAIL.unpack_from(datagram, SAID_SIZE)
+    fields = receiver_id, sender_id, *rest, *tail, suite, limit
     return Ack(*fields)
 
 
@@ -156,15 +186,15 @@ def parse_ackack_untrusted(datagram: Buffer) -> AckAck:
     """Raises BadPacket if ``datagram`` is not exactly an ACKACK we understand."""
     if len(datagram) != ACKACK_SIZE:
         raise BadPacket
-    _, _, suite, receiver_id, signature = _ACKACK.unpack(datagram)
+    _, _, suite, receiver_id, signature, mac = _ACKACK.unpack(datagram)
     if suite not in SUITES:
         raise BadPacket
-    return AckAck(receiver_id, signature, suite)
+    return AckAck(receiver_id, signature, mac, suite)
 
 
 def parse_cookie_untrusted(datagram: Buffer) -> Cookie:
     """Raises BadPacket if ``datagram`` is not exactly a COOKIE."""
     if len(datagram) != _COOKIE.size:
         raise BadPacket
-    _, _, _, receiver_id, nonce, cookie = _COOKIE.unpack(datagram)
-    return Cookie(receiver_id, nonce, cookie)
+    _, _, _, receiver_id, *rest = _COOKIE.unpack(datagram)
+    return Cookie(receiver_id, *rest)

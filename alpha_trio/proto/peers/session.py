@@ -31,6 +31,7 @@ from alpha_trio.proto.handshake import (
     Agreement,
     Negotiation,
     RandomBytes,
+    Shown,
 )
 from alpha_trio.proto.messages import (
     PREVIOUS_LIFETIME,
@@ -72,12 +73,15 @@ SILENCE_AFTER = 15.0  # data went and nothing came back: the peer may have resta
 REKEY_AFTER = 120.0  # age at which the initiator asks for a new session, if in use
 REKEY_GRACE = 10.0  # later the responder asks itself
 WIPE_AFTER = 540.0  # age at which its keys are forgotten
+NEXT_LIFETIME = 10.0  # nothing has come in a session that was agreed on
 TWIN_AFTER = 5.0  # nothing new is sent in a former session so long after the next one
 
 LOOP_TOLD = 30.0  # s for which a loop is told after it was last seen
 
 # SYNs that show the session they renew: a second, and at once.
 RENEWAL_RATE, RENEWAL_BURST = 1.0, 5.0
+
+WRONG_ADDRESS_RATE, WRONG_ADDRESS_BURST = 0.2, 5.0  # events: anybody can make them
 
 
 @define(eq=False)
@@ -88,6 +92,8 @@ class ConnectionIds:
     free: Callable[[int], None]
     bind: Callable[[Session, Transport], None]
     """From now on what begins with the transport's words goes to it."""
+    taken: Callable[[Session, bytes], bool]
+    """Whether a key is known as that of another peer."""
 
 
 @define(eq=False)
@@ -110,6 +116,7 @@ class Session:
     wake: float = inf  # when on_deadline wants to be called
 
     negotiation: Negotiation = field(init=False)
+    next: Transport | None = None  # agreed on, but nothing has come in it yet
     current: Transport | None = None
     previous: Transport | None = None
     waiting: WaitingFrames = field(factory=WaitingFrames)
@@ -126,6 +133,9 @@ class Session:
     foreign_source: bytes = b""  # of the latest inner packet that had a wrong one
     looped: float = -inf  # when a datagram of ours last came back to us
     tracing: Trace | None = None
+    _wrong_addresses: TokenBucket = field(
+        factory=lambda: TokenBucket(WRONG_ADDRESS_RATE, WRONG_ADDRESS_BURST)
+    )
     _probe: SizeProbe | None = None
     _path_host: str = ""  # whose path it is that ``path`` knows
     modes: dict[str, int] = field(factory=lambda: dict.fromkeys(MODES, 0))
@@ -141,18 +151,21 @@ class Session:
             partial(self.ids.take, self),
             self.ids.free,
             self.counters,
+            partial(self.ids.taken, self),
         )
 
-    def require(self, key: bytes | None, mode: str) -> None:
+    def require(self, key: bytes | None, mode: str, psk: bytes | None = None) -> None:
         """What the peer has to show in the next handshake, and what it agrees on."""
         self.mode = mode
-        self.negotiation.require(key, SUITE_PLAIN if mode == "plain" else SUITE_ALPHA)
+        suite = SUITE_PLAIN if mode == "plain" else SUITE_ALPHA
+        self.negotiation.require(key, suite, psk)
 
     def rely(self, reliable: bool) -> None:
         """Whether the rounds from now on are reliable."""
         self.reliable = reliable
-        if isinstance(self.current, AlphaTransport):
-            self.current.sender.reliable = reliable
+        for transport in self._transports:
+            if isinstance(transport, AlphaTransport):
+                transport.sender.reliable = reliable
 
     # -- the path's MTU ------------------------------------------------------
 
@@ -204,7 +217,7 @@ class Session:
         if self.fixed_mtu:
             inner = min(self.fixed_mtu, inner)
         was, self.mtu = self.mtu, inner
-        for transport in (self.current, self.previous):
+        for transport in self._transports:
             if isinstance(transport, AlphaTransport):
                 transport.fit(inner + overhead(self.mode), path.floor - around)
                 self._wake_by(transport.deadline)
@@ -250,8 +263,11 @@ class Session:
 
     def outgoing(self, frame: memoryview, now: float, out: Outbox) -> None:
         """Send the TUN frame, with ``push``, or let it wait for a handshake."""
-        transport = self.current
-        if transport is None or now - transport.established > REFUSE_AFTER:
+        transport = self._usable(now)
+        if transport is None and self.next is not None:
+            self._begin(self.next, now, out)
+            transport = self.current
+        if transport is None:
             if self.negotiation.nowhere:
                 self._refuse_unreachable(frame, out)
                 return
@@ -283,6 +299,8 @@ class Session:
         """Ask for a new session in time; the old one serves until that is proven."""
         due = REKEY_AFTER if self.initiated else REKEY_AFTER + REKEY_GRACE
         exhausted = isinstance(transport, AlphaTransport) and transport.exhausted
+        if self.next is not None:
+            return
         if now - transport.established > due or exhausted:
             self._want_session(now)
 
@@ -317,21 +335,22 @@ class Session:
         if pushed_out := self.waiting.put(frame):
             self.counters.drop(Drop.QUEUE_FULL, pushed_out)
 
-    def _want_session(self, now: float) -> None:
+    def _want_session(self, now: float, *, hinted: bool = False) -> None:
         current = self.current
         renewal = None
         if isinstance(current, AlphaTransport) and not self._forgotten(current, now):
             renewal = current.line.renewal
-        self.negotiation.begin(now, renewal)
+        self.negotiation.begin(now, renewal, hinted=hinted)
         self._wake_by(self.negotiation.deadline)
 
-    def connect(self, now: float) -> None:
+    def connect(self, now: float, *, hinted: bool = False) -> None:
         """Ask for a session, unless there is one or it is being asked for.
 
-        One in which nothing is heard any more is none.
+        One in which nothing is heard any more is none.  ``hinted``: something came that
+        proves nothing.
         """
         if self._usable(now) is None or self.silence(now) is not None:
-            self._want_session(now)
+            self._want_session(now, hinted=hinted)
 
     def woke(self, now: float) -> None:
         """Time has passed in which nobody could answer: what is under way begins anew.
@@ -353,9 +372,8 @@ class Session:
         Then the kernel chooses one, and the peer follows what is authentic.
         """
         if lost:
-            for transport in (self.current, self.previous):
-                if transport is not None:
-                    transport.line.local = b""
+            for transport in self._transports:
+                transport.line.local = b""
             if self.negotiation.proven is not None:
                 self.negotiation.proven = Place(self.negotiation.proven.remote)
         if isinstance(self._usable(now), AlphaTransport):
@@ -399,16 +417,24 @@ class Session:
 
     # -- handshakes ----------------------------------------------------------
 
-    def is_renewal(self, syn: Syn, now: float) -> bool:
-        """Whether ``syn`` shows that it is from the one we have a session with.
+    def shown(self, syn: Syn, remote: Remote, now: float) -> Shown:
+        """What ``syn``, whose MAC is good, shows of who sent it."""
+        if self.negotiation.psk is not None:
+            return Shown.SECRET
+        if self.is_renewal(syn) and self._spares(syn, now):
+            return Shown.SECRET
+        return Shown.PLACE if self.is_at(remote) else Shown.NOTHING
 
-        It says nothing about when it was sent, so there is a limit to them, too.
-        """
+    def is_renewal(self, syn: Syn) -> bool:
+        """Whether ``syn`` shows that it is from the one we have a session with."""
         current = self.current
-        if not isinstance(current, AlphaTransport) or not any(syn.cookie):
+        if not isinstance(current, AlphaTransport) or not any(syn.renewal):
             return False
-        repeated = self.negotiation.answers.to(syn) is not None
-        return current.line.is_renewal(syn) and (repeated or self._renewals.take(now))
+        return current.line.is_renewal(syn)
+
+    def _spares(self, syn: Syn, now: float) -> bool:
+        """Whether one more renewal is within its rate: it may be an old one."""
+        return self.negotiation.answers.to(syn) is not None or self._renewals.take(now)
 
     def is_at(self, remote: Remote) -> bool:
         """Whether the peer is configured, or was heard last, at this host."""
@@ -421,11 +447,10 @@ class Session:
         local: bytes,
         now: float,
         out: Outbox,
-        *,
-        known: bool,
+        shown: Shown,
     ) -> None:
         """See Negotiation.on_syn."""
-        self.negotiation.on_syn(syn, remote, local, now, out, known=known)
+        self.negotiation.on_syn(syn, remote, local, now, out, shown)
         self._wake_by(self.negotiation.deadline)
 
     def on_cookie_untrusted(
@@ -446,7 +471,7 @@ class Session:
         self._wake_by(self.negotiation.deadline)
         transport = self._transport(agreement, now)
         self._establish(transport, now, out)
-        if self.last_sent < now:
+        if transport is self.next or self.last_sent < now:
             # Without an answer we would not know that the ACKACK arrived.
             transport.keepalive(now, out)
             self._sent(now)
@@ -455,7 +480,7 @@ class Session:
         self, ackack: AckAck, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
         """Begin the session the peer asked for.  Raises BadPacket without proof."""
-        if self.current is not None and ackack.receiver_id == self.current.local_id:
+        if ackack.receiver_id in [each.local_id for each in self._transports]:
             return  # a repeated one
         agreement = self.negotiation.on_ackack_untrusted(
             ackack, remote, local, now, out
@@ -505,14 +530,35 @@ class Session:
         return transport
 
     def _establish(self, transport: Transport, now: float, out: Outbox) -> None:
+        """It was agreed on: use it when something has come in it.
+
+        Until then the one there is carries on: what was agreed on here may not have
+        come to pass there, or not at relays on the way.
+        """
+        self.ids.bind(self, transport)
+        if self.next is not None:
+            self._forget_transport(self.next)
+            self.next = None
+        self.gave_up = False
+        self.wrong_address = None
+        both = (
+            isinstance(transport, AlphaTransport),
+            isinstance(self._usable(now), AlphaTransport),
+        )
+        if all(both):
+            self.next = transport
+            self._wake_by(min(now + NEXT_LIFETIME, transport.deadline))
+        else:
+            self._begin(transport, now, out)
+
+    def _begin(self, transport: Transport, now: float, out: Outbox) -> None:
+        """Send in it from now on."""
+        self.next = None
         if self.previous is not None:
             self._forget_transport(self.previous)
-        self.ids.bind(self, transport)
         # What is under way on the old one still arrives; nothing new is sent on it.
         self.previous, self.current = self.current, transport
         self.negotiation.proven = transport.line.place
-        self.gave_up = False
-        self.wrong_address = None
         self.unanswered_since = self.silent_since = self.owed_since = inf
         if isinstance(self.previous, AlphaTransport) and isinstance(
             transport, AlphaTransport
@@ -520,7 +566,8 @@ class Session:
             transport.sender.succeed(self.previous.sender, now, out)
         self._probe = None
         self.path.resume(now)
-        self._wake_by(min(now + REFUSE_AFTER, self._path_deadline))
+        established = transport.established
+        self._wake_by(min(established + REFUSE_AFTER, self._path_deadline))
         if self.keepalive:
             self._wake_by(now + self.keepalive)
         self._send_waiting(now, out)
@@ -550,29 +597,32 @@ class Session:
             self._follow(transport, now, out)
         if arrival > Arrival.NOTHING:
             transport.heard = now
+            if transport is self.next:
+                self._begin(transport, now, out)
             if transport is self.current:
                 self.unanswered_since = self.silent_since = inf
-                if self.negotiation.doubtful:
-                    transport.hasten(now)
-                self.negotiation.settle()
+                if self.next is None:
+                    if self.negotiation.doubtful:
+                        transport.hasten(now)
+                    self.negotiation.settle()
             else:
                 self._note_twin(transport, now, out)
             if arrival is Arrival.DATA and self.owed_since == inf:
                 self.owed_since = now
                 self._wake_by(now + KEEPALIVE_AFTER)
         elif arrival is Arrival.WRONG_ADDRESS:
-            self._tell_wrong_address(remote, out)
+            self._tell_wrong_address(remote, now, out)
         if transport.deadline < self.wake:
             self.wake = transport.deadline
         return consumed
 
-    def note_wrong_address(self, remote: Remote, out: Outbox) -> None:
+    def note_wrong_address(self, remote: Remote, now: float, out: Outbox) -> None:
         """A handshake message, but not from where the peer is: dropped, told once."""
         self.counters.drop(Drop.WRONG_ADDRESS)
-        self._tell_wrong_address(remote, out)
+        self._tell_wrong_address(remote, now, out)
 
-    def _tell_wrong_address(self, remote: Remote, out: Outbox) -> None:
-        if self.wrong_address != remote:
+    def _tell_wrong_address(self, remote: Remote, now: float, out: Outbox) -> None:
+        if self.wrong_address != remote and self._wrong_addresses.take(now):
             self.wrong_address = remote
             out.tell(EventKind.WRONG_ADDRESS, self.name, remote)
 
@@ -681,9 +731,11 @@ class Session:
         self.wake = self.next_wake()
 
     def _negotiate(self, now: float, out: Outbox) -> None:
-        initiation = self.negotiation.initiation
-        if self.current is not None and self.negotiation.repeats_ackack(now):
-            self.current.hasten(now)  # what follows finds the session there
+        initiation, newest = self.negotiation.initiation, self.next or self.current
+        if newest is not None and self.negotiation.repeats_ackack(now):
+            newest.hasten(now)  # what follows finds the session there
+            if newest is self.next:
+                newest.keepalive(now, out)
         if self.negotiation.on_deadline(now, out) and initiation is not None:
             self._give_up(initiation.started, now, out)
 
@@ -722,6 +774,12 @@ class Session:
                 self.previous = None
         if self.current is not None and now >= self.current.deadline:
             self.current.on_deadline(now, out)
+        if self.next is not None and now >= self.next.deadline:
+            self.next.on_deadline(now, out)
+        if self.next is not None and now >= self.next.established + NEXT_LIFETIME:
+            self._forget_transport(self.next)  # the next packet asks for another
+            self.next = None
+            self.negotiation.settle()
 
     def _age(self, now: float, out: Outbox) -> None:
         current = self.current
@@ -748,6 +806,8 @@ class Session:
         if self.current is not None:
             times += [self.current.established + WIPE_AFTER, self.current.deadline]
             times.append(self._path_deadline)
+        if self.next is not None:
+            times += [self.next.established + NEXT_LIFETIME, self.next.deadline]
         if self.previous is not None:
             lifetime = self.previous.heard + PREVIOUS_LIFETIME
             times += [lifetime, self.previous.deadline]
@@ -786,16 +846,20 @@ class Session:
             self.counters.drop(Drop.NO_SESSION, packets)
 
     def _forget_transports(self) -> None:
-        for transport in (self.current, self.previous):
-            if transport is not None:
-                self._forget_transport(transport)
-        self.current = self.previous = None
+        for transport in self._transports:
+            self._forget_transport(transport)
+        self.next = self.current = self.previous = None
         self.unanswered_since = self.silent_since = self.owed_since = inf
         self.negotiation.settle()
 
     def _forget_transport(self, transport: Transport) -> None:
         transport.abandon()
         self.ids.free(transport.local_id)
+
+    @property
+    def _transports(self) -> list[Transport]:
+        every = self.next, self.current, self.previous
+        return [transport for transport in every if transport is not None]
 
     def _usable(self, now: float) -> Transport | None:
         if self.current is None or now - self.current.established > REFUSE_AFTER:

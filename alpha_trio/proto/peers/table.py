@@ -15,11 +15,12 @@ from itertools import count
 from math import inf
 from struct import Struct
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Remote
-from alpha_trio.proto.handshake import Doorkeeper, RandomBytes, send_control
+from alpha_trio.proto.handshake import Doorkeeper, RandomBytes, Shown, send_control
 from alpha_trio.proto.messages import (
+    DATA_SIZE,
     HEADER_SIZE,
     ID_SIZE,
     VERSION,
@@ -117,9 +118,10 @@ class PeerTable:
         mode: str = "adaptive",
         reliable: bool = False,
         waits: bool = False,
+        psk: bytes | None = None,
     ) -> Session:
         """Enter a new peer; whether names or prefixes clash is for the caller."""
-        ids = ConnectionIds(self._take_id, self._free_id, self._bind)
+        ids = ConnectionIds(self._take_id, self._free_id, self._bind, self._taken)
         session = Session(
             name,
             ids,
@@ -130,7 +132,7 @@ class PeerTable:
         )
         self.sessions[name] = session
         self.configure(
-            session, remotes, prefixes, keepalive, key, mode, reliable, waits
+            session, remotes, prefixes, keepalive, key, mode, reliable, waits, psk
         )
         return session
 
@@ -144,16 +146,18 @@ class PeerTable:
         mode: str = "adaptive",
         reliable: bool = False,
         waits: bool = False,
+        psk: bytes | None = None,
     ) -> None:
         """Change how a peer is reached and what it must show; its session lives on.
 
-        Without ``key`` the first contact decides.  A new key or mode holds for the
-        next session: to end the present one is for the caller.  ``reliable`` holds for
+        Without ``key`` the first contact decides.  ``psk``: PSK_SIZE bytes that it has,
+        too, if any.  A new key, psk or mode holds for the next session: to end the
+        present one is for the caller.  ``reliable`` holds for
         the next round.  ``waits``: it has no remotes, and will have none: it calls.
         """
         session.negotiation.move(tuple(remotes))
         session.negotiation.waits = waits
-        session.require(key, mode)
+        session.require(key, mode, psk)
         session.rely(reliable)
         session.keepalive = keepalive
         session.wake = min(session.wake, session.next_wake())
@@ -254,6 +258,10 @@ class PeerTable:
         self._by_id.pop(connection_id, None)
         for word in self._words_of.pop(connection_id, ()):
             del self._by_word[word]
+
+    def _taken(self, session: Session, key: bytes) -> bool:
+        """Whether it is known as the key of another peer."""
+        return self._by_key.get(key, session) is not session
 
     def _bind(self, session: Session, transport: Transport) -> None:
         self._words_of[transport.local_id] = transport.words
@@ -387,7 +395,7 @@ class PeerTable:
         elif datagram[0] == Kind.REPORT:
             self._on_report_untrusted(datagram, now)
         elif datagram[0] in _SESSION_KINDS:
-            self._on_lost_data(remote, now)
+            self._on_lost_data(len(datagram), remote, now)
         else:
             self.counters.drop(Drop.MALFORMED)
 
@@ -403,28 +411,43 @@ class PeerTable:
         if session is None:
             self._knock(remote, syn.identity, now, out)
             return
-        renews = session.is_renewal(syn, now)
-        admitted: bool | None = renews
-        if not renews:
-            wary = session.negotiation.answers.is_other(syn)
-            admitted = self._door.admit(remote, syn.cookie, now, wary=wary)
+        guard = session.negotiation.guard_of(syn)
+        if guard is None:
+            session.counters.drop(Drop.BAD_MAC)
+            if session.is_at(remote):
+                session.negotiation.note_wrong_mac()
+            return
+        shown = session.shown(syn, remote, now)
+        secret, answers = shown is Shown.SECRET, session.negotiation.answers
+        admitted: bool | None = True
+        if not session.is_renewal(syn):
+            wary = answers.is_other(syn)
+            admitted = self._door.admit(
+                remote, syn.cookie, now, wary=wary, secret=secret
+            )
         cookie = self._door.cookie(remote, now) if admitted is None else None
         if cookie is not None:
-            answer = Cookie(syn.sender_id, syn.nonce, cookie).pack()
-            send_control(out, remote, local, session.counters, answer)
-        elif not admitted:
+            answer = Cookie(syn.sender_id, syn.nonce, guard.seal(cookie, syn.nonce))
+            answer = evolve(answer, mac=guard.mac(answer.guarded()))
+            send_control(out, remote, local, session.counters, answer.pack())
+        elif not admitted or not self._may_answer(session, syn, shown, now):
             session.counters.drop(Drop.RATE)
         else:
-            known = renews or session.is_at(remote)
-            session.on_syn(syn, remote, local, now, out, known=known)
+            session.on_syn(syn, remote, local, now, out, shown)
             self._plan(session, now)
 
+    def _may_answer(self, session: Session, syn: Syn, shown: Shown, now: float) -> bool:
+        if shown is Shown.SECRET or (shown is Shown.PLACE and any(syn.cookie)):
+            return True
+        again = session.negotiation.answers.to(syn) is not None
+        return again or self._door.answers(now)
+
     def _peer_of(self, syn: Syn, remote: Remote) -> Session | None:
-        """Who asks: by its key, wherever it is now, or by its address."""
-        there = self._peer_at(remote)
-        if there is not None and there.negotiation.key in (None, syn.identity):
-            return there
-        return self._by_key.get(syn.identity, there)
+        """Who asks: by its key, wherever it is now, or by its address.
+
+        The key first: at an address without a key nobody else's is to be pinned.
+        """
+        return self._by_key.get(syn.identity) or self._peer_at(remote)
 
     def _on_answer_untrusted(
         self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
@@ -434,7 +457,7 @@ class PeerTable:
             self.counters.drop(Drop.UNKNOWN_ID)
         elif session.negotiation.key is None and self._peer_at(remote) is not session:
             # A key that is about to be pinned comes from where it was asked for.
-            session.note_wrong_address(remote, out)
+            session.note_wrong_address(remote, now, out)
         else:
             known = session.negotiation.key
             try:
@@ -473,16 +496,18 @@ class PeerTable:
             session.counters.drop(Drop.BAD_REPORT)
         self._plan(session, now)
 
-    def _on_lost_data(self, remote: Remote, now: float) -> None:
+    def _on_lost_data(self, size: int, remote: Remote, now: float) -> None:
         """Data of a session we do not have: after a restart we ask anew.
 
         Only if there is no live session, so that a forged datagram disturbs nothing;
-        and however many there are, there is one handshake at a time.
+        and however many there are, there is one handshake at a time, and not a long
+        one.
         """
         self.counters.drop(Drop.UNKNOWN_ID)
-        session = self._peer_at(remote)
+        session = self._peer_at(remote) if size >= DATA_SIZE else None
         if session is not None:
-            self.connect(session, now)
+            session.connect(now, hinted=True)
+            self._plan(session, now)
 
     def _peer_at(self, remote: Remote) -> Session | None:
         """The peer configured for this address; behind NAT its port may differ."""

@@ -7,7 +7,7 @@ Nothing here knows a session, a peer or a message.
     chain       hash chains: the owner's side and the checking one
     presign     pre-signatures of a round's packets: codes and hash trees
     acks        the tree by which a receiver commits to ack or nack
-    cipher      session keys, encryption, the short tags of the two ends
+    cipher      session keys, encryption, the tags and MACs of the two ends
 """
 
 from alpha_trio.proto.primitives.acks import (
@@ -26,8 +26,10 @@ from alpha_trio.proto.primitives.chain import (
     chain_id,
 )
 from alpha_trio.proto.primitives.cipher import (
+    PSK_SIZE,
     ROOM,
     TAG_SIZE,
+    Guard,
     Keystream,
     SessionKeys,
     Tagger,
@@ -45,12 +47,14 @@ __all__ = [
     "ACKNOWLEDGMENT_CHAIN",
     "ELEMENT_SIZE",
     "NACK",
+    "PSK_SIZE",
     "ROOM",
     "SIGNATURE_CHAIN",
     "TAG_SIZE",
     "AckTree",
     "ChainVerifier",
     "Checker",
+    "Guard",
     "HashChain",
     "Identity",
     "Keystream",

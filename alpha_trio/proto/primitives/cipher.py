@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hmac
 from hashlib import sha256
+from operator import xor
 from struct import Struct
 
 from attrs import define, field, frozen
@@ -29,36 +30,39 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from alpha_trio.proto.batch import Buffer
 
 KEY_SIZE = 32
-TAG_SIZE = 8
-"""Short, because a guess costs the attacker a datagram and wins it one round's S1:
-what is delivered rests on the pre-signatures, not on this tag."""
+TAG_SIZE = 16
+"""Of a round that was given up the key is known before its S1 is: then it is the tag
+alone that tells whose S1 comes, and what is delivered rests on it."""
+PSK_SIZE = 32
 
 _BLOCK = 16
 ROOM = _BLOCK - 1
 """Bytes the library wants behind those it writes, though it leaves them as they are."""
 _COUNTER = Struct("!HHIQ")
+_GUARD, _COOKIE = b"alpha-trio 1 guard", b"cookie"
 
 
 @frozen
 class SessionKeys:
     """Four keys of KEY_SIZE bytes, for this end of the session."""
 
-    send_cipher: bytes
-    receive_cipher: bytes
-    send_tag: bytes
-    receive_tag: bytes
+    send_cipher: bytes = field(repr=False)
+    receive_cipher: bytes = field(repr=False)
+    send_tag: bytes = field(repr=False)
+    receive_tag: bytes = field(repr=False)
 
     @classmethod
     def derive(
-        cls, shared: bytes, transcript: bytes, *, initiator: bool
+        cls, shared: bytes, transcript: bytes, psk: bytes = b"", *, initiator: bool
     ) -> SessionKeys:
-        """HKDF-SHA-256 (RFC 5869) over the X25519 secret.
+        """HKDF-SHA-256 (RFC 5869) over the X25519 secret and the pre-shared key.
 
-        ``transcript`` is the hash of all handshake messages: keys that agree prove
-        that both ends saw the same ones.
+        ``psk``: PSK_SIZE bytes, or none if the two hosts share none.  ``transcript`` is
+        the hash of all handshake messages: keys that agree prove that both ends saw the
+        same ones.
         """
         info = b"alpha-trio session keys 1"
-        okm = HKDF(SHA256(), 4 * KEY_SIZE, transcript, info).derive(shared)
+        okm = HKDF(SHA256(), 4 * KEY_SIZE, transcript, info).derive(shared + psk)
         keys = [okm[i : i + KEY_SIZE] for i in range(0, len(okm), KEY_SIZE)]
         to_responder, to_initiator, tag_responder, tag_initiator = keys
         if initiator:
@@ -70,8 +74,8 @@ class SessionKeys:
 class Keystream:
     """Encrypts and decrypts one direction; in CTR mode that is the same."""
 
-    key: bytes
-    _context: CipherContext = field(init=False)
+    key: bytes = field(repr=False)
+    _context: CipherContext = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._context = Cipher(AES256(self.key), CTR(bytes(_BLOCK))).encryptor()
@@ -111,22 +115,43 @@ class Keystream:
 class Tagger:
     """HMAC-SHA-256 (RFC 2104), cut to TAG_SIZE, under one key of the session."""
 
-    key: bytes
-    _start: hmac.HMAC = field(init=False)
+    key: bytes = field(repr=False)
+    _start: hmac.HMAC = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._start = hmac.new(self.key, digestmod=sha256)
 
     def tag(self, message: Buffer) -> bytes:
         """TAG_SIZE bytes over ``message``."""
-        return self.whole(message)[:TAG_SIZE]
-
-    def whole(self, message: Buffer) -> bytes:
-        """All 32 bytes over ``message``."""
         state = self._start.copy()
         state.update(message)
-        return state.digest()
+        return state.digest()[:TAG_SIZE]
 
     def fits(self, message: Buffer, tag: Buffer) -> bool:
         """Whether ``tag`` belongs to ``message``, in constant time."""
         return hmac.compare_digest(self.tag(message), bytes(tag))
+
+
+class Guard:
+    """MACs by which a host tells who knows its public key, and their common secret.
+
+    It costs a stranger who knows neither, or not the secret, one hash of ours to be
+    turned away.  Who knows all public keys can make them if there is no secret.
+    """
+
+    def __init__(self, key: bytes, psk: bytes | None) -> None:
+        """``key``: of who is to check them; zero if it is not known yet."""
+        secret = sha256(_GUARD + key + (psk or bytes(PSK_SIZE))).digest()
+        self._tagger = Tagger(secret)
+
+    def mac(self, message: bytes) -> bytes:
+        """MAC_SIZE bytes over ``message``."""
+        return self._tagger.tag(message)
+
+    def fits(self, message: bytes, mac: bytes) -> bool:
+        """Whether ``mac`` is that of ``message``, in constant time."""
+        return self._tagger.fits(message, mac)
+
+    def seal(self, cookie: bytes, nonce: bytes) -> bytes:
+        """A cookie for who sent a SYN with this nonce; done twice, it is as it was."""
+        return bytes(map(xor, cookie, self._tagger.tag(_COOKIE + nonce)))

@@ -19,6 +19,13 @@ from alpha_trio.proto.messages import BadPacket
 
 _CONTEXT = b"alpha-trio 1 "
 
+_PRIME = 2**255 - 19
+_SIGN = 1 << 255
+_ORDER_EIGHT = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7
+_SMALL = frozenset({0, 1, _PRIME - 1, _ORDER_EIGHT, _PRIME - _ORDER_EIGHT})
+"""The y coordinates of all points of small order: for such a key there are signatures
+that fit every message."""
+
 
 @define(eq=False)
 class Identity:
@@ -40,7 +47,12 @@ class Identity:
 def verify_untrusted(
     public: bytes, signature: bytes, label: bytes, *messages: bytes
 ) -> None:
-    """Raises BadPacket unless ``public`` signed the messages in that role."""
+    """Raises BadPacket unless ``public`` signed the messages in that role.
+
+    A key of small order signs nothing (RFC 8032 leaves that open).
+    """
+    if (int.from_bytes(public, "little") & ~_SIGN) % _PRIME in _SMALL:
+        raise BadPacket
     try:
         key = Ed25519PublicKey.from_public_bytes(public)
         key.verify(signature, _CONTEXT + label + b"".join(messages))

@@ -7,8 +7,8 @@ the owners of the keys agreed to them::
 
     SYN       remembered, as sent, for HALF_OPEN_LIFETIME
     COOKIE    passes if its SYN did
-    SYN       once more with the cookie: another variant of the same
-    ACK       signature of the responder over one of the variants
+    SYN       once more with the cookie: the same one, as far as is signed
+    ACK       signature of the responder over it
     ACKACK    signature of the initiator over both: an Introduction
 
 What strangers can ask for is bounded: SYNs by source and in all, and signatures to
@@ -17,7 +17,7 @@ passes, REPEATS times.
 
 The bytes 12 to 15 of SYN and ACK belong to the relays on the way (the limit of roots,
 see relay.py).  The ends take them for zero when they sign and check, and so do we; and
-so they take the padding of the SYN.
+so they leave out what of a SYN is for the responder alone: cookie, renewal and MAC.
 """
 
 from __future__ import annotations
@@ -28,13 +28,9 @@ from attrs import define, field, frozen
 
 from alpha_trio.proto.batch import Remote
 from alpha_trio.proto.messages import (
-    COOKIE_SIZE,
     HALF_OPEN_LIFETIME,
-    SIGNATURE_SIZE,
-    SYN_SIZE,
     Ack,
     BadPacket,
-    Kind,
     Syn,
     parse_ack_untrusted,
     parse_ackack_untrusted,
@@ -45,7 +41,7 @@ from alpha_trio.proto.primitives import verify_untrusted
 from alpha_trio.proto.rates import TokenBucket, bucket_of
 from alpha_trio.proto.relay.verdict import Refused, RelayDrop
 
-VARIANTS = 3  # of a SYN, which differ in the cookie; and ACKs to it
+VARIANTS = 3  # ACKs to a SYN
 SAME_ID = 4  # handshakes at once with the same connection id
 REPEATS = 32  # of an ACK, ACKACK or COOKIE
 COST = 1_500  # bytes of a handshake, estimated
@@ -54,9 +50,6 @@ SYN_RATE, SYN_BURST = 2_000.0, 2_000.0  # a second, at once; the same below
 SOURCE_SYN_RATE, SOURCE_SYN_BURST = 500.0, 500.0  # there may be many behind an address
 CHECK_RATE, CHECK_BURST = 1_000.0, 1_000.0  # signatures
 SOURCE_CHECK_RATE, SOURCE_CHECK_BURST = 300.0, 300.0
-
-_LIMIT = slice(12, 16)
-_COOKIE = slice(128, 128 + COOKIE_SIZE)
 
 
 @frozen
@@ -83,8 +76,7 @@ class Answer:
 
     asked: Asked
     responder_id: int
-    syn: bytes
-    ack: bytes  # b"": it went another way
+    ack: Ack | None  # None: it went another way
     ackack: bytes = b""  # the right one, once it has passed
     repeats: int = 0
 
@@ -97,14 +89,14 @@ class Answer:
 
 @define(eq=False)
 class Asked:
-    """A SYN that passed, in all its variants."""
+    """A SYN that passed, whatever its cookie."""
 
-    key: bytes  # all of it but the cookie
+    said: bytes  # what is signed of it
+    syn: Syn
     sender_id: int
     source: Remote
     destination: Remote
     until: float  # when to forget it
-    syns: list[bytes] = field(factory=list)  # newest last
     answers: list[Answer] = field(factory=list)
     cookies: int = 0  # that passed
 
@@ -145,7 +137,7 @@ class Introductions:
     keys: frozenset[bytes]  # that may; empty: all
     lenient: bool
     kept: int  # SYNs that may wait for their ACKACK, the oldest goes
-    asked: dict[bytes, Asked] = field(factory=dict)  # by key, the oldest first
+    asked: dict[bytes, Asked] = field(factory=dict)  # by what is signed, in order
     _by_id: dict[int, list[Asked]] = field(factory=dict)
     _answers: dict[int, list[Answer]] = field(factory=dict)  # by the responder's id
     _syns: Rates = field(factory=_syn_rates)
@@ -163,16 +155,13 @@ class Introductions:
         syn = parse_syn_untrusted(datagram)
         self._allow_untrusted(syn.identity)
         self._syns.take_untrusted(source, now)
-        said = _as_signed(datagram)
-        key = said[: _COOKIE.start]
-        asked = self.asked.get(key)
+        said = syn.said()
+        asked = self.asked.get(said)
         if asked is None:
-            asked = Asked(key, syn.sender_id, source, destination, now)
+            asked = Asked(said, syn, syn.sender_id, source, destination, now)
             self._remember_untrusted(asked)
         asked.source, asked.destination = source, destination
         asked.until = now + HALF_OPEN_LIFETIME
-        if said not in asked.syns:
-            asked.syns = [*asked.syns, said][-VARIANTS:]
 
     def _allow_untrusted(self, identity: bytes) -> None:
         if self.keys and identity not in self.keys:
@@ -184,14 +173,13 @@ class Introductions:
         if len(self.asked) >= self.kept:
             self._forget(next(iter(self.asked.values())))
         self._by_id.setdefault(asked.sender_id, []).append(asked)
-        self.asked[asked.key] = asked
+        self.asked[asked.said] = asked
 
     def on_cookie_untrusted(self, datagram: bytes, destination: Remote) -> None:
         """Raises BadPacket unless it is for somebody who asked."""
         cookie = parse_cookie_untrusted(datagram)
         for asked in self._by_id.get(cookie.receiver_id, ()):
-            nonce = parse_syn_untrusted(asked.syns[-1]).nonce
-            if nonce == cookie.nonce and asked.source[:2] == destination[:2]:
+            if asked.syn.nonce == cookie.nonce and asked.source[:2] == destination[:2]:
                 if asked.cookies >= REPEATS:
                     raise Refused(RelayDrop.REPLAYED)
                 asked.cookies += 1
@@ -207,23 +195,20 @@ class Introductions:
         """
         ack = parse_ack_untrusted(datagram)
         self._allow_untrusted(ack.identity)
-        said = _as_signed(datagram)
         # Wherever it goes: who asks several addresses may do so from several.
         known = self._by_id.get(ack.receiver_id, ())
         for answer in (answer for asked in known for answer in asked.answers):
-            if answer.ack == said:
+            if answer.ack == ack:
                 answer.again()
                 return None
         if not known:
             return self._lone_ack_untrusted(ack, source, destination, now)
         for asked in known:
-            for syn in reversed(asked.syns):
-                self._checks.take_untrusted(source, now)
-                if _signed(
-                    ack.identity, ack.signature, b"ACK", syn, said[:-SIGNATURE_SIZE]
-                ):
-                    self._keep_untrusted(Answer(asked, ack.sender_id, syn, said), now)
-                    return None
+            self._checks.take_untrusted(source, now)
+            signed = asked.said, ack.unsigned()
+            if _signed(ack.identity, ack.signature, b"ACK", *signed):
+                self._keep_untrusted(Answer(asked, ack.sender_id, ack), now)
+                return None
         raise Refused(RelayDrop.BAD_SIGNATURE)
 
     def _lone_ack_untrusted(
@@ -267,15 +252,14 @@ class Introductions:
             number = ackack.receiver_id
             return self._lone_ackack_untrusted(number, source, destination, now)
         for answer in known:
-            if answer.ackack:
+            if answer.ackack or answer.ack is None:
                 continue
             self._checks.take_untrusted(source, now)
-            syn = parse_syn_untrusted(answer.syn)
-            said = answer.syn, answer.ack
+            syn, ack = answer.asked.syn, answer.ack
+            said = answer.asked.said, ack.said()
             if ackack.suite != syn.suite:
                 continue  # no signature covers it: a copy of the genuine one
             if _signed(syn.identity, ackack.signature, b"ACKACK", *said):
-                ack = parse_ack_untrusted(answer.ack)
                 ids = ack.receiver_id, ack.sender_id
                 return Introduction(*ids, source, destination, syn, ack, answer)
         raise Refused(RelayDrop.BAD_SIGNATURE)
@@ -289,8 +273,7 @@ class Introductions:
         for asked in reversed(self.asked.values()):
             ends = asked.source[:2], asked.destination[:2]
             if ends == (source[:2], destination[:2]) and not asked.answers:
-                answer = Answer(asked, responder_id, asked.syns[-1], b"")
-                syn = parse_syn_untrusted(answer.syn)
+                answer, syn = Answer(asked, responder_id, None), asked.syn
                 ids = syn.sender_id, responder_id
                 return Introduction(*ids, source, destination, syn, None, answer)
         raise Refused(RelayDrop.UNSEEN)
@@ -305,7 +288,7 @@ class Introductions:
             return
         answer.ackack = ackack
         answer.asked.until = now + HALF_OPEN_LIFETIME
-        if not answer.ack:
+        if answer.ack is None:
             self._answers.setdefault(answer.responder_id, []).append(answer)
             answer.asked.answers.append(answer)
 
@@ -315,7 +298,7 @@ class Introductions:
             self._forget(asked)
 
     def _forget(self, asked: Asked) -> None:
-        del self.asked[asked.key]
+        del self.asked[asked.said]
         _remove(self._by_id, asked.sender_id, asked)
         for answer in asked.answers:
             _remove(self._answers, answer.responder_id, answer)
@@ -325,15 +308,6 @@ def _remove(lists: dict[int, list[Any]], key: int, value: object) -> None:
     lists[key].remove(value)
     if not lists[key]:
         del lists[key]
-
-
-def _as_signed(datagram: bytes) -> bytes:
-    """A SYN or ACK with zero where its sender had zero."""
-    said = bytearray(datagram)
-    said[_LIMIT] = bytes(4)
-    if datagram[0] == Kind.SYN:
-        said[_COOKIE.stop :] = bytes(SYN_SIZE - _COOKIE.stop)
-    return bytes(said)
 
 
 def _signed(identity: bytes, signature: bytes, label: bytes, *said: bytes) -> bool:

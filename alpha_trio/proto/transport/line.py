@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hmac import compare_digest
 from struct import Struct
 
 from attrs import define, field
@@ -10,7 +9,6 @@ from attrs import define, field
 from alpha_trio.proto.batch import Drop, Outbox, Place
 from alpha_trio.proto.handshake import RandomBytes
 from alpha_trio.proto.messages import (
-    COOKIE_SIZE,
     LEAST_ROOTS,
     MAX_ROOTS,
     ROUND,
@@ -78,18 +76,17 @@ class Line(Way):
             raise BadPacket
         return message
 
-    def renewal(self, nonce: bytes) -> bytes:
-        """COOKIE_SIZE bytes that show, in our SYN with ``nonce``, who asks.
+    def renewal(self, said: bytes) -> bytes:
+        """MAC_SIZE bytes that show, in our SYN that says ``said``, who asks.
 
         Only the two ends can make them, so a SYN that renews a session needs no cookie,
         and is not kept out by a flood of SYNs in our name.
         """
-        return self._tag_out.whole(_RENEWAL + nonce)[:COOKIE_SIZE]
+        return self._tag_out.tag(_RENEWAL + said)
 
     def is_renewal(self, syn: Syn) -> bool:
         """Whether the peer made ``syn``, to renew this session."""
-        expected = self._tag_in.whole(_RENEWAL + syn.nonce)[:COOKIE_SIZE]
-        return compare_digest(expected, syn.cookie)
+        return self._tag_in.fits(_RENEWAL + syn.said(), syn.renewal)
 
     def send(self, message: bytes, out: Outbox, place: Place | None = None) -> None:
         """Send one message that carries no inner packet, to ``place`` if given."""

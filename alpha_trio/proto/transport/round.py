@@ -108,6 +108,7 @@ class OutAssociation:
     acks: ChainVerifier
     next_round: int = 0
     round: Round | None = None
+    repeated: tuple[int, int] = 0, 0  # a round, and how many answers to it may follow
     rounds: int = field(init=False)  # the chain has elements for
 
     def __attrs_post_init__(self) -> None:
@@ -122,3 +123,14 @@ class OutAssociation:
     def idle(self) -> bool:
         """Whether a round can start."""
         return self.round is None and self.next_round < self.rounds
+
+    def expects_again(self, number: int) -> bool:
+        """Whether one more A1 of a round that was answered shows that we were hasty.
+
+        Of each S1 that was repeated one may come; more are copies of somebody's.
+        """
+        last, left = self.repeated
+        if number != last or not left:
+            return False
+        self.repeated = last, left - 1
+        return True

@@ -380,7 +380,8 @@ class Sender:
         digest, root = A1.unpack_from(message, ROUND_HEAD_SIZE)
         round_ = self._open_round_untrusted(number, index)
         if round_ is None or round_.agreed:
-            self.rtt.doubt(now)
+            if self.associations[number].expects_again(index):
+                self.rtt.doubt(now)
             return False
         if digest != round_.digest:
             raise BadPacket
@@ -394,6 +395,7 @@ class Sender:
             self.rtt.sample(now - round_.started)
         else:
             self.rtt.unsure = True
+            round_.association.repeated = index, round_.attempts - 1
         round_.agreed, round_.ack_root = True, root
         self.under_way -= round_.attempts == 1
         if round_.shape & CONTROL:

@@ -792,8 +792,8 @@ def test_both_ends_agree_on_keys_that_nobody_else_has():
     initiation = _begin(ALICE)
     half_open = _answer(initiation, BOB)
     initiation.finish_untrusted(half_open.ack, ALICE)
-    one = initiation.agree_untrusted(half_open.ack, VM2, b"").keys
-    other = half_open.agree_untrusted(half_open.remote, b"").keys
+    one = initiation.agree(half_open.ack, VM2, b"").keys
+    other = half_open.agree(half_open.remote, b"").keys
     assert (one.send_cipher, one.send_tag) == (other.receive_cipher, other.receive_tag)
     assert (one.receive_cipher, one.receive_tag) == (other.send_cipher, other.send_tag)
     assert len({one.send_cipher, one.receive_cipher}) == 2
