@@ -165,7 +165,7 @@ class Path:
         messages = asking.syn, answer.ack, ackack
         self.syn, self.ack, self.ackack = (message.pack() for message in messages)
         here, there = self.addresses
-        size = 304 if self.mode == "cm" else SIZE
+        size = 312 if self.mode == "cm" else SIZE
         ours = asking.agree(answer.ack, there, b"")
         theirs = answer.agree(here, b"")
         self.one = _end(

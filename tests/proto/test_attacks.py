@@ -19,7 +19,7 @@ from alpha_trio.proto.messages import (
 from alpha_trio.proto.peers import PeerTable, Session, State
 from alpha_trio.proto.primitives import Identity
 from tests.proto.inner import Packet
-from tests.proto.simulation import Simulation
+from tests.proto.simulation import Simulation, guarded
 
 PEER = ("192.168.10.61", 1234)
 
@@ -69,7 +69,7 @@ def begin(identity: Identity, local_id: int = 77) -> Initiation:
 def test_a_half_open_answer_is_void_once_another_key_is_pinned():
     victim, evil, good = Victim(), stranger(), Identity(Random(3).randbytes(32))
     attack = begin(evil)
-    (ack,) = victim.take(attack.syn.pack(), 0.0)
+    (ack,) = victim.take(attack.variant(), 0.0)
     syn = parse_syn_untrusted(victim.ask(victim.peer, 5.0))
     answer = HalfOpen.answer(syn, good, 99, Random(4).randbytes, PEER, b"", 5.0)
     victim.take(answer.ack.pack(), 5.0)
@@ -93,9 +93,9 @@ def test_a_forged_syn_displaces_no_answer():
     good = stranger()
     victim = Victim(key=good.public)
     genuine = begin(good)
-    (ack,) = victim.take(genuine.syn.pack(), 0.0)
+    (ack,) = victim.take(genuine.variant(), 0.0)
     forged = evolve(genuine.syn, nonce=bytes(16), sender_id=3)
-    (answer,) = victim.take(forged.pack(), 0.01)
+    (answer,) = victim.take(guarded(forged).pack(), 0.01)
     cookie = parse_cookie_untrusted(answer)
     assert cookie.receiver_id == 3  # asked for proof of the address, nothing changed
     ackack = genuine.finish_untrusted(parse_ack_untrusted(ack), good)
@@ -106,11 +106,11 @@ def test_a_forged_syn_displaces_no_answer():
 def test_a_restarted_peer_replaces_its_own_answer_with_a_cookie():
     good = stranger()
     victim = Victim(key=good.public)
-    victim.take(begin(good, 5).syn.pack(), 0.0)
+    victim.take(begin(good, 5).variant(), 0.0)
     again = begin(good, 6)
-    (answer,) = victim.take(again.syn.pack(), 1.0)
+    (answer,) = victim.take(again.variant(), 1.0)
     again.take_cookie_untrusted(parse_cookie_untrusted(answer), 1.0)
-    (ack,) = victim.take(again.syn.pack(), 1.1)
+    (ack,) = victim.take(again.with_cookie(), 1.1)
     assert parse_ack_untrusted(ack).receiver_id == 6
 
 
@@ -192,7 +192,7 @@ def test_a_repeated_ackack_is_nothing_to_count():
     good = stranger()
     victim = Victim(key=good.public)
     asking = begin(good)
-    (ack,) = victim.take(asking.syn.pack(), 0.0)
+    (ack,) = victim.take(asking.variant(), 0.0)
     ackack = asking.finish_untrusted(parse_ack_untrusted(ack), good).pack()
     victim.take(ackack, 0.1)
     victim.take(ackack, 0.2)

@@ -51,7 +51,7 @@ from tests.proto.ends import Ends, batch, changed, head, of_kind, packets_of
 from tests.proto.inner import Packet
 from tests.proto.simulation import Hostile, Simulation
 
-TAG = 8
+TAG = 16
 MODES = ["n", "c", "m", "cm"]
 CHAIN_ID, KEY = bytes(range(16)), bytes(range(16, 32))
 

@@ -791,7 +791,7 @@ def test_an_ackack_somebody_else_signed_is_refused():
 def test_both_ends_agree_on_keys_that_nobody_else_has():
     initiation = _begin(ALICE)
     half_open = _answer(initiation, BOB)
-    initiation.finish_untrusted(half_open.ack, ALICE)
+    half_open.verify_untrusted(initiation.finish_untrusted(half_open.ack, ALICE))
     one = initiation.agree(half_open.ack, VM2, b"").keys
     other = half_open.agree(half_open.remote, b"").keys
     assert (one.send_cipher, one.send_tag) == (other.receive_cipher, other.receive_tag)

@@ -8,6 +8,7 @@ know it from its session, nor cost more than a bounded amount of work and noise.
 from collections import Counter
 
 import pytest
+from attrs import evolve
 
 from alpha_trio.proto.batch import Drop, EventKind
 from alpha_trio.proto.handshake import GIVE_UP_AFTER
@@ -28,7 +29,8 @@ from alpha_trio.proto.messages import (
     parse_syn_untrusted,
 )
 from alpha_trio.proto.peers.session import REKEY_AFTER
-from tests.proto.simulation import Host, Link, Sent, Simulation
+from alpha_trio.proto.primitives import Guard
+from tests.proto.simulation import Host, Link, Sent, Simulation, guarded
 
 STRANGER_IDS = 1000  # ours are random, and larger
 
@@ -53,10 +55,11 @@ class Strangers:
         chains, share = (bytes(16), bytes(16)), bytes(31) + b"\x01"
         cookie = self.cookies.get(number, bytes(16))
         sender, who = STRANGER_IDS + number, self.pretended.identity.public
-        syn = Syn(sender, nonce, who, share, *chains, cookie, SUITE_ALPHA)
+        syn = Syn(sender, nonce, who, share, *chains, cookie, suite=SUITE_ALPHA)
         before = len(self.sim.sent)
         remote = (address, 4000) + ((0, 0) if ":" in address else ())
-        self.sim.inject(self.target.name, remote, syn.pack())
+        key = self.target.identity.public
+        self.sim.inject(self.target.name, remote, guarded(syn, key).pack())
         for sent in self.sim.sent[before:]:
             self.read(sent)
 
@@ -68,7 +71,9 @@ class Strangers:
     def read(self, sent: Sent) -> None:
         if sent.kind == Kind.COOKIE:
             cookie = parse_cookie_untrusted(sent.data)
-            self.cookies[cookie.receiver_id - STRANGER_IDS] = cookie.cookie
+            guard = Guard(self.target.identity.public, None)
+            opened = guard.seal(cookie.sealed, cookie.nonce)
+            self.cookies[cookie.receiver_id - STRANGER_IDS] = opened
 
 
 def strict_pair(sim: Simulation) -> tuple[Host, Host]:
@@ -161,14 +166,16 @@ def test_they_are_forgotten_in_time():
 def test_forged_cookies_make_us_repeat_our_syn_no_more_than_twice_a_second():
     """And however many come, that is no error; in the end we give up as always."""
     sim = Simulation(0, Far(), "adaptive")
-    vm1, _ = strict_pair(sim)
+    vm1, vm2 = strict_pair(sim)
     sim.block("vm1", "vm2")
     sim.block("vm2", "vm1")
     sim.send("vm1", "vm2")
     sim.run(0.001)
     syn = parse_syn_untrusted(sim.messages(Kind.SYN, "vm1")[0].data)
+    guard = Guard(vm2.identity.public, None)
     for number in range(1, 4500):
         forged = Cookie(syn.sender_id, syn.nonce, number.to_bytes(16))
+        forged = evolve(forged, mac=guard.mac(forged.guarded()))
         sim.inject("vm1", ("192.168.10.61", 1234), forged.pack())
         sim.run(0.02)
     syns = len(sim.messages(Kind.SYN, "vm1"))
@@ -183,7 +190,7 @@ def test_what_they_pretend_to_be_is_told_at_a_bounded_rate():
     rest = bytes(32), bytes(16), bytes(16)
     for number in range(500):
         syn = Syn(7, number.to_bytes(16), number.to_bytes(32), *rest)
-        sim.inject("vm1", ("192.168.10.61", 1234), syn.pack())
+        sim.inject("vm1", ("192.168.10.61", 1234), guarded(syn).pack())
         sim.run(0.025)
     told = vm1.told(EventKind.WRONG_KEY)
     assert WRONG_KEY_BURST <= told <= WRONG_KEY_BURST + WRONG_KEY_RATE * 500 * 0.025 + 1

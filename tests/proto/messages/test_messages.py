@@ -23,10 +23,10 @@ def _bytes(*sizes: int) -> list[st.SearchStrategy[bytes]]:
     return [st.binary(min_size=size, max_size=size) for size in sizes]
 
 
-SYNS = st.builds(Syn, IDS, *_bytes(16, 32, 32, 16, 16, 16), SUITES)
-ACKS = st.builds(Ack, IDS, IDS, *_bytes(16, 32, 32, 16, 16, 64), SUITES)
-ACKACKS = st.builds(AckAck, IDS, *_bytes(64), SUITES)
-COOKIES = st.builds(Cookie, IDS, *_bytes(16, 16))
+SYNS = st.builds(Syn, IDS, *_bytes(16, 32, 32, 16, 16, 16, 16, 16), SUITES)
+ACKS = st.builds(Ack, IDS, IDS, *_bytes(16, 32, 32, 16, 16, 64, 16), SUITES)
+ACKACKS = st.builds(AckAck, IDS, *_bytes(64, 16), SUITES)
+COOKIES = st.builds(Cookie, IDS, *_bytes(16, 16, 16))
 
 OFFER = bytes(16), bytes(32), bytes(32), bytes(16), bytes(16)
 EXAMPLES = [

@@ -25,12 +25,12 @@ from alpha_trio.proto.primitives import HashChain, Identity
 from alpha_trio.proto.transport import alpha
 from alpha_trio.proto.transport.alpha import LATER_SPACING
 from tests.proto.inner import ICMP, ICMPV6, TCP, Packet, parse
-from tests.proto.simulation import PORT, Simulation, remote_of
+from tests.proto.simulation import PORT, Simulation, guarded, remote_of
 
 VM2 = ("192.168.10.61", PORT)
 US = b"local"
 OFFER = bytes(16), bytes(32), bytes(32), bytes(16), bytes(16)
-SYN = Syn(5, *OFFER, suite=SUITE_PLAIN).pack()
+SYN = guarded(Syn(5, *OFFER, suite=SUITE_PLAIN)).pack()
 
 
 def table() -> PeerTable:

@@ -27,7 +27,7 @@ def test_a_peer_that_had_a_session_is_asked_at_once(mode, seconds):
     sim.run(1)
     before = sim.session("vm1", "vm2").current
     woken = wake(sim, "vm1", seconds)
-    sim.run(2 * ROUND_TRIP)
+    sim.run(3 * ROUND_TRIP)
     asked = [syn for syn in sim.messages(Kind.SYN, "vm1") if syn.time >= woken]
     assert asked[0].time == woken
     assert sim.session("vm1", "vm2").current is not before

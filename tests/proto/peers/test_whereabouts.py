@@ -176,7 +176,7 @@ def test_a_peer_with_another_address_is_asked_there_at_once():
     sim.locate("vm1", "vm2", "192.168.10.61", SECOND, THIRD)
     sim.renumber("vm2", THIRD)
     sim.hosts["vm1"].table.ask(sim.session("vm1", "vm2"), sim.now)
-    sim.run(3 * DELAY)
+    sim.run(4 * DELAY)
     assert sim.session("vm1", "vm2").remote == remote_of(THIRD)
 
 

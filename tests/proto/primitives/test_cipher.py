@@ -10,9 +10,10 @@ from alpha_trio.proto.messages import (
     HEADER_SIZE,
     ROUND_HEAD_SIZE,
     S2_TAIL,
+    TAG_SIZE,
     Kind,
 )
-from alpha_trio.proto.primitives import TAG_SIZE, Keystream, SessionKeys, Tagger
+from alpha_trio.proto.primitives import Keystream, SessionKeys, Tagger
 from alpha_trio.proto.primitives.cipher import KEY_SIZE
 from alpha_trio.proto.transport.sender import ROUND_LIFETIME
 from tests.proto.ends import head

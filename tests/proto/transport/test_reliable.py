@@ -23,7 +23,7 @@ from tests.proto.ends import SIZE, Ends, batch, changed, head, of_kind, packets_
 from tests.proto.inner import Packet
 from tests.proto.simulation import Hostile, Link, Simulation
 
-TAG = 8
+TAG = 16
 MODES = ["n", "c", "m", "cm"]
 LARGEST = Packet(payload=bytes(MAX_RELIABLE * 100), segment_size=100)
 
@@ -56,7 +56,7 @@ def open_round(ends: Ends):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_packet_is_delivered_and_acknowledged(mode):
-    ends = Ends.reliable(mode, 304 if mode == "cm" else SIZE)
+    ends = Ends.reliable(mode, 312 if mode == "cm" else SIZE)
     carried = ends.settle(*ends.one.emit(batch(mode)))
     assert ends.two.received == packets_of(batch(mode))
     (s1,) = of_kind(Kind.S1, carried)
