@@ -162,6 +162,7 @@ class Path:
             asking.syn, two, self.ids[1], random, self.addresses[0], b"", self.now
         )
         ackack = asking.finish_untrusted(answer.ack, one)
+        answer.verify_untrusted(ackack)
         messages = asking.syn, answer.ack, ackack
         self.syn, self.ack, self.ackack = (message.pack() for message in messages)
         here, there = self.addresses

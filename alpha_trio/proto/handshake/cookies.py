@@ -22,7 +22,7 @@ LOAD_RATE = 50.0  # SYNs a second above which cookies are asked for
 LOAD_BURST = 100.0
 ADDRESS_RATE, ADDRESS_BURST = 20.0, 5.0  # proven addresses: SYNs a second
 COOKIE_RATE, COOKIE_BURST = 20.0, 10.0  # to one address, a second: it reads them all
-ANSWER_RATE, ANSWER_BURST = 100.0, 200.0
+ANSWER_RATE, ANSWER_BURST = 50.0, 50.0
 """SYNs that are answered a second, for all peers together: each costs two milliseconds.
 
 Not counted are those that show a secret, or with a cookie that the peer receives where

@@ -342,6 +342,7 @@ class HalfOpen:
     repeats: int = 0  # times the ACK was sent again
     lost: bool = False  # the tie, against a SYN of ours that has led to a session
     _keys: SessionKeys | None = field(default=None, repr=False)
+    _tagger: Tagger | None = None
     _checks: TokenBucket = field(
         factory=lambda: TokenBucket(ANSWER_CHECKS, ANSWER_CHECK_BURST)
     )
@@ -381,10 +382,11 @@ class HalfOpen:
         """
         if ackack.suite != self.syn.suite:
             raise BadPacket
-        if self._keys is None:
+        if self._tagger is None:
             said = self.syn.share, self.syn, self.ack, self.psk
             self._keys = self.offer.agree_untrusted(*said)
-        if not Tagger(self._keys.receive_tag).fits(ackack.guarded(), ackack.mac):
+            self._tagger = Tagger(self._keys.receive_tag)
+        if not self._tagger.fits(ackack.guarded(), ackack.mac):
             raise BadPacket
         if not self._checks.take(now):
             raise BadPacket

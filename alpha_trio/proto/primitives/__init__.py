@@ -7,7 +7,8 @@ Nothing here knows a session, a peer or a message.
     chain       hash chains: the owner's side and the checking one
     presign     pre-signatures of a round's packets: codes and hash trees
     acks        the tree by which a receiver commits to ack or nack
-    cipher      session keys, encryption, the tags and MACs of the two ends
+    cipher      session keys, encryption, the tags of the two ends
+    guard       MACs of handshakes, by who knows the other's key
 """
 
 from alpha_trio.proto.primitives.acks import (
@@ -28,11 +29,11 @@ from alpha_trio.proto.primitives.chain import (
 from alpha_trio.proto.primitives.cipher import (
     PSK_SIZE,
     ROOM,
-    Guard,
     Keystream,
     SessionKeys,
     Tagger,
 )
+from alpha_trio.proto.primitives.guard import Guard
 from alpha_trio.proto.primitives.identity import (
     Identity,
     fingerprint,

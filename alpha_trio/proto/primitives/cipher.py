@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hmac
 from hashlib import sha256
-from operator import xor
 from struct import Struct
 
 from attrs import define, field, frozen
@@ -37,7 +36,6 @@ _BLOCK = 16
 ROOM = _BLOCK - 1
 """Bytes the library wants behind those it writes, though it leaves them as they are."""
 _COUNTER = Struct("!HHIQ")
-_GUARD, _COOKIE = b"alpha-trio 1 guard", b"cookie"
 
 
 @frozen
@@ -132,28 +130,3 @@ class Tagger:
     def fits(self, message: Buffer, tag: Buffer) -> bool:
         """Whether ``tag`` belongs to ``message``, in constant time."""
         return hmac.compare_digest(self.tag(message), bytes(tag))
-
-
-class Guard:
-    """MACs by which a host tells who knows its public key, and their common secret.
-
-    It costs a stranger who knows neither, or not the secret, one hash of ours to be
-    turned away.  Who knows all public keys can make them if there is no secret.
-    """
-
-    def __init__(self, key: bytes, psk: bytes | None) -> None:
-        """``key``: of who is to check them; zero if it is not known yet."""
-        secret = sha256(_GUARD + key + (psk or bytes(PSK_SIZE))).digest()
-        self._tagger = Tagger(secret)
-
-    def mac(self, message: bytes) -> bytes:
-        """MAC_SIZE bytes over ``message``."""
-        return self._tagger.tag(message)
-
-    def fits(self, message: bytes, mac: bytes) -> bool:
-        """Whether ``mac`` is that of ``message``, in constant time."""
-        return self._tagger.fits(message, mac)
-
-    def seal(self, cookie: bytes, nonce: bytes) -> bytes:
-        """A cookie for who sent a SYN with this nonce; done twice, it is as it was."""
-        return bytes(map(xor, cookie, self._tagger.tag(_COOKIE + nonce)))

@@ -21,7 +21,7 @@ _CONTEXT = b"alpha-trio 1 "
 
 _PRIME = 2**255 - 19
 _SIGN = 1 << 255
-_ORDER_EIGHT = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7
+_ORDER_EIGHT = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 _SMALL = frozenset({0, 1, _PRIME - 1, _ORDER_EIGHT, _PRIME - _ORDER_EIGHT})
 """The y coordinates of all points of small order: for such a key there are signatures
 that fit every message."""

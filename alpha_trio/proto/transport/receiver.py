@@ -166,9 +166,7 @@ class Receiver:
         if known is not None:
             if known.digest != digest:
                 raise BadPacket  # the pre-signatures are frozen
-            if known.elsewhere != elsewhere:
-                known.elsewhere = None  # one of the two is a copy
-            self.line.send(known.a1, out, elsewhere)
+            self._answer_again(known, elsewhere, out)
             return False
         if 2 * index + 2 > association.chain.length:
             raise BadPacket  # no element left to answer with
@@ -182,6 +180,20 @@ class Receiver:
         accepted.elsewhere = elsewhere
         self.line.send(accepted.a1, out, elsewhere)
         return True
+
+    def _answer_again(
+        self, known: InRound, elsewhere: Place | None, out: Outbox
+    ) -> None:
+        """A repeated S1, or a copy of it: answer it where it came from.
+
+        And where the peer is known to be: who copies each S1 from an address of its
+        own, faster than it arrives, must not get all answers.  After that an S2 does
+        not show where the answer was received.
+        """
+        self.line.send(known.a1, out, elsewhere)
+        if elsewhere is not None:
+            self.line.send(known.a1, out)
+        known.elsewhere = None
 
     def _close_current(
         self, association: InAssociation, position: int, element: bytes
