@@ -53,25 +53,38 @@ class Probe:
 
     nonce: bytes
     asked: float
+    random: Callable[[int], bytes]
     sent: Counts | None = None  # ours, as it left; None: it waits for its A1
     back: Counts = field(factory=Counts)  # what we had from the peer when we asked
     reports: dict[bytes, Report] = field(factory=dict)  # by key
-    checks: int = 0
+    checks: int = 0  # of signatures that pretend to be a relay's
+    peer_checks: int = 0  # or the peer's
 
     def take_untrusted(self, report: Report, peer: bytes) -> None:
         """Take a REPORT.  Raises BadPacket unless it is a new and authentic one.
 
         ``peer``: the key of the session's other end, and of nobody else.
         """
-        if report.key in self.reports or len(self.reports) >= MAX_HOPS:
+        theirs = report.key == peer
+        if report.key in self.reports or theirs != (report.role is Role.END):
             raise BadPacket
-        if (report.key == peer) != (report.role is Role.END):
+        checks = self.peer_checks if theirs else self.checks
+        if self.sent is None or checks >= MAX_CHECKS:
             raise BadPacket
-        if self.sent is None or self.checks >= MAX_CHECKS:
-            raise BadPacket
-        self.checks += 1
+        self.checks, self.peer_checks = (
+            self.checks + (not theirs),
+            self.peer_checks + theirs,
+        )
         report.verify_untrusted()
+        if not theirs:
+            self._make_room(peer)
         self.reports[report.key] = report
+
+    def _make_room(self, peer: bytes) -> None:
+        """Anybody can sign as a relay: who came first has no right to stay."""
+        relays = [key for key in self.reports if key != peer]
+        if len(relays) >= MAX_HOPS - 1:
+            del self.reports[relays[self.random(1)[0] % len(relays)]]
 
 
 @frozen
@@ -142,7 +155,7 @@ class Trace:
         if session != self.session:
             self.session = session
             self.probes.clear()
-        probe = Probe(self.random(NONCE_SIZE), now)
+        probe = Probe(self.random(NONCE_SIZE), now, self.random)
         if len(self.probes) == PROBES_KEPT:
             del self.probes[PROBES_KEPT // 2]
         self.probes.append(probe)
