@@ -364,7 +364,7 @@ def _handshake(random: Random) -> tuple[bytes, bytes, bytes]:
     there = ids[1], random.randbytes, _INITIATOR, b"", 0.0
     ack = HalfOpen.answer(asking.syn, other, *there).ack
     ackack = asking.finish_untrusted(ack, one)
-    return asking.syn.pack(), ack.pack(), ackack.pack()
+    return asking.variant(), ack.pack(), ackack.pack()
 
 
 def _seen_by_relay(handshakes: list[tuple[bytes, bytes, bytes]]) -> Relay:

@@ -31,6 +31,7 @@ from alpha_trio.proto.batch import (
 from alpha_trio.proto.messages import (
     COOKIE_SIZE,
     HEADER,
+    MAC_SIZE,
     MAX_ASSOCIATIONS,
     NONCE_SIZE,
     VERSION,
@@ -482,7 +483,7 @@ def _handshake() -> list[bytes]:
     """SYN, ACK and ACKACK of a genuine handshake, a COOKIE and a REPORT."""
     world = World("adaptive", Random(1))
     world.meet(3)
-    cookie = Cookie(7, bytes(NONCE_SIZE), bytes(COOKIE_SIZE))
+    cookie = Cookie(7, bytes(NONCE_SIZE), bytes(COOKIE_SIZE), bytes(MAC_SIZE))
     identity, nonce = Identity(bytes(32)), bytes(NONCE_SIZE)
     report = Report(7, nonce, identity.public, Role.RELAY, Counts(1), Counts(2))
     return [*list(world.old)[:3], cookie.pack(), report.signed(identity)]
