@@ -162,15 +162,15 @@ def test_vv_logs_every_packet_and_its_round(pair):
         wait_in_order(
             one,
             f"--tun--> {INNER}",
-            "Sending S1 (64 bytes) to 192.168.10.61:1234",
-            "Received A1 (72 bytes) from 192.168.10.61:1234",
+            "Sending S1 (72 bytes) to 192.168.10.61:1234",
+            "Received A1 (80 bytes) from 192.168.10.61:1234",
             "Sending S2 (91 bytes) to 192.168.10.61:1234",
             "Sending encapsulated packet to 192.168.10.61:1234",
         )
         wait_in_order(
             two,
-            "Received S1 (64 bytes) from 192.168.10.60:1234",
-            "Sending A1 (72 bytes) to 192.168.10.60:1234",
+            "Received S1 (72 bytes) from 192.168.10.60:1234",
+            "Sending A1 (80 bytes) to 192.168.10.60:1234",
             "Received S2 (91 bytes) from 192.168.10.60:1234",
             "Received encapsulated packet (91 bytes) from 192.168.10.60:1234",
             f"<--tun-- {INNER}",

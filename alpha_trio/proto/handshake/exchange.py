@@ -86,6 +86,8 @@ GIVE_UP_AFTER = 90.0  # s of silence
 FIRST_SPACING = 32
 """Of the chains of association 0: 1,024 elements, 511 rounds, made in 0.6 ms."""
 
+_BLIND_EVERY = 3  # SYNs
+
 RandomBytes = Callable[[int], bytes]
 
 
@@ -159,6 +161,7 @@ class Initiation:
     syn: Syn  # without cookie
     offer: Offer
     guard: Guard  # for who is to answer
+    blind: Guard  # the same, whatever its key is
     ours: Guard  # for us, who are to be answered
     psk: bytes | None = field(repr=False)
     started: float  # seconds, like every time here
@@ -172,6 +175,7 @@ class Initiation:
     sent_at: float = -inf
     delay: float = RETRY_FIRST  # until the next one, without jitter
     _cookie: bytes = bytes(COOKIE_SIZE)  # the latest
+    _cookie_guard: Guard | None = None  # by which it was made
     _cookies: TokenBucket = field(
         factory=lambda: TokenBucket(COOKIE_RATE, COOKIE_BURST)
     )
@@ -200,21 +204,27 @@ class Initiation:
         syn = Syn(local_id, offer.nonce, identity.public, *offer.public, suite=suite)
         if renewal is not None:
             syn = evolve(syn, renewal=renewal(syn.said()))
-        guards = Guard(key or bytes(KEY_SIZE), psk), Guard(identity.public, psk)
-        return cls(syn, offer, *guards, psk, now, now)
+        blind, ours = Guard(bytes(KEY_SIZE), psk), Guard(identity.public, psk)
+        guard = blind if key is None else Guard(key, psk)
+        return cls(syn, offer, guard, blind, ours, psk, now, now)
 
     def variant(self) -> bytes:
-        """The SYN as it is to be sent now: in turn with and without the cookie."""
+        """The SYN as it is to be sent now: in turn with and without the cookie.
+
+        And now and then as if the peer's key were not known, so that one that has
+        another is not merely silent.
+        """
         cookie = self._cookie if self.attempts % 2 else bytes(COOKIE_SIZE)
-        return self._packed(cookie)
+        blind = self.attempts % _BLIND_EVERY == _BLIND_EVERY - 1
+        return self._packed(cookie, self.blind if blind else self.guard)
 
     def with_cookie(self) -> bytes:
         """The SYN with the latest cookie."""
-        return self._packed(self._cookie)
+        return self._packed(self._cookie, self._cookie_guard or self.guard)
 
-    def _packed(self, cookie: bytes) -> bytes:
+    def _packed(self, cookie: bytes, guard: Guard) -> bytes:
         syn = evolve(self.syn, cookie=cookie)
-        return evolve(syn, mac=self.guard.mac(syn.guarded())).pack()
+        return evolve(syn, mac=guard.mac(syn.guarded())).pack()
 
     def expired(self, now: float) -> bool:
         """No answer for so long that nobody is there."""
@@ -288,9 +298,13 @@ class Initiation:
         """
         if message.nonce != self.syn.nonce:
             raise BadPacket
-        if not self.guard.fits(message.guarded(), message.mac):
+        for guard in (self.guard, self.blind):
+            if guard.fits(message.guarded(), message.mac):
+                break
+        else:
             raise BadPacket
-        self._cookie = self.guard.seal(message.sealed, message.nonce)
+        self._cookie = guard.seal(message.sealed, message.nonce)
+        self._cookie_guard = guard
         return self._cookies.take(now)
 
     def finish_untrusted(
