@@ -430,7 +430,7 @@ def rounds():
         "n": {"depth": 0, "datagram_size": 1472, **whole},
         "c": super_packet_round(3, 0, 1472),
         "m": super_packet_round(5, 3, 1472),
-        "cm": super_packet_round(11, 3, 304),
+        "cm": super_packet_round(11, 3, 312),
         "keepalive": {"depth": 0, "datagram_size": 1472, **empty},
         "reliable": reliable_round(5, 600),
     }
