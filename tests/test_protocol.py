@@ -16,7 +16,9 @@ PAGE = "docs/protocol.md"
 TEXT = (ROOT / PAGE).read_text()
 CONSTANT = re.compile(r"^\| `([\w.]+)\.(\w+)` \| ([\d.]+) \|", re.MULTILINE)
 ROW = re.compile(r"^\|.*\|$", re.MULTILINE)
-COOKIE_SIZE = header.HEADER_SIZE + header.NONCE_SIZE + handshake.COOKIE_SIZE
+COOKIE_SIZE = (
+    header.HEADER_SIZE + header.NONCE_SIZE + handshake.COOKIE_SIZE + handshake.MAC_SIZE
+)
 
 
 def below(heading):
@@ -60,10 +62,10 @@ def size_of_row(row):
         ("ACKACK", handshake.ACKACK_SIZE),
         ("COOKIE", COOKIE_SIZE),
         ("Rounds", data.ROUND_HEAD_SIZE),
-        ("S1", data.S1_FIXED_SIZE + 8),
+        ("S1", data.S1_FIXED_SIZE + data.TAG_SIZE),
         ("A1", data.A1_SIZE),
         ("S2", data.S2_SIZE),
-        ("A2", data.ROUND_HEAD_SIZE + data.A2_OPENING.size + 8),
+        ("A2", data.ROUND_HEAD_SIZE + data.A2_OPENING.size + data.TAG_SIZE),
         ("Bodies", frames.FRAME_WORD_SIZE),
         ("Associations", 4 + 16),
         ("Traces", 4 + 16),

@@ -10,6 +10,7 @@ from alpha_trio.proto.batch import Counters, Drop, Outbox
 from alpha_trio.proto.handshake import cookies
 from alpha_trio.proto.handshake.exchange import FIRST_SPACING, HalfOpen, Initiation
 from alpha_trio.proto.messages import (
+    BadPacket,
     Cookie,
     parse_ack_untrusted,
     parse_ackack_untrusted,
@@ -17,7 +18,15 @@ from alpha_trio.proto.messages import (
     parse_syn_untrusted,
 )
 from alpha_trio.proto.packets import Cut
-from alpha_trio.proto.primitives import Identity, acks, chain, cipher, presign
+from alpha_trio.proto.primitives import (
+    Guard,
+    Identity,
+    acks,
+    chain,
+    cipher,
+    presign,
+    verify_untrusted,
+)
 from alpha_trio.proto.traces import (
     Counts,
     Report,
@@ -38,7 +47,14 @@ from tests.reference.alpha import unlimited
 
 REMOTE = ("192.0.2.1", 1234)
 NOBODY = Identity(bytes(32))
-HANDSHAKES = ("alpha", "plain", "cookie", "limited")
+COOKIES = ("cookie", "cookie_psk", "cookie_first_contact")
+RENEWALS = ("renewal", "renewal_by_responder")
+HANDSHAKES = (
+    *("alpha", "plain", "psk", "first_contact", "first_contact_psk"),
+    *COOKIES,
+    "limited",
+    *RENEWALS,
+)
 ROUNDS = ("n", "c", "m", "cm", "keepalive")
 CONTROLS = ("open", "close", "unknown", "trace")
 
@@ -120,13 +136,14 @@ def test_acknowledgment_tree(number):
         assert not acks.opens(*place, *root, opening[0], 1 - opening[1], *shown)
 
 
-def test_keys():
+@pytest.mark.parametrize(("psk", "output"), [("", ""), ("psk", "_with_psk")])
+def test_keys(psk, output):
     vector = load("primitives")["hkdf"]
-    secret, salt = raw(vector["secret"]), raw(vector["salt"])
-    there = cipher.SessionKeys.derive(secret, salt, initiator=True)
-    back = cipher.SessionKeys.derive(secret, salt, initiator=False)
+    secrets = raw(vector["secret"]), raw(vector["salt"]), raw(vector.get(psk, ""))
+    there = cipher.SessionKeys.derive(*secrets, initiator=True)
+    back = cipher.SessionKeys.derive(*secrets, initiator=False)
     keys = there.send_cipher, there.receive_cipher, there.send_tag, there.receive_tag
-    assert b"".join(keys) == raw(vector["output"])
+    assert b"".join(keys) == raw(vector["output" + output])
     swapped = back.receive_cipher, back.send_cipher, back.receive_tag, back.send_tag
     assert swapped == keys
 
@@ -143,15 +160,35 @@ def test_keystream_and_tag():
     assert tagger.tag(raw(vector["message"])) == raw(vector["tag"])
 
 
+def test_guards():
+    vectors_ = load("primitives")["guards"]
+    assert len({vector["mac"] for vector in vectors_}) == 4
+    for vector in vectors_:
+        key = raw(vector["identity"]) or bytes(32)
+        guard = Guard(key, raw(vector["psk"]) or None)
+        message, mac = raw(vector["message"]), raw(vector["mac"])
+        assert guard.mac(message) == mac
+        assert guard.fits(message, mac)
+        assert not guard.fits(message + b"s", mac)
+
+
+def test_identities_of_small_order_sign_nothing():
+    """One signature in eight, made without any key, would fit any message."""
+    identities = raw(load("primitives")["identities_of_small_order"])
+    for identity in identities:
+        for signature in identities:
+            with pytest.raises(BadPacket):
+                verify_untrusted(identity, signature + bytes(32), b"ACK", b"message")
+
+
 # Handshake
 
 
 class Host:
     """One side of the vectors' handshake, with its secrets."""
 
-    def __init__(self, name: str) -> None:
-        vector = load("handshake")[name]
-        self.identity = Identity(raw(vector["identity_seed"]))
+    def __init__(self, vector, psk: bytes | None = None) -> None:
+        self.identity, self.psk = Identity(raw(vector["identity_seed"])), psk
         self.id = vector["connection_id"]
         secrets = (
             "nonce",
@@ -162,36 +199,49 @@ class Host:
         self.secrets = [raw(vector[key]) for key in secrets]
         assert self.identity.public == raw(vector["identity"])
 
-    def initiation(self, suite: int) -> Initiation:
-        random = Scripted(*self.secrets)
-        return Initiation.begin(self.identity, suite, self.id, random, 0.0)
+    def initiation(self, suite: int, key: bytes | None, renewal) -> Initiation:
+        said = self.identity, suite, self.id, Scripted(*self.secrets), 0.0, renewal
+        return Initiation.begin(*said, key=key, psk=self.psk)
 
     def answer(self, syn) -> HalfOpen:
         random = Scripted(*self.secrets)
-        return HalfOpen.answer(syn, self.identity, self.id, random, REMOTE, b"", 0.0)
+        place = self.id, random, REMOTE, b"", 0.0
+        return HalfOpen.answer(syn, self.identity, *place, self.psk)
+
+
+def hosts(name: str) -> tuple[Host, Host]:
+    """The initiator and the responder of the handshake called ``name``."""
+    handshake = load("handshake")
+    vector = handshake[name]
+    ends = vector if "initiator" in vector else handshake
+    psk = raw(vector["psk"]) or None
+    return Host(ends["initiator"], psk), Host(ends["responder"], psk)
 
 
 def agreements(name: str):
     """Both ends of the handshake called ``name``, after it went over the wire."""
-    handshake = load("handshake")
-    vector = handshake[name]
+    vector = load("handshake")[name]
     syn = parse_syn_untrusted(raw(vector["syn"]))
-    initiation = Host("initiator").initiation(syn.suite)
-    if name == "cookie":
+    one, two = hosts(name)
+    key = None if "first_contact" in name else two.identity.public
+    tagger = cipher.Tagger(raw(vector.get("tag_key", "")))
+    renewal = (lambda said: tagger.tag(b"renewal" + said)) if name in RENEWALS else None
+    initiation = one.initiation(syn.suite, key, renewal)
+    sent = initiation.variant()
+    if name in COOKIES:
+        assert sent == raw(vector["syn_without_cookie"])
         cookie = parse_cookie_untrusted(raw(vector["message"]))
-        initiation.take_cookie_untrusted(cookie, 0.0)
-    assert initiation.syn.pack() == unlimited(raw(vector["syn"]))
-    half_open = Host("responder").answer(syn)
+        assert initiation.take_cookie_untrusted(cookie, 0.0)
+        sent = initiation.with_cookie()
+    assert sent == unlimited(raw(vector["syn"]))
+    half_open = two.answer(syn)
     assert half_open.ack.pack() == unlimited(raw(vector["ack"]))
     ack = parse_ack_untrusted(raw(vector["ack"]))
-    ackack = initiation.finish_untrusted(ack, Host("initiator").identity)
+    ackack = initiation.finish_untrusted(ack, one.identity)
     assert ackack.pack() == raw(vector["ackack"])
     half_open.verify_untrusted(parse_ackack_untrusted(raw(vector["ackack"])))
     there = half_open.remote, half_open.local
-    return (
-        initiation.agree(ack, REMOTE, b""),
-        half_open.agree(*there),
-    )
+    return initiation.agree(ack, REMOTE, b""), half_open.agree(*there)
 
 
 @pytest.mark.parametrize("name", HANDSHAKES)
@@ -224,31 +274,42 @@ def test_limits_of_relays():
     assert there.most_roots == vector["most_roots_of_responder"] == 40
 
 
-def test_cookie():
-    vector = load("handshake")["cookie"]
+@pytest.mark.parametrize("name", COOKIES)
+def test_cookie(name):
+    vector = load("handshake")[name]
     place = vector["host"], vector["port"]
     door = cookies.Doorkeeper(Scripted(raw(vector["secret"])))
     cookie = door.cookie(place, 1.0)
     assert cookie == raw(vector["cookie"])
     assert door.admit(place, cookie, 1.0)
-    syn = parse_syn_untrusted(raw(load("handshake")["alpha"]["syn"]))
-    message = Cookie(syn.sender_id, syn.nonce, cookie)
+    syn = parse_syn_untrusted(raw(vector["syn_without_cookie"]))
+    key = None if "first_contact" in name else hosts(name)[1].identity.public
+    guard = Guard(key or bytes(32), raw(vector["psk"]) or None)
+    message = Cookie(syn.sender_id, syn.nonce, guard.seal(cookie, syn.nonce))
+    message = evolve(message, mac=guard.mac(message.guarded()))
     assert message.pack() == raw(vector["message"])
 
 
+def test_a_cookie_changes_no_answer():
+    handshake = load("handshake")
+    for with_, without in zip(COOKIES, ("alpha", "psk", "first_contact"), strict=True):
+        for key in ("ack", "ackack", "keys"):
+            assert handshake[with_][key] == handshake[without][key]
+
+
 def test_renewals_show_the_session_they_renew():
-    vector = load("handshake")["renewal"]
-    nonce = raw(vector["nonce"])
+    vectors_ = load("handshake")
     here, there = [
         Line(end, Counters(), Scripted(), 1400, NOBODY) for end in agreements("alpha")
     ]
-    assert here.renewal(nonce) == raw(vector["to_responder"])
-    assert there.renewal(nonce) == raw(vector["to_initiator"])
-    syn = parse_syn_untrusted(raw(load("handshake")["alpha"]["syn"]))
-    shown = evolve(syn, nonce=nonce, cookie=raw(vector["to_responder"]))
-    assert there.is_renewal(shown)
-    assert not here.is_renewal(shown)
-    assert not there.is_renewal(evolve(shown, nonce=bytes(16)))
+    for name, ours, theirs in zip(RENEWALS, (here, there), (there, here), strict=True):
+        shown = raw(vectors_[name]["renewal"])
+        for variant in ("syn", "syn_with_cookie"):
+            syn = parse_syn_untrusted(raw(vectors_[name][variant]))
+            assert ours.renewal(syn.said()) == syn.renewal == shown
+            assert theirs.is_renewal(syn)
+            assert not ours.is_renewal(syn)
+            assert not theirs.is_renewal(evolve(syn, nonce=bytes(16)))
 
 
 # Rounds
@@ -292,7 +353,7 @@ class Ends:
 def transport(
     agreement, name: str, datagram_size: int, random: Scripted
 ) -> AlphaTransport:
-    identity = Host(name).identity
+    identity = Host(load("handshake")[name]).identity
     line = Line(agreement, Counters(), random, datagram_size, identity)
     made = AlphaTransport(line, 0.0, 0.0)
     made.add_first(agreement)

@@ -1,28 +1,22 @@
-"""The Wireshark dissector names what two daemons say, and what is wrong with the rest.
+"""The Wireshark dissector names what two daemons say.
 
 vm1 ---- vm2        tcpdump on vm1
 """
 
-import json
-import shutil
 import subprocess
 
 import pytest
 
 from alpha_trio.proto.messages import Kind
-from tests.netns.traffic import Forger, introduce, peer, ping, send_tcp
-from tests.reference import alpha, vectors
+from tests.netns.traffic import introduce, peer, ping, send_tcp
+from tests.tools.dissected import NEEDS_TSHARK, assert_all_named, dissect, messages
 from tools.daemons import Daemon
 from tools.lab import wait_until
 
 pytestmark = [
     pytest.mark.netns,
-    pytest.mark.skipif(
-        shutil.which("tshark") is None, reason="needs tshark (apt-get install tshark)"
-    ),
+    NEEDS_TSHARK,
 ]
-
-SCRIPT = vectors.FOLDER.parents[1] / "tools" / "dissector" / "alpha-trio.lua"
 
 
 class Capture:
@@ -44,46 +38,8 @@ class Capture:
         self._process.communicate(timeout=10)
 
 
-def dissect(path, *options):
-    """All datagrams of a capture file as tshark shows them: field name to values."""
-    command = ["tshark", "-X", f"lua_script:{SCRIPT}", "-r", str(path), "-T", "ek"]
-    done = subprocess.run(
-        [*command, *options], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert "Error" not in done.stderr, done.stderr
-    packets = [json.loads(line) for line in done.stdout.splitlines()]
-    return [packet["layers"] for packet in packets if "layers" in packet]
-
-
-def messages(packets):
-    """The dissector's fields of every message: each a list of texts.
-
-    A packet may hold many: the capture sees what the kernel has not cut up yet.
-    """
-    found = []
-    for layers in packets:
-        inside = layers["alphatrio"]
-        found += inside if isinstance(inside, list) else [inside]
-    prefix = "alphatrio_alphatrio_"
-    return [
-        {
-            name.removeprefix(prefix): value if isinstance(value, list) else [value]
-            for name, value in message.items()
-            if name.startswith(prefix)
-        }
-        for message in found
-    ]
-
-
 def kinds(packets):
     return {int(message["kind"][0]) for message in messages(packets)}
-
-
-def assert_all_named(packets):
-    """Nothing malformed, neither for the dissector nor for tshark itself."""
-    assert packets
-    for layers in packets:
-        assert "malformed" not in json.dumps(layers).lower(), layers
 
 
 def test_every_message_of_two_daemons_is_named(pair):
@@ -137,26 +93,3 @@ def test_every_message_of_a_plain_session_at_another_port_is_named(pair):
     assert kinds(packets) == {Kind.SYN, Kind.ACK, Kind.ACKACK, Kind.DATA}
     types = [t for m in messages(packets) for t in m.get("frame_gso_type", [])]
     assert "1" in types
-
-
-BAD = [
-    b"\x01",  # shorter than a header
-    alpha.header(77, 5),  # no such kind
-    b"\x05\x02" + bytes(62),  # another version
-    alpha.header(alpha.SYN, 0, 1) + bytes(100),
-    alpha.header(alpha.ACKACK, 5, 1) + bytes(65),
-    alpha.head(alpha.S1, 5, 0, 0, 0, bytes(16)) + bytes.fromhex("0002000900000000"),
-    alpha.head(alpha.A2, 5, 0, 0, 0, bytes(16)) + bytes(3),
-    alpha.head(alpha.A2, 5, 0, 0, 0, bytes(16)) + bytes(8 + 2 * 36),
-    alpha.head(alpha.S2, 5, 0, 3, 0, bytes(16)) + bytes(40),
-]
-
-
-def test_what_is_no_message_is_called_malformed(pair):
-    vm1, vm2 = pair
-    with Forger(vm2, vm1) as forger, Capture(vm1) as capture:
-        for datagram in BAD:
-            forger.send(datagram, vm2.address)
-        wait_until(lambda: len(dissect(capture.path)) == len(BAD), "all captured")
-    for layers in dissect(capture.path):
-        assert "alphatrio_malformed" in json.dumps(layers), layers

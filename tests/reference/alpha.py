@@ -19,6 +19,8 @@ SYN, ACK, ACKACK, DATA, S1, A1, S2, A2, COOKIE, REPORT = range(1, 11)
 RELIABLE, CONTROL = 0x80, 0x40
 OPEN, ACCEPT, CLOSE, TRACE, PADDING = range(1, 6)
 NOTHING = bytes(16)
+NOBODY = bytes(32)
+"""In the place of a key that is not known, or of a pre-shared key there is not."""
 
 
 def short_hash(data):
@@ -140,12 +142,12 @@ def hkdf(salt, secret, info, length):
     return output[:length]
 
 
-def session_keys(private_share, public_share, syn, ack):
+def session_keys(private_share, public_share, syn, ack, psk=b""):
     """Ciphers to responder and to initiator, tags to responder and to initiator."""
     ours = X25519PrivateKey.from_private_bytes(private_share)
     shared = ours.exchange(X25519PublicKey.from_public_bytes(public_share))
-    transcript = sha256(unlimited(syn) + unlimited(ack)).digest()
-    keys = hkdf(transcript, shared, b"alpha-trio session keys 1", 128)
+    transcript = sha256(said(syn) + signed(ack)).digest()
+    keys = hkdf(transcript, shared + psk, b"alpha-trio session keys 1", 128)
     return [keys[at : at + 32] for at in range(0, 128, 32)]
 
 
@@ -160,8 +162,23 @@ def encrypt(key, association, number, offset, data):
     return stream.update(bytes(offset) + data)[offset:]
 
 
+def tag(key, message):
+    return hmac.digest(key, message, "sha256")[:16]
+
+
 def tagged(key, message):
-    return message + hmac.digest(key, message, "sha256")[:8]
+    return message + tag(key, message)
+
+
+def guard(key=NOBODY, psk=b""):
+    """The key of MACs for who has this identity; without one, for whoever answers."""
+    return sha256(b"alpha-trio 1 guard" + key + (psk or NOBODY)).digest()
+
+
+def seal(guard_, nonce, cookie_):
+    """The cookie as COOKIE carries it; of a sealed one, the cookie."""
+    stream = tag(guard_, b"cookie" + nonce)
+    return bytes(one ^ other for one, other in zip(cookie_, stream, strict=True))
 
 
 # Messages
@@ -181,10 +198,43 @@ def public_key(seed):
     return Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
 
 
-def syn(suite, sender_id, nonce, identity, share, anchors, cookie=NOTHING):
+def small_orders():
+    """All encodings of Ed25519 public keys of small order; each of them is refused.
+
+    On -x² + y² = 1 + d x² y² they have y = 1 (order 1), -1 (2), 0 (4), or, twice such a
+    point being one of those with y = 0, so that x² = -y², a y with d y⁴ + 2 y² = 1 (8).
+    A decoder may take y + p for y, and the highest bit is only the sign of x.
+    """
+    p = 2**255 - 19
+    d = -121665 * pow(121666, -1, p)
+    of_sum = square_root(1 + d, p)
+    squares = [(at - 1) * pow(d, -1, p) for at in (of_sum, -of_sum)]
+    eighth = next(filter(None, (square_root(square, p) for square in squares)))
+    ys = {0, 1, p - 1, eighth, p - eighth}
+    encoded = sorted(n for y in ys for n in (y, y + p) if n < 2**255)
+    return [
+        (n | sign_ << 255).to_bytes(32, "little") for n in encoded for sign_ in (0, 1)
+    ]
+
+
+def square_root(square, p):
+    """Modulo a prime p that is 5 modulo 8; None if there is none."""
+    for factor in 1, pow(2, (p - 1) // 4, p):
+        found = pow(square % p, (p + 3) // 8, p) * factor % p
+        if (found * found - square) % p == 0:
+            return found
+    return None
+
+
+def syn(suite, sender_id, nonce, identity, share, anchors):
+    """What is said, and signed, of a SYN."""
     ids = pack("!II", sender_id, 0)
-    body = nonce + identity + share + anchors[0] + anchors[1] + cookie
-    return header(SYN, 0, suite) + ids + body + bytes(48)
+    return header(SYN, 0, suite) + ids + nonce + identity + share + b"".join(anchors)
+
+
+def guarded_syn(said_, guard_, cookie_=NOTHING, renewal_=NOTHING):
+    """The whole SYN, with what is for the responder alone."""
+    return tagged(guard_, said_ + cookie_ + renewal_) + bytes(32)
 
 
 def limited(message, most):
@@ -194,8 +244,18 @@ def limited(message, most):
 
 
 def unlimited(message):
-    """SYN or ACK as it is signed."""
+    """SYN or ACK as it is signed, or covered by a MAC."""
     return message[:12] + bytes(4) + message[16:]
+
+
+def said(message):
+    """S of a SYN, A of an ACK."""
+    return unlimited(message)[:128]
+
+
+def signed(ack_):
+    """A': what an ACK says, and its signature."""
+    return unlimited(ack_)[:192]
 
 
 def most_roots(message):
@@ -203,30 +263,38 @@ def most_roots(message):
     return max(int.from_bytes(message[12:14]) or 512, 4)
 
 
-def ack(suite, syn_, sender_id, nonce, seed, share, anchors):
+def ack(suite, syn_, sender_id, nonce, seed, share, anchors, guard_):
+    """``guard_`` is that of the initiator."""
     receiver_id = int.from_bytes(syn_[8:12])
     ids = pack("!II", sender_id, 0)
-    body = nonce + public_key(seed) + share + anchors[0] + anchors[1]
-    unsigned = header(ACK, receiver_id, suite) + ids + body
-    return unsigned + sign(seed, b"ACK", unlimited(syn_) + unsigned)
+    identity = public_key(seed)
+    start = header(ACK, receiver_id, suite) + ids + nonce + identity + share
+    unsigned = start + b"".join(anchors)
+    unguarded = unsigned + sign(seed, b"ACK", said(syn_) + unsigned)
+    return unguarded + tag(guard_, said(syn_) + unguarded)
 
 
-def ackack(suite, syn_, ack_, seed):
+def ackack(suite, syn_, ack_, seed, tag_key):
+    """``tag_key`` is that of the new session, to the responder."""
     receiver_id = int.from_bytes(ack_[8:12])
-    said = unlimited(syn_) + unlimited(ack_)
-    return header(ACKACK, receiver_id, suite) + sign(seed, b"ACKACK", said)
+    signature = sign(seed, b"ACKACK", said(syn_) + signed(ack_))
+    return tagged(tag_key, header(ACKACK, receiver_id, suite) + signature)
 
 
 def cookie(secret, host, port):
     return hmac.digest(secret, f"{host} {port}".encode(), "sha256")[:16]
 
 
-def renewal(tag_key, nonce):
-    return hmac.digest(tag_key, b"renewal" + nonce, "sha256")[:16]
+def renewal(tag_key, syn_):
+    """``tag_key`` is that of the present session, in the direction of the SYN."""
+    return tag(tag_key, b"renewal" + said(syn_))
 
 
-def cookie_message(syn_, cookie_):
-    return header(COOKIE, int.from_bytes(syn_[8:12])) + syn_[16:32] + cookie_
+def cookie_message(syn_, cookie_, guard_):
+    """``guard_`` is the one of the SYN's MAC."""
+    nonce = syn_[16:32]
+    start = header(COOKIE, int.from_bytes(syn_[8:12])) + nonce
+    return tagged(guard_, start + seal(guard_, nonce, cookie_))
 
 
 def head(kind, receiver_id, association, shape, number, element):
@@ -240,7 +308,7 @@ def s1(start, packets, signatures, tag_key):
 
 
 def s1_digest(message):
-    return short_hash(message[:-8])
+    return short_hash(message[:-16])
 
 
 def a1(start, message, ack_root, tag_key):

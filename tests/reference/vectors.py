@@ -23,14 +23,17 @@ def secret(name, size):
 
 
 TRACE_NONCE = secret("nonce of the TRACE", 16)
+PSK = secret("pre-shared key", 32)
 
 
 class Side:
-    """What one host brings into the handshake of all vectors."""
+    """What one host brings into the handshake of all vectors, or into ``which`` one."""
 
-    def __init__(self, name, connection_id):
+    def __init__(self, name, connection_id, which=""):
         self.name, self.connection_id = name, connection_id
         self.seed = secret(f"{name} identity", 32)
+        self.identity = alpha.public_key(self.seed)
+        name += which
         self.nonce = secret(f"{name} nonce", 16)
         self.share = secret(f"{name} share", 32)
         self.signature_seed = secret(f"{name} signature chain", 16)
@@ -50,7 +53,7 @@ class Side:
     def inputs(self):
         return {
             "identity_seed": self.seed,
-            "identity": alpha.public_key(self.seed),
+            "identity": self.identity,
             "connection_id": self.connection_id,
             "nonce": self.nonce,
             "share_private": self.share,
@@ -63,27 +66,67 @@ class Side:
 
 
 class Session:
-    """The handshake all other vectors stand on."""
+    """The handshake all other vectors stand on, and its variants."""
 
-    def __init__(self, suite=SUITE_ALPHA, cookie=alpha.NOTHING):
-        self.initiator = Side("initiator", INITIATOR_ID)
-        self.responder = Side("responder", RESPONDER_ID)
-        one, two = self.initiator, self.responder
-        self.syn = alpha.syn(
-            suite,
-            one.connection_id,
-            one.nonce,
-            alpha.public_key(one.seed),
-            alpha.public_share(one.share),
-            one.anchors,
-            cookie,
-        )
+    def __init__(
+        self,
+        suite=SUITE_ALPHA,
+        *,
+        psk=b"",
+        known=True,
+        cookie=alpha.NOTHING,
+        renewed_key=None,
+        limits=(),
+        ends=None,
+    ):
+        """``known``: whether the initiator knows the responder's key.
+
+        ``renewed_key``: of the tags of a session to renew.  ``limits``: relays' on the
+        way of the SYN, and the last one on that of the ACK.
+        """
+        self.initiator, self.responder = one, two = ends or both_ends()
+        self.psk, self.suite = psk, suite
+        share = alpha.public_share(one.share)
+        said = one.connection_id, one.nonce, one.identity, share, one.anchors
+        self.said = alpha.syn(suite, *said)
+        self.renewal = alpha.NOTHING
+        if renewed_key is not None:
+            self.renewal = alpha.renewal(renewed_key, self.said)
+        self.syn_guard = alpha.guard(two.identity if known else alpha.NOBODY, psk)
+        self.ack_guard = alpha.guard(one.identity, psk)
+        self.syn = self.syn_with(cookie)
+        for limit in limits[:-1]:
+            self.syn = alpha.limited(self.syn, limit)
         share = alpha.public_share(two.share)
-        self.ack = alpha.ack(
-            suite, self.syn, two.connection_id, two.nonce, two.seed, share, two.anchors
-        )
-        self.ackack = alpha.ackack(suite, self.syn, self.ack, one.seed)
-        self.keys = alpha.session_keys(one.share, share, self.syn, self.ack)
+        said = two.connection_id, two.nonce, two.seed, share, two.anchors
+        self.ack = alpha.ack(suite, self.syn, *said, self.ack_guard)
+        for limit in limits[-1:]:
+            self.ack = alpha.limited(self.ack, limit)
+        self.keys = alpha.session_keys(one.share, share, self.syn, self.ack, psk)
+        self.ackack = alpha.ackack(suite, self.syn, self.ack, one.seed, self.keys[2])
+
+    def syn_with(self, cookie):
+        return alpha.guarded_syn(self.said, self.syn_guard, cookie, self.renewal)
+
+    def messages(self):
+        names = "to_responder", "to_initiator", "tag_to_responder", "tag_to_initiator"
+        return {
+            "psk": self.psk,
+            "guard_of_syn": self.syn_guard,
+            "guard_of_ack": self.ack_guard,
+            "syn": self.syn,
+            "ack": self.ack,
+            "ackack": self.ackack,
+            "transcript": sha256(self.said + alpha.signed(self.ack)).digest(),
+            "keys": dict(zip(names, self.keys, strict=True)),
+        }
+
+
+def both_ends(which=""):
+    return (
+        Side("initiator", INITIATOR_ID, which),
+        Side("responder", RESPONDER_ID, which),
+    )
 
 
 # Files
@@ -132,8 +175,33 @@ def primitives():
         "tag": {
             "key": secret("tag key", 32),
             "message": b"message",
-            "tag": alpha.tagged(secret("tag key", 32), b"message")[-8:],
+            "tag": alpha.tag(secret("tag key", 32), b"message"),
         },
+        "guards": [guard(key, psk) for psk in (b"", PSK) for key in (b"", IDENTITY)],
+        "sealed_cookie": sealed_cookie(),
+        "identities_of_small_order": alpha.small_orders(),
+    }
+
+
+IDENTITY = alpha.public_key(secret("identity", 32))
+
+
+def guard(key, psk):
+    """Without ``key`` the one of a peer that is not known yet."""
+    message = b"message"
+    made = alpha.guard(key or alpha.NOBODY, psk)
+    mac = alpha.tag(made, message)
+    return {"identity": key, "psk": psk, "guard": made, "message": message, "mac": mac}
+
+
+def sealed_cookie():
+    made, nonce = alpha.guard(IDENTITY), secret("nonce", 16)
+    cookie = secret("cookie", 16)
+    return {
+        "guard": made,
+        "nonce": nonce,
+        "cookie": cookie,
+        "sealed": alpha.seal(made, nonce, cookie),
     }
 
 
@@ -165,8 +233,14 @@ def acknowledgment_tree(packets):
 def hkdf():
     salt, shared = secret("transcript", 32), secret("shared", 32)
     info = b"alpha-trio session keys 1"
-    output = alpha.hkdf(salt, shared, info, 128)
-    return {"salt": salt, "secret": shared, "info": info, "output": output}
+    return {
+        "salt": salt,
+        "secret": shared,
+        "psk": PSK,
+        "info": info,
+        "output": alpha.hkdf(salt, shared, info, 128),
+        "output_with_psk": alpha.hkdf(salt, shared + PSK, info, 128),
+    }
 
 
 def keystream():
@@ -182,65 +256,64 @@ def keystream():
 
 
 def handshake():
-    cookie_secret, place = secret("cookie", 32), ("192.0.2.1", 1234)
-    asked = alpha.cookie(cookie_secret, *place)
-    plain, busy = Session(SUITE_PLAIN), Session(cookie=asked)
-    session, nonce = Session(), secret("nonce of a renewal", 16)
+    """All between the same two ends, but what renews a session."""
+    one, two = both_ends()
     return {
-        "initiator": session.initiator.inputs(),
-        "responder": session.responder.inputs(),
-        "alpha": messages_of(session),
-        "plain": messages_of(plain),
-        "cookie": {
-            "secret": cookie_secret,
-            "host": place[0],
-            "port": place[1],
-            "cookie": asked,
-            "message": alpha.cookie_message(session.syn, asked),
-            **messages_of(busy),
-        },
+        "initiator": one.inputs(),
+        "responder": two.inputs(),
+        "alpha": Session().messages(),
+        "plain": Session(SUITE_PLAIN).messages(),
+        "psk": Session(psk=PSK).messages(),
+        "first_contact": Session(known=False).messages(),
+        "first_contact_psk": Session(known=False, psk=PSK).messages(),
+        "cookie": asked_for_cookie(),
+        "cookie_psk": asked_for_cookie(psk=PSK),
+        "cookie_first_contact": asked_for_cookie(known=False),
         "limited": behind_relays(),
-        "renewal": {
-            "nonce": nonce,
-            "to_responder": alpha.renewal(session.keys[2], nonce),
-            "to_initiator": alpha.renewal(session.keys[3], nonce),
-        },
+        "renewal": renewing(*both_ends(" renewing"), 2),
+        "renewal_by_responder": renewing(*both_ends(" renewing")[::-1], 3),
+    }
+
+
+COOKIE_SECRET, COOKIE_PLACE = secret("cookie", 32), ("192.0.2.1", 1234)
+
+
+def asked_for_cookie(**variant):
+    """COOKIE answers the SYN without one, of which only this SYN differs."""
+    asked = alpha.cookie(COOKIE_SECRET, *COOKIE_PLACE)
+    session = Session(**variant, cookie=asked)
+    first = session.syn_with(alpha.NOTHING)
+    return {
+        "secret": COOKIE_SECRET,
+        "host": COOKIE_PLACE[0],
+        "port": COOKIE_PLACE[1],
+        "cookie": asked,
+        "syn_without_cookie": first,
+        "message": alpha.cookie_message(first, asked, session.syn_guard),
+        **session.messages(),
     }
 
 
 def behind_relays():
     """A handshake that passed relays which keep few roots, one of them only three."""
-    session = Session()
-    session.syn = alpha.limited(alpha.limited(session.syn, 90), 40)
-    one, two = session.initiator, session.responder
-    share = alpha.public_share(two.share)
-    session.ack = alpha.limited(
-        alpha.ack(
-            SUITE_ALPHA,
-            session.syn,
-            two.connection_id,
-            two.nonce,
-            two.seed,
-            share,
-            two.anchors,
-        ),
-        3,
-    )
-    session.ackack = alpha.ackack(SUITE_ALPHA, session.syn, session.ack, one.seed)
-    session.keys = alpha.session_keys(one.share, share, session.syn, session.ack)
-    return messages_of(session) | {
+    session = Session(limits=(90, 40, 3))
+    return session.messages() | {
         "most_roots_of_initiator": alpha.most_roots(session.ack),
         "most_roots_of_responder": alpha.most_roots(session.syn),
     }
 
 
-def messages_of(session):
-    names = "to_responder", "to_initiator", "tag_to_responder", "tag_to_initiator"
+def renewing(one, two, key):
+    """A handshake by which ``one`` renews the session "alpha"."""
+    renewed = Session().keys[key]
+    session = Session(ends=(one, two), renewed_key=renewed)
     return {
-        "syn": session.syn,
-        "ack": session.ack,
-        "ackack": session.ackack,
-        "keys": dict(zip(names, session.keys, strict=True)),
+        "initiator": one.inputs(),
+        "responder": two.inputs(),
+        "tag_key": renewed,
+        "renewal": session.renewal,
+        **session.messages(),
+        "syn_with_cookie": session.syn_with(secret("cookie", 16)),
     }
 
 
@@ -357,7 +430,7 @@ def rounds():
         "n": {"depth": 0, "datagram_size": 1472, **whole},
         "c": super_packet_round(3, 0, 1472),
         "m": super_packet_round(5, 3, 1472),
-        "cm": super_packet_round(11, 3, 304),
+        "cm": super_packet_round(11, 3, 312),
         "keepalive": {"depth": 0, "datagram_size": 1472, **empty},
         "reliable": reliable_round(5, 600),
     }
@@ -369,7 +442,7 @@ def reliable_round(count, datagram_size):
     bodies, seed = segment_bodies(headers, segments), secret("acks of packets", 16)
     round_ = RoundVector(bodies, 0, alpha.RELIABLE, seed)
     opened = len(round_.opening(0, 1))
-    room = (datagram_size - 32 - 8) // opened
+    room = (datagram_size - 32 - 16) // opened
     parts = [range(count)[at : at + room] for at in range(0, count, room)]
     return {
         "depth": 0,

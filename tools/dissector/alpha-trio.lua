@@ -7,7 +7,7 @@
 local alpha = Proto("alphatrio", "alpha-trio (ALPHA)")
 
 local VERSION = 1
-local HEADER_SIZE, NODE_SIZE, TAG_SIZE = 8, 16, 8
+local HEADER_SIZE, NODE_SIZE, TAG_SIZE = 8, 16, 16
 local KINDS = {
     [1] = "SYN", [2] = "ACK", [3] = "ACKACK", [4] = "DATA",
     [5] = "S1", [6] = "A1", [7] = "S2", [8] = "A2", [9] = "COOKIE",
@@ -37,6 +37,9 @@ local fields = {
     ack_anchor = ProtoField.bytes(
         "alphatrio.acknowledgment_anchor", "Anchor of the acknowledgment chain"),
     cookie = ProtoField.bytes("alphatrio.cookie", "Cookie"),
+    sealed_cookie = ProtoField.bytes("alphatrio.sealed_cookie", "Sealed cookie"),
+    renewal = ProtoField.bytes("alphatrio.renewal", "Renewal of a session"),
+    mac = ProtoField.bytes("alphatrio.mac", "MAC for the receiver"),
     padding = ProtoField.bytes("alphatrio.padding", "Padding"),
     signature = ProtoField.bytes("alphatrio.signature", "Signature (Ed25519)"),
     association = ProtoField.uint16("alphatrio.association", "Association"),
@@ -111,9 +114,11 @@ local INTRODUCTION = {
     { fields.identity, 32 }, { fields.share, 32 },
     { fields.signature_anchor, 16 }, { fields.ack_anchor, 16 },
 }
-local SYN_END = { { fields.cookie, 16 }, { fields.padding, 48 } }
 local SIGNATURE = { { fields.signature, 64 } }
-local COOKIE = { { fields.nonce, 16 }, { fields.cookie, 16 } }
+local MAC = { { fields.mac, 16 } }
+local VARIANT = { { fields.cookie, 16 }, { fields.renewal, 16 } }
+local PADDING = { { fields.padding, 32 } }
+local COOKIE = { { fields.nonce, 16 }, { fields.sealed_cookie, 16 } }
 local REPORT = {
     { fields.nonce, 16 }, { fields.identity, 32 }, { fields.address, 16 },
     { fields.hop_limit, 1 }, { fields.role, 1 }, { fields.zero, 2 },
@@ -130,7 +135,7 @@ local ROUND = {
     { fields.zero, 1 }, { fields.round, 4 }, { fields.element, 16 },
 }
 local S1_COUNTS = { { fields.packets, 2 }, { fields.roots, 2 }, { fields.zero, 4 } }
-local A1 = { { fields.digest, 16 }, { fields.ack_root, 16 }, { fields.tag, 8 } }
+local A1 = { { fields.digest, 16 }, { fields.ack_root, 16 }, { fields.tag, TAG_SIZE } }
 local S2_TAIL = { { fields.index, 2 }, { fields.zero, 2 }, { fields.offset, 4 } }
 local A2 = {
     { fields.index, 2 }, { fields.verdict, 1 }, { fields.zero, 1 },
@@ -223,11 +228,6 @@ local function dissect_s1(buffer, tree)
     return at and show(buffer, at, tree, { { fields.tag, TAG_SIZE } })
 end
 
-local function dissect_a1(buffer, tree)
-    local at = show(buffer, 8, tree, ROUND)
-    return at and show(buffer, at, tree, A1)
-end
-
 local function dissect_s2(buffer, tree)
     local at = show(buffer, 8, tree, ROUND)
     if not at then
@@ -283,25 +283,36 @@ local function dissect_data(buffer, tree)
     return at and show_rest(buffer, at, tree, fields.packet)
 end
 
+-- Of a kind that always has the same length.
 local function dissector_of(...)
-    local parts = { ... }
+    local parts, size = { ... }, HEADER_SIZE
+    for _, layout in ipairs(parts) do
+        for _, entry in ipairs(layout) do
+            size = size + entry[2]
+        end
+    end
     return function(buffer, tree)
-        local at = 8
+        local at = HEADER_SIZE
         for _, layout in ipairs(parts) do
             at = at and show(buffer, at, tree, layout)
+        end
+        if buffer:len() ~= size then
+            local text = "Wrong length: %d bytes in the place of %d"
+            tree:add_proto_expert_info(malformed, text:format(buffer:len(), size))
+            return nil
         end
         return at
     end
 end
 
 local DISSECTORS = {
-    SYN = dissector_of(INTRODUCTION, SYN_END),
-    ACK = dissector_of(INTRODUCTION, SIGNATURE),
-    ACKACK = dissector_of(SIGNATURE),
-    COOKIE = dissector_of(COOKIE),
+    SYN = dissector_of(INTRODUCTION, VARIANT, MAC, PADDING),
+    ACK = dissector_of(INTRODUCTION, SIGNATURE, MAC),
+    ACKACK = dissector_of(SIGNATURE, MAC),
+    COOKIE = dissector_of(COOKIE, MAC),
     DATA = dissect_data,
     S1 = dissect_s1,
-    A1 = dissect_a1,
+    A1 = dissector_of(ROUND, A1),
     S2 = dissect_s2,
     A2 = dissect_a2,
     REPORT = dissector_of(REPORT, SIGNATURE),
