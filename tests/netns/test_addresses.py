@@ -139,6 +139,9 @@ def test_a_host_with_temporary_addresses_is_known_by_its_stable_one(
             settings |= {"allow": [inner]} if overlay else {}
             add(at, name, place, **settings)
         ping(vm1, own[1], count=3)
+        # It learns by which of its addresses it is known when it is called.
+        find = "ip", "route", "get", own[0]
+        wait_until(lambda: f"src {own[1]} " in vm2.run(*find).stdout, "its address")
         ping(vm2, own[0], count=3)
         assert peer(two, "vm1")["endpoint"] == f"[{stable}]:1234"
         assert drops(one, "vm2") == drops(two, "vm1") == {}
