@@ -20,6 +20,7 @@ from alpha_trio.proto.rates import TokenBucket, bucket_of
 SECRET_LIFETIME = 120.0  # s; a cookie is good for one to two of them
 LOAD_RATE = 50.0  # SYNs a second above which cookies are asked for
 LOAD_BURST = 100.0
+BLIND_RATE, BLIND_BURST = 5.0, 20.0  # the same for who does not know our key
 ADDRESS_RATE, ADDRESS_BURST = 20.0, 5.0  # proven addresses: SYNs a second
 COOKIE_RATE, COOKIE_BURST = 20.0, 10.0  # to one address, a second: it reads them all
 ANSWER_RATE, ANSWER_BURST = 50.0, 50.0
@@ -36,6 +37,7 @@ class Doorkeeper:
 
     random: RandomBytes
     _load: TokenBucket = field(factory=lambda: TokenBucket(LOAD_RATE, LOAD_BURST))
+    _blind: TokenBucket = field(factory=lambda: TokenBucket(BLIND_RATE, BLIND_BURST))
     _answers: TokenBucket = field(
         factory=lambda: TokenBucket(ANSWER_RATE, ANSWER_BURST)
     )
@@ -52,13 +54,16 @@ class Doorkeeper:
         *,
         wary: bool = False,
         secret: bool = False,
+        blind: bool = False,
     ) -> bool | None:
         """True: answer.  None: ask for a cookie.  False: too much from there.
 
         ``wary``: ask for a cookie even without load.  ``secret``: the SYN shows one,
-        and the load that strangers make does not count for it.
+        and the load that strangers make does not count for it.  ``blind``: not even our
+        public key is known to its sender.
         """
         busy = not secret and not self._load.take(now)
+        busy |= blind and not self._blind.take(now)
         if not any(cookie):
             return None if busy or wary else True
         if not self._fits(remote, cookie, now):

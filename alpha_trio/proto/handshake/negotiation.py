@@ -250,6 +250,10 @@ class Negotiation:
                 return guard
         return None
 
+    def is_blind(self, guard: Guard) -> bool:
+        """Whether a MAC made so shows that our key is not known."""
+        return guard is self._guards[1]
+
     def note_wrong_mac(self) -> None:
         """Who asks where the peer is does not know what it has to know."""
         self._wrong_mac = True

@@ -421,9 +421,13 @@ class PeerTable:
         secret, answers = shown is Shown.SECRET, session.negotiation.answers
         admitted: bool | None = True
         if not session.is_renewal(syn):
-            wary = answers.is_other(syn)
             admitted = self._door.admit(
-                remote, syn.cookie, now, wary=wary, secret=secret
+                remote,
+                syn.cookie,
+                now,
+                wary=answers.is_other(syn),
+                secret=secret,
+                blind=session.negotiation.is_blind(guard),
             )
         cookie = self._door.cookie(remote, now) if admitted is None else None
         if cookie is not None:
