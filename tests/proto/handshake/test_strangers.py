@@ -187,10 +187,10 @@ def test_forged_cookies_make_us_repeat_our_syn_no_more_than_twice_a_second():
 def test_what_they_pretend_to_be_is_told_at_a_bounded_rate():
     sim = Simulation(mode="adaptive")
     vm1, vm2 = strict_pair(sim)
-    rest = bytes(32), bytes(16), bytes(16)
+    rest, own = (bytes(32), bytes(16), bytes(16)), vm1.identity.public
     for number in range(500):
         syn = Syn(7, number.to_bytes(16), number.to_bytes(32), *rest)
-        sim.inject("vm1", ("192.168.10.61", 1234), guarded(syn).pack())
+        sim.inject("vm1", ("192.168.10.61", 1234), guarded(syn, own).pack())
         sim.run(0.025)
     told = vm1.told(EventKind.WRONG_KEY)
     assert WRONG_KEY_BURST <= told <= WRONG_KEY_BURST + WRONG_KEY_RATE * 500 * 0.025 + 1
