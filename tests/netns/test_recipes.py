@@ -403,7 +403,7 @@ def test_babel_on_a_link_inside(sites, ends):
     neighbours, routes = recipe.follow(4, instead={"birdc": bird})
     assert "to-vm2" in neighbours
     assert "dev to-vm2" in routes
-    # Babel doubts a neighbour it has just found, and its routes come and go for a while.
+    # Babel doubts a neighbour it has just found: its routes come and go for a while.
     full = "10.60.0.7", "-W", "1", "-s", "1200", "-M", "do"
     with Tap(vm2) as tap:
         wait_until(lambda: ping(here, *full, check=False), "a way there and back", 20)
