@@ -8,6 +8,8 @@ with Daemon(vm1) as one, Daemon(vm2) as two:
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import socket
 import subprocess
@@ -97,11 +99,11 @@ class Daemon:
         """Wait for its end and return its exit code; kill it after ``timeout`` s."""
         process = self._running()
         try:
-            return process.wait(timeout)
-        except subprocess.TimeoutExpired as error:
-            process.kill()
-            process.wait()
-            raise self._error(f"did not stop in {timeout:g} s") from error
+            if not _has_ended(process, timeout):
+                process.kill()
+                process.wait()
+                raise self._error(f"did not stop in {timeout:g} s")
+            return process.wait()
         finally:
             self._process = None
 
@@ -166,6 +168,23 @@ class Daemon:
         return LabError(f"{self.host.name}: daemon {what}\n{tail}")
 
 
+def _has_ended(process: subprocess.Popen[str], timeout: float) -> bool:
+    """Wait for the end of a process, at most ``timeout`` s.
+
+    ``Popen.wait`` with a timeout looks every 50 ms; a daemon ends in 100, and tests and
+    demos wait for hundreds of them.
+    """
+    if process.poll() is not None:
+        return True
+    ended = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(ended, select.POLLIN)
+        return bool(poll.poll(timeout * 1000))
+    finally:
+        os.close(ended)
+
+
 def peers_config(endpoints: Mapping[str, str]) -> str:
     """Return what a config file says of peers, name to address, that only have one."""
     return "".join(
@@ -184,11 +203,9 @@ def ending(process: subprocess.Popen[str]) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        try:
-            process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
+        if not _has_ended(process, _PATIENCE):
             process.kill()
-            process.wait()
+        process.wait()
 
 
 @contextmanager

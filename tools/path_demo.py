@@ -31,7 +31,6 @@ NARROW = 1280  # bytes that a packet may have where the path has shrunk
 PATIENCE = 15  # seconds in which data must flow again
 INSIDE = "10.9.0.1", "10.9.0.2"  # vm1's and vm2's addresses in the tunnel
 PORT = 2323
-_STEP = SIZE // 8  # bytes that show that data flows, and are between two events
 _LOOK = 0.5  # seconds between two looks at a transfer
 _STANDING = 16 << 10  # bytes in that time, or less: it stands still
 
@@ -110,7 +109,7 @@ def run() -> None:
         _start(one, two)
         heading(f"vm1 sends a file of {SIZE / 1e6:.0f} MB, {MEGABITS} Mbit/s fit")
         with _sending(one, two) as transfer:
-            transfer.wait_beyond(_STEP, "The transfer has begun")
+            transfer.wait_beyond(_step(), "The transfer has begun")
             narrow = f"The path shrinks to {NARROW} bytes, and no router says so"
             _happen(transfer, narrow, lambda: _shrink(r1, r2))
             rebound = "r1 forgets its mappings: vm1 has another port outside"
@@ -188,7 +187,12 @@ def _happen(transfer: Transfer, text: str, act: Callable[[], None]) -> None:
     """Let something happen to the path, and see data flow again."""
     heading(text)
     act()
-    transfer.wait_beyond(transfer.arrived + _STEP, text)
+    transfer.wait_beyond(transfer.arrived + _step(), text)
+
+
+def _step() -> int:
+    """Bytes that show that data flows, and are between two events."""
+    return SIZE // 8
 
 
 def _shrink(*routers: Host) -> None:

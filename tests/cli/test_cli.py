@@ -900,7 +900,7 @@ def test_somebody_else_answers(tmp_path, reply):
 
 
 def test_output_into_a_pipe_nobody_reads(served):
-    served.node.document["peers"] = [status_of(VM2)] * 3000
+    served.node.document["peers"] = [status_of(VM2)] * 1000  # more than a pipe takes
     for arguments in (["status"], ["status", "--json"], ["metrics"]):
         process = start(*arguments)
         process.stdout.read(1)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from tests.netns.traffic import add
 from tools.daemons import Daemon
-from tools.lab import NAMESPACES, wait_until
+from tools.lab import NAMESPACES, Lab, wait_until
 
 pytestmark = pytest.mark.netns
+
+OTHERS = ("50", "90", "91", "100")  # priorities of the rules that are not ours
 
 
 def ip(host, arguments):
@@ -21,8 +24,8 @@ def in_tunnel(host, destination):
     return int(host.run("cat", counter).stdout) > before
 
 
-def sorted_rules(host):
-    return sorted(ip(host, "rule").splitlines())
+def sorted_rules(host, family="-4"):
+    return sorted(ip(host, f"{family} rule").splitlines())
 
 
 def reason(daemon):
@@ -34,16 +37,40 @@ def wait_told(daemon, *parts):
     wait_until(lambda: all(p in reason(daemon) for p in parts), f"{parts} as reason")
 
 
-@pytest.fixture
-def talking(pair):
+@pytest.fixture(scope="module")
+def met():
     """Two daemons that know each other by both addresses, IPv4 and IPv6."""
-    vm1, vm2 = pair
-    both = {h: ["--allow", h.address, "--allow", h.address6] for h in pair}
-    with Daemon(vm1) as one, Daemon(vm2) as two:
-        one.cli("peers", "add", "vm2", vm2.address, *both[vm2])
-        two.cli("peers", "add", "vm1", vm1.address, *both[vm1])
-        one.cli("wait", "vm2")
-        yield one, two
+    with Lab(strict=False) as lab:
+        vm1, vm2 = lab.lan(2)
+        with Daemon(vm1) as one, Daemon(vm2) as two:
+            for here, there in ((one, vm2), (two, vm1)):
+                add(
+                    here,
+                    there.name,
+                    there.address,
+                    allow=[there.address, there.address6],
+                )
+            one.cli("wait", "vm2")
+            yield one, two
+
+
+@pytest.fixture
+def talking(met):
+    """The two, and no rules of others afterwards."""
+    one, _ = met
+    families = "-4", "-6"
+    before = [sorted_rules(one.host, family) for family in families]
+    yield met
+    for family in families:
+        for line in sorted_rules(one.host, family):
+            priority = line.partition(":")[0]
+            if priority in OTHERS:
+                ip(one.host, f"{family} rule del pref {priority}")
+    wait_until(
+        lambda: before == [sorted_rules(one.host, family) for family in families],
+        "the rules of before",
+    )
+    wait_until(lambda: not reason(one), "no reason")
 
 
 @pytest.mark.parametrize(
@@ -175,6 +202,7 @@ def test_own_address_that_leads_elsewhere_is_told(talking):
         ),
         "the own address in health",
     )
+    ip(one.host, "rule add pref 0 lookup local")
 
 
 @pytest.mark.parametrize("backend", ["rules", "marks"])
@@ -220,6 +248,7 @@ def test_gateway_that_is_a_peer_is_not_found_in_the_tunnel(talking):
     one, _ = talking
     ip(one.host, "route add 10.5.0.0/16 via 192.168.10.61")
     assert "dev eth0" in ip(one.host, "route show 10.5.0.0/16")
+    ip(one.host, "route del 10.5.0.0/16")
 
 
 def test_removed_rules_and_routes_come_back(talking):

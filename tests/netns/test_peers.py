@@ -30,12 +30,22 @@ from tools.lab import Lab, wait_until
 pytestmark = pytest.mark.netns
 
 
+@pytest.fixture(scope="module")
+def running():
+    """Daemons on two hosts, for tests that leave them as they are but for the peers."""
+    with Lab(strict=False) as lab:
+        vm1, vm2 = lab.lan(2)
+        with Daemon(vm1) as one, Daemon(vm2) as two:
+            yield one, two
+
+
 @pytest.fixture
-def daemons(pair):
+def daemons(running):
     """Running on both hosts, without peers."""
-    vm1, vm2 = pair
-    with Daemon(vm1) as one, Daemon(vm2) as two:
-        yield one, two
+    yield running
+    for daemon in running:
+        for name in names(daemon):
+            daemon.request("peers.remove", name=name)
 
 
 def names(daemon):
@@ -64,8 +74,9 @@ def test_wait_asks_for_the_session_it_waits_for(daemons):
 # At once, and nobody else's packets
 
 
-def test_ten_peers_come_and_go_beside_a_busy_one(pair, daemons):
-    (vm1, vm2), (one, two) = pair, daemons
+def test_ten_peers_come_and_go_beside_a_busy_one(daemons):
+    one, two = daemons
+    vm1, vm2 = one.host, two.host
     introduce(one, two)
     ping(vm1, vm2.address)
     before = tcp_timeouts(vm1)
@@ -83,8 +94,9 @@ def test_ten_peers_come_and_go_beside_a_busy_one(pair, daemons):
     assert_none_lost(one, two)
 
 
-def test_a_removed_peer_is_reached_past_the_tunnel(pair, daemons):
-    (vm1, vm2), (one, two) = pair, daemons
+def test_a_removed_peer_is_reached_past_the_tunnel(daemons):
+    one, two = daemons
+    vm1, vm2 = one.host, two.host
     introduce(one, two)
     ping(vm1, vm2.address)
     one.cli("peers", "remove", "vm2")
@@ -116,8 +128,9 @@ def test_adding_again_changes_nothing_or_is_refused(daemons):
     assert peer(one, "vm2")["configured_endpoint"] == "192.168.10.61"
 
 
-def test_set_moves_a_peer(pair, daemons):
-    (vm1, vm2), (one, two) = pair, daemons
+def test_set_moves_a_peer(daemons):
+    one, two = daemons
+    vm1, vm2 = one.host, two.host
     introduce(one, two)
     one.cli("peers", "set", "vm2", "192.168.10.99")
     assert peer(one, "vm2")["allowed"] == ["192.168.10.99/32"]
@@ -126,13 +139,15 @@ def test_set_moves_a_peer(pair, daemons):
     assert peer(one, "vm2")["state"] == "established"
 
 
-def test_a_changed_setting_keeps_the_session(pair, daemons):
-    (vm1, vm2), (one, two) = pair, daemons
+def test_a_changed_setting_keeps_the_session(daemons):
+    one, two = daemons
+    vm1, vm2 = one.host, two.host
     introduce(one, two)
     ping(vm1, vm2.address)
+    before = one.log
     one.cli("peers", "set", "vm2", "--keepalive", "20")
     ping(vm1, vm2.address)
-    assert one.log.count("Initiating handshake") == 1
+    assert "handshake" not in one.log.removeprefix(before)
 
 
 def test_three_hosts_are_peers_of_each_other(lab):
@@ -157,8 +172,9 @@ def peers(daemon):
 
 
 @pytest.mark.parametrize("second", ["192.168.10.71", "fd00:10::71"])
-def test_answers_leave_from_the_address_that_was_asked(pair, daemons, second):
-    (vm1, vm2), (one, two) = pair, daemons
+def test_answers_leave_from_the_address_that_was_asked(daemons, second):
+    one, two = daemons
+    vm1, vm2 = one.host, two.host
     length, own = ("24", vm1.address) if "." in second else ("64", vm1.address6)
     vm2.run("ip", "addr", "add", f"{second}/{length}", "dev", "eth0")
     add(one, "vm2", second)
@@ -167,6 +183,7 @@ def test_answers_leave_from_the_address_that_was_asked(pair, daemons, second):
         ping(vm1, second)
         assert_only_tunnel(tap.packets())
     assert drops(one, "vm2") == {}
+    vm2.run("ip", "addr", "del", f"{second}/{length}", "dev", "eth0")
 
 
 def test_a_peer_with_keepalive_needs_no_traffic(daemons):
@@ -301,9 +318,23 @@ def test_a_refused_route_blocks_no_change_but_that_which_asks_for_it(refusing):
 @pytest.fixture
 def named(pair):
     """vm1 as it reads a file of ours for /etc/hosts, and that file."""
-    hosts = pair[0].directory / "hosts"
+    return with_names(pair[0])
+
+
+def with_names(host):
+    hosts = host.directory / "hosts"
     hosts.write_text("")
-    return prepared(pair[0], f"mount --bind {hosts} /etc/hosts"), hosts
+    return prepared(host, f"mount --bind {hosts} /etc/hosts"), hosts
+
+
+@pytest.fixture(scope="module")
+def asking():
+    """A daemon with one peer, and the file in which it finds names."""
+    with Lab(strict=False) as lab:
+        vm1, hosts = with_names(lab.lan(2)[0])
+        with Daemon(vm1) as one:
+            add(one, "vm2", "192.168.10.61", allow=["192.168.10.61", "192.168.10.77"])
+            yield one, hosts
 
 
 def test_a_name_is_resolved_in_the_background(pair, named):
@@ -355,17 +386,17 @@ def test_all_addresses_of_a_name_are_tried(pair, named):
         ("192.168.10.77", "192.168.10.77 belongs to peer vm2"),
     ],
 )
-def test_an_answer_that_could_not_be_typed_is_left_out(named, answer, complaint):
-    vm1, hosts = named
+def test_an_answer_that_could_not_be_typed_is_left_out(asking, answer, complaint):
+    one, hosts = asking
     hosts.write_text(f"{answer} other\n")
-    with Daemon(vm1) as one:
-        add(one, "vm2", "192.168.10.61", allow=["192.168.10.61", "192.168.10.77"])
-        add(one, "other", "other")
-        wait_until(lambda: peer(one, "other")["reason"], "a reason")
-        entry = peer(one, "other")
-        assert (entry["state"], entry["allowed"]) == ("resolving", [])
-        assert entry["reason"].startswith(f"cannot resolve other: {complaint}")
-        add(one, "vm3", "192.168.10.62")
+    add(one, "other", "other")
+    wait_until(lambda: peer(one, "other")["reason"], "a reason")
+    entry = peer(one, "other")
+    assert (entry["state"], entry["allowed"]) == ("resolving", [])
+    assert entry["reason"].startswith(f"cannot resolve other: {complaint}")
+    add(one, "vm3", "192.168.10.62")
+    for name in ("other", "vm3"):
+        one.request("peers.remove", name=name)
 
 
 def test_a_name_with_usable_answers_has_only_those(named):

@@ -141,7 +141,7 @@ def test_the_link_where_it_happens_is_named(ground, talk, link, kind):
     deed = Deed(KINDS[kind])
     with ground.doing(link, deed):
         wait_until(lambda: deed.done > 5, "something happens")
-        text = ground.daemons[0].cli("trace", "vm2", "--seconds", "1").stdout
+        text = ground.daemons[0].cli("trace", "vm2", "--seconds", "0.5").stdout
         segments = ground.trace("--seconds", "1")["segments"]
     for number, segment in enumerate(segments):
         if number != link:

@@ -6,7 +6,7 @@ cut by building every segment afresh.
 
 from functools import cache
 from ipaddress import ip_address
-from struct import Struct
+from struct import Struct, unpack
 
 from attrs import evolve, frozen
 
@@ -22,9 +22,9 @@ address = cache(ip_address)  # the same few, thousands of times
 
 def word_sum(data: bytes) -> int:
     """The one's complement sum of 16-bit words, as RFC 1071 describes it."""
-    total = 0
-    for i in range(0, len(data), 2):
-        total += int.from_bytes(data[i : i + 2].ljust(2, b"\0"))
+    padded = data + bytes(len(data) % 2)
+    total = sum(unpack(f"!{len(padded) // 2}H", padded))
+    while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total
 

@@ -12,7 +12,7 @@ from alpha_trio.proto.peers.waiting import QUEUE_PACKETS
 from tools import fuzz, targets
 from tools.targets import MODES, TARGETS, Broken, World
 
-SECONDS = 0.5  # for each target
+SECONDS = 0.25  # for each target
 
 
 @pytest.mark.parametrize("name", TARGETS)

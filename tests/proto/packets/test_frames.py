@@ -226,14 +226,14 @@ BODIES = st.binary(max_size=120) | st.builds(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=1000)
+@settings(deadline=None, derandomize=True, max_examples=400)
 @given(WORDS, BODIES, st.lists(st.binary(max_size=60), max_size=3))
 def test_random_words_and_bodies_raise_only_bad_packet(word, body, others):
     with suppress(BadPacket):
         frames.finished(frames.join_untrusted(word, [body, *others]))
 
 
-@settings(deadline=None, derandomize=True, max_examples=500)
+@settings(deadline=None, derandomize=True, max_examples=250)
 @given(SUPER_PACKETS, st.data())
 def test_mangled_segments_raise_only_bad_packet(packet, data):
     result = cut(packet)

@@ -58,7 +58,7 @@ def places(trace):
 def test_all_nodes_answer_in_order():
     path = TracedPath()
     path.connect()
-    path.talk(1)
+    path.talk(0.5)
     trace = path.trace()
     assert places(trace) == path.keys
     reports = [hop.report for hop in trace.hops()]
@@ -74,7 +74,7 @@ def test_all_nodes_answer_in_order():
 def test_all_count_the_same_where_nothing_is_lost():
     path = TracedPath()
     path.connect()
-    path.talk(2)
+    path.talk(1)
     hops = path.trace().hops()
     assert {hop.forth for hop in hops} == {hops[0].forth}
     assert hops[0].forth.passed > 100
@@ -97,7 +97,7 @@ def test_each_mode_can_be_traced(mode, reliable):
     path = TracedPath(mode, reliable=reliable)
     path.connect()
     path.deeds[1] = Deed(lose)
-    path.talk(1)
+    path.talk(0.5)
     trace = path.trace()
     assert [found(segment) for segment in trace.segments()] == [
         (0, 0, 0, 0),
@@ -118,7 +118,7 @@ def test_the_link_where_it_happens_is_named(link, number, seconds):
     path = TracedPath()
     path.connect()
     deed = path.deeds[link] = Deed([lose, alter, inject, repeat][number])
-    path.talk(1)
+    path.talk(0.5)
     before = deed.done
     segments = path.trace(seconds).segments()
     amounts = [found(segment) for segment in segments]
@@ -137,7 +137,7 @@ def test_all_links_at_once():
     path = TracedPath()
     path.connect()
     path.deeds = {0: Deed(alter), 1: Deed(lose, every=7), 2: Deed(inject, every=3)}
-    path.talk(1)
+    path.talk(0.5)
     first, second, third = map(found, path.trace().segments())
     assert first == (0, path.deeds[0].done, 0, 0)
     assert second == (path.deeds[1].done, 0, 0, 0)
@@ -148,7 +148,7 @@ def test_what_happened_before_does_not_count_while_comparing():
     path = TracedPath()
     path.connect()
     path.deeds[1] = Deed(lose)
-    path.talk(1)
+    path.talk(0.5)
     del path.deeds[1]
     path.run(1)
     compared = path.trace(1.0).segments()
@@ -161,7 +161,7 @@ def test_a_relay_that_may_not_answer_is_silent():
     path = TracedPath(policies=(SILENT, ALLOWED))
     path.connect()
     path.deeds[1] = Deed(lose)
-    path.talk(1)
+    path.talk(0.5)
     trace = path.trace()
     assert places(trace) == [path.keys[0], *path.keys[2:]]
     assert path.nodes[0].reports == []
@@ -226,7 +226,7 @@ def test_a_peer_that_no_longer_answers_ends_the_trace():
 def test_a_trace_goes_on_in_the_next_session():
     path = TracedPath()
     path.connect()
-    path.talk(1)
+    path.talk(0.5)
     path.run(REKEY_AFTER - 2)
     before = path.session("vm1", "vm2").current
     trace = path.begin_trace(4.0)

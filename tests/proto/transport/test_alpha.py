@@ -227,7 +227,8 @@ class LosesEvery(Link):
             self.packets += len(datagram) > S2_SIZE + branch + FRAME_WORD_SIZE
 
 
-@pytest.mark.parametrize("number", range(1, 41))
+# Each place in a round, and some that move on from round to round.
+@pytest.mark.parametrize("number", [*range(1, 17), 19, 23, 29, 37])
 def test_every_nth_datagram_lost_costs_its_own_packet_only(number):
     """Data is not acknowledged: a lost S2 is a lost packet, as without a tunnel.
 

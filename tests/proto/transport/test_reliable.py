@@ -558,7 +558,8 @@ def test_everything_arrives_once_on_a_link_that_loses_repeats_and_reorders(seed)
     assert not one.drops().keys() & {Drop.UNACKNOWLEDGED, Drop.NO_AGREEMENT}
 
 
-@pytest.mark.parametrize("n", range(2, 41))
+# Each place in a round, and some that move on from round to round.
+@pytest.mark.parametrize("n", [*range(2, 17), 19, 23, 29, 37])
 def test_nothing_is_lost_when_every_nth_datagram_is(n):
     sim = Simulation(n, EveryNth(n), "adaptive", reliable=True)
     _, two = sim.pair()

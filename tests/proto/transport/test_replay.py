@@ -24,7 +24,7 @@ def naive(seen: set[int], newest: int, first: int, count: int) -> tuple[int, int
     return fresh, newest
 
 
-@settings(deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True, max_examples=60)
 @given(RUNS)
 def test_window_accepts_what_a_set_of_all_counters_would(runs):
     window = ReplayWindow()
