@@ -96,11 +96,16 @@ class Explored(Generic[S]):
         return found
 
 
-def explore(world: World[S], most: int = 5_000_000) -> Result:
-    """Look at everything that can happen.  Raises TooMany beyond ``most`` states."""
+def explore(world: World[S], most: int = 5_000_000, until: str = "") -> Result:
+    """Look at everything that can happen, or at what can until ``until`` is broken.
+
+    Raises TooMany beyond ``most`` states.
+    """
     seen: Explored[S] = Explored(world.start)
     broken: dict[str, list[str]] = {}
-    _walk(world, seen, broken, most)
+    _walk(world, seen, broken, most, until)
+    if until in broken:
+        return Result(len(seen.came), seen.depth, broken, tuple(broken))
     for name, goal in world.in_reach.items():
         good = seen.leading_to(filter(goal, seen.came))
         lost = next((state for state in seen.came if state not in good), None)
@@ -111,10 +116,14 @@ def explore(world: World[S], most: int = 5_000_000) -> Result:
 
 
 def _walk(
-    world: World[S], seen: Explored[S], broken: dict[str, list[str]], most: int
+    world: World[S],
+    seen: Explored[S],
+    broken: dict[str, list[str]],
+    most: int,
+    until: str,
 ) -> None:
     always, row = world.always, [world.start]
-    while row:
+    while row and until not in broken:
         following: list[S] = []
         for state in row:
             for name, holds in always.items():

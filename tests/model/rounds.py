@@ -22,10 +22,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from tests.model.explore import Step
 from tests.model.rules import ALL, Rules
+
+T = TypeVar("T")
 
 IDLE, OPEN, DISCLOSED, GIVEN_UP = "idle", "open", "disclosed", "given up"
 GENUINE, FORGED = "genuine", "forged"
@@ -440,7 +442,7 @@ def _overtaken(watched: Watched) -> Watched:
     return watched._replace(keyed=True) if watched.agreed else Watched()
 
 
-def _set(values: tuple, at: int, value: object) -> tuple:
+def _set(values: tuple[T, ...], at: int, value: T) -> tuple[T, ...]:
     return (*values[:at], value, *values[at + 1 :])
 
 

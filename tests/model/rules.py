@@ -46,8 +46,8 @@ class Rules:
     the key has come, the attacker may have it before."""
 
     answered_at_home: bool = True
-    """A repeated S1 is answered where the peer is known to be, too.  Without: only where
-    it came from."""
+    """A repeated S1 is answered where the peer is known to be, too.  Without: where it
+    came from only."""
 
     key_after_a1: bool = True
     """The sender discloses a key when the A1 has come.  Without: when it likes."""
