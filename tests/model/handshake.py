@@ -8,10 +8,10 @@ what the ends do about that is all that helps.
 
 Terms.  A SYN is its key, its ``offer`` (share and anchors), whether it shows a session
 that it renews, and its cookie.  An ACK is what was signed of the SYN it answers, a key,
-and its own offer; an ACKACK is the ACK it ends, signed by the SYN's key.  Only its owner
-signs with a key; the attacker has some of his own, knows everybody's public keys, makes
-any SYN and COOKIE, and repeats all that he has read.  What two ends derive their keys
-from is the ACK with the SYN in it, so they agree if that is the same.
+and its own offer; an ACKACK is the ACK it ends, signed by the SYN's key.  Only who owns
+a key signs with it; the attacker has some of his own, knows everybody's public keys,
+makes any SYN and COOKIE, and repeats all that he has read.  What two ends derive their
+keys from is the ACK with the SYN in it, so they agree if that is the same.
 """
 
 from __future__ import annotations
@@ -349,7 +349,7 @@ class Handshake:
         return self._put(state, sent._replace(link=link))
 
     def _remember(self, acks: tuple[Ack, ...], ack: Ack) -> tuple[Ack, ...]:
-        """Three ACKs to a SYN, and places of its own for the live session's responder."""
+        """Three ACKs to a SYN, and as many of the responder of the live session."""
         own = self.live and self.rules.place_for_live_key
         apart = [a for a in acks if own and a.key == RESPONDER]
         others = [a for a in acks if a not in apart and a.syn == ack.syn]
