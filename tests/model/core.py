@@ -35,6 +35,7 @@ ALTERED_AT = {
 """What is changed, and at which byte that is."""
 
 ARRIVES, COMES_TWICE, IS_LOST = "arrives", "arrives, and will again", "is lost"
+GOES_AROUND = "goes around the relay"
 TIME_PASSES = "time passes"
 
 
@@ -59,7 +60,7 @@ class Choice(NamedTuple):
     def __str__(self) -> str:
         if self.datagram is None:
             return self.what
-        if self.what in (ARRIVES, COMES_TWICE, IS_LOST):
+        if self.what in (ARRIVES, COMES_TWICE, IS_LOST, GOES_AROUND):
             return f"{self.datagram} {self.what}"
         return f"a copy of {self.datagram} arrives with {self.what} altered"
 
@@ -75,7 +76,7 @@ class State:
     delivered: tuple[bytes, ...] = field(compare=False)
     passed: tuple[bytes, ...] = field(compare=False)  # S2s, by the relay
     sent: frozenset[bytes] = field(compare=False)  # S2s, by the sender
-    answered: frozenset[int] = field(compare=False)  # rounds, by the receiver
+    answered: frozenset[int] = field(compare=False)  # rounds whose A1 passed
 
 
 class Replay:
@@ -98,9 +99,12 @@ class Replay:
         if datagram is None:
             self._wait()
             return
-        if what in (ARRIVES, IS_LOST):
+        if what in (ARRIVES, IS_LOST, GOES_AROUND):
             self.way.remove(datagram)
-        if what != IS_LOST:
+        if what == GOES_AROUND:
+            beyond = "two" if datagram.source == "one" else "one"
+            self.way.append(datagram._replace(source="relay", target=beyond))
+        elif what != IS_LOST:
             at = ALTERED_AT[Kind(datagram.data[0])].get(what)
             data = datagram.data if at is None else changed(datagram.data, at)
             self._arrive(datagram._replace(data=data))
@@ -129,14 +133,14 @@ class Replay:
             self.way.append(UnderWay("relay", "two" if forth else "one", passed))
             if passed[0] == Kind.S2:
                 self.passed.append(passed)
+            if passed[0] == Kind.A1:
+                self.answered.add(head(passed).round)
 
     def _send(self, source: str, datagrams: list[bytes]) -> None:
         for data in datagrams:
             self.way.append(UnderWay(source, "relay", data))
             if data[0] == Kind.S2:
                 self.sent.add(data)
-            if data[0] == Kind.A1:
-                self.answered.add(head(data).round)
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,7 @@ class Core:
     losses: int = 0
     alterations: int = 0
     waits: int = 0
+    detours: int = 0
 
     @property
     def start(self) -> State:
@@ -170,11 +175,12 @@ class Core:
         )
 
     def _left(self, history: tuple[Choice, ...]) -> tuple[int, ...]:
-        """Of copies, losses, waits and alterations."""
+        """Of copies, losses, waits, detours and alterations."""
         used = Counter(choice.what for choice in history)
-        known = used[COMES_TWICE], used[IS_LOST], used[TIME_PASSES]
+        whole = COMES_TWICE, IS_LOST, TIME_PASSES, GOES_AROUND
+        known = [used[what] for what in whole]
         altered = len(history) - sum(known) - used[ARRIVES]
-        limits = self.copies, self.losses, self.waits, self.alterations
+        limits = self.copies, self.losses, self.waits, self.detours, self.alterations
         return tuple(
             limit - count
             for limit, count in zip(limits, (*known, altered), strict=True)
@@ -188,13 +194,13 @@ class Core:
         return {
             "nothing forged is delivered, and nothing twice": _once,
             "the relay passes what the sender sent, and nothing twice": _genuine,
-            "the relay passes S2s of rounds only that the receiver answered": _agreed,
+            "the relay passes S2s only of rounds whose A1 it passed": _agreed,
         }
 
     @cached_property
     def in_reach(self) -> Mapping[str, Callable[[State], bool]]:
         """Reached from everywhere by arrivals alone, if the network is no worse."""
-        if self.losses or self.alterations:
+        if self.losses or self.alterations or self.detours:
             return {}
         return {"every packet gets through": self._through}
 
@@ -211,7 +217,7 @@ class Core:
             yield Step(str(choice), reached, honest)
 
     def _choices(self, state: State) -> Iterator[Choice]:
-        copies, losses, waits, alterations = state.spent
+        copies, losses, waits, detours, alterations = state.spent
         if waits:
             yield Choice(None, TIME_PASSES)
         for datagram in dict.fromkeys(state.way):
@@ -220,6 +226,8 @@ class Core:
                 yield Choice(datagram, COMES_TWICE)
             if losses:
                 yield Choice(datagram, IS_LOST)
+            if detours and datagram.target == "relay":
+                yield Choice(datagram, GOES_AROUND)
             if alterations:
                 for what in ALTERED_AT[Kind(datagram.data[0])]:
                     yield Choice(datagram, what)
@@ -243,6 +251,7 @@ WIDE = [
     Core(losses=1, waits=1),
     Core(packets=1, copies=1, losses=1, waits=1),
     Core(packets=1, alterations=1, waits=1),
+    Core(detours=2),
 ]
 
 if __name__ == "__main__":
