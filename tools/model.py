@@ -33,12 +33,12 @@ WORLDS: dict[str, Callable[[Rules], World]] = {
     "rounds-given-up": lambda rules: Rounds(rules, rounds=2, attacker=_BOTH, junk=0),
     "rounds-around": lambda rules: Rounds(rules, attacker=_BOTH, junk=2, around=True),
     "rounds-two-relays": lambda rules: Rounds(
-        rules, relays=2, rounds=2, attacker=frozenset({1}), junk=2
+        rules, relays=2, rounds=2, attacker=frozenset({1}), junk=1
     ),
     "rounds-around-two": lambda rules: Rounds(
         rules, relays=2, attacker=frozenset({0, 2}), around=True
     ),
-    "rounds-copies": lambda rules: Rounds(rules, attacker=_BOTH, copies=True),
+    "rounds-copies": lambda rules: Rounds(rules, attacker=_BEFORE, copies=True, junk=2),
     "rounds-sender": lambda rules: Rounds(
         rules, rounds=2, attacker=_BEFORE, ends=frozenset({SENDER})
     ),
@@ -46,6 +46,7 @@ WORLDS: dict[str, Callable[[Rules], World]] = {
         rules, rounds=2, attacker=_BEHIND, ends=frozenset({RECEIVER})
     ),
     "handshake-keys": lambda rules: Handshake(rules, attacker=_BEHIND, keys=_KEYS),
+    "handshake-around": lambda rules: Handshake(rules, attacker=_BOTH, keys=_KEYS),
     "handshake-altered": lambda rules: Handshake(
         rules, attacker=_BEHIND, alters=1, most_made=3
     ),

@@ -102,6 +102,7 @@ class State(NamedTuple):
     asked_again: bool = False  # it has taken a COOKIE
     taken: Ack | None = None  # the initiator's
     heard: bool = False  # something came to the initiator in the new session
+    heard_back: bool = False  # and to the responder
     answers: tuple[Answer, ...] = ()
     made: int = 0  # answers
     session: Ack | None = None  # the responder's new one
@@ -157,15 +158,14 @@ class Handshake:
         return all(ack.key == RESPONDER or 1 in self.attacker for ack in state.sessions)
 
     def _flows(self, state: State) -> bool:
-        there = state.taken if self._moved(state) else None
-        back = state.session
+        there = state.taken if self._moves(state.heard) else None
+        back = state.session if self._moves(state.heard_back) else None
         received = there in (None, state.session) and back in (None, state.taken)
         return received and self._carries(state, there) and self._carries(state, back)
 
-    def _moved(self, state: State) -> bool:
-        """Whether the initiator sends in the new session."""
-        at_once = not (self.live and self.rules.old_carries_on)
-        return state.heard or (at_once and state.taken is not None)
+    def _moves(self, heard: bool) -> bool:
+        """Whether an end that has the new session sends in it."""
+        return heard or not (self.live and self.rules.old_carries_on)
 
     def _carries(self, state: State, session: Ack | None) -> bool:
         """Whether the relay lets a session pass; None is the old one."""
@@ -187,13 +187,19 @@ class Handshake:
             for syn in self._own_syns(state):
                 yield Step(f"the initiator sends {syn}", self._send(state, syn))
             return
-        if state.heard:
-            return
-        again = self._send(state, Ackack(state.taken))
-        yield Step("the initiator sends its ACKACK", again)
+        if not state.heard:
+            again = self._send(state, Ackack(state.taken))
+            yield Step("the initiator sends its ACKACK", again)
+            yield from self._hearing(state)
+
+    def _hearing(self, state: State) -> Iterator[Step[State]]:
+        """The initiator says something in the new session, and is answered there."""
         if state.session == state.taken and state.taken in state.sessions:
-            heard = state._replace(heard=True)
-            yield Step("the initiator hears something in the new session", heard)
+            heard = state._replace(heard_back=True)
+            yield Step("the responder hears something in the new session", heard)
+            if self._moves(state.heard_back):
+                heard = state._replace(heard=True)
+                yield Step("the initiator hears something in the new session", heard)
 
     def _own_syns(self, state: State) -> Iterator[Syn]:
         free = self.rules.ack_for_every_variant

@@ -22,8 +22,8 @@ class Rules:
     session with.  Without: the last three ACKs to a SYN, whoever signed them."""
 
     old_carries_on: bool = True
-    """The initiator sends in its old session until something authentic came in the new
-    one.  Without: until it has the ACK."""
+    """An end sends in the old session until something authentic came in the new one.
+    Without: until it has the new one, which is with the ACK or the ACKACK."""
 
     proof_covers_syn: bool = True
     """The proof that a SYN renews a session is about all of it.  Without: its nonce."""

@@ -161,8 +161,9 @@ def test_a_renewal_holds_against_who_reads_and_sends_on_one_side(place):
     assert handshake(cookies=True, keys=("e1",), **place) == {}
 
 
-def test_a_renewal_holds_against_who_drops_as_well_but_for_its_end():
-    assert FLOWS not in handshake(drops=True, alters=1, **LATE_BEHIND)
+@pytest.mark.parametrize("place", [LATE_BEFORE, LATE_BEHIND], ids=["before", "behind"])
+def test_a_renewal_holds_against_who_drops_as_well_until_he_stops(place):
+    assert handshake(drops=True, alters=1, **place) == {}
 
 
 def test_two_keys_of_an_outsider_make_no_session_with_a_host_that_did_not_answer():
@@ -191,6 +192,11 @@ def test_the_old_session_carries_on_when_a_renewal_fails():
     fails = {"alters": 1, **LATE_BEHIND}
     assert set(handshake("answers_apart", **fails)) == {RENEWED}
     assert FLOWS in handshake("answers_apart", "old_carries_on", **fails)
+
+
+def test_a_way_around_the_relay_keeps_a_renewal_from_coming_about_but_data_flows():
+    assert set(handshake(attacker=BOTH_SIDES, cookies=True)) == {RENEWED}
+    assert FLOWS in handshake("old_carries_on", attacker=BOTH_SIDES)
 
 
 def test_an_altered_copy_of_a_renewal_does_not_displace_the_answer():
