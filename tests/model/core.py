@@ -250,6 +250,7 @@ WIDE = [
     Core(alterations=1),
     Core(losses=1, waits=1),
     Core(packets=1, copies=1, losses=1, waits=1),
+    Core(packets=1, copies=1, alterations=1),
     Core(packets=1, alterations=1, waits=1),
     Core(detours=2),
 ]
