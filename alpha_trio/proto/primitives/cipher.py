@@ -43,10 +43,10 @@ _COUNTER = Struct("!HHIQ")
 class SessionKeys:
     """Four keys of KEY_SIZE bytes, for this end of the session."""
 
-    send_cipher: bytes
-    receive_cipher: bytes
-    send_tag: bytes
-    receive_tag: bytes
+    send_cipher: bytes = field(repr=False)
+    receive_cipher: bytes = field(repr=False)
+    send_tag: bytes = field(repr=False)
+    receive_tag: bytes = field(repr=False)
 
     @classmethod
     def derive(
@@ -70,8 +70,8 @@ class SessionKeys:
 class Keystream:
     """Encrypts and decrypts one direction; in CTR mode that is the same."""
 
-    key: bytes
-    _context: CipherContext = field(init=False)
+    key: bytes = field(repr=False)
+    _context: CipherContext = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._context = Cipher(AES256(self.key), CTR(bytes(_BLOCK))).encryptor()
@@ -111,8 +111,8 @@ class Keystream:
 class Tagger:
     """HMAC-SHA-256 (RFC 2104), cut to TAG_SIZE, under one key of the session."""
 
-    key: bytes
-    _start: hmac.HMAC = field(init=False)
+    key: bytes = field(repr=False)
+    _start: hmac.HMAC = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._start = hmac.new(self.key, digestmod=sha256)
