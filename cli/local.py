@@ -177,6 +177,16 @@ def _told_by_daemon(settings: Settings) -> list[Check]:
     ]
 
 
+def pre_shared(path: str) -> str:
+    """The pre-shared key in a file, or in standard input.  Raises ConfigError."""
+    from alpha_trio.settings import files, values
+
+    if path != "-":
+        return files.read_psk(Path(path))
+    content = sys.stdin.buffer.read(files.MOST)
+    return values.psk(content.decode("ascii", "replace").strip())
+
+
 def saved_key(config: str | None, state_dir: str | None) -> str | None:
     """The public key of this host as the daemon saved it; None if it made none yet."""
     settings = settings_of(config, state_dir=state_dir)

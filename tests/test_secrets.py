@@ -5,12 +5,15 @@ from random import Random
 
 import pytest
 
+from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.primitives.chain import HashChain
 from alpha_trio.proto.primitives.cipher import Keystream, SessionKeys, Tagger
+from alpha_trio.settings import PeerSettings, Settings, config
 
 random = Random(1)
 SECRET = random.randbytes(32)
+PSK = b64encode(SECRET).decode()
 ELEMENT = random.randbytes(16)
 
 
@@ -41,9 +44,24 @@ def test_a_secret_that_is_shown_would_be_found():
     assert shows(SECRET.hex(), SECRET)
 
 
+def session():
+    table = PeerTable(1234, Identity(bytes(32)), random.randbytes)
+    return table.add("vm2", (), (), psk=SECRET)
+
+
+def document():
+    """A config file as it was read."""
+    text = f"[peers.vm2]\npsk = {PSK!r}"
+    return config._Document(None, None, text, {"peers": {"vm2": {"psk": PSK}}})
+
+
 @pytest.mark.parametrize(
     "thing",
     [
+        PeerSettings("vm2", psk=PSK),
+        Settings(peers=(PeerSettings("vm2", psk=PSK),)),
+        document(),
+        session(),
         Identity(SECRET),
         SessionKeys(SECRET, SECRET, SECRET, SECRET),
         Keystream(SECRET),

@@ -198,7 +198,7 @@ def _settings(args: Args) -> Mapping[str, object]:
     settings = args.get("settings", {})
     if not isinstance(settings, dict):
         raise PeerError(
-            f"the settings of a peer must be a map, not {settings!r}: see "
+            f"the settings of a peer must be a map, not {type(settings).__name__}: see "
             "docs/control.md"
         )
     return settings
@@ -209,4 +209,8 @@ def _take_over(args: Args) -> bool:
 
 
 def _document(peer: PeerSettings, origin: str) -> dict[str, Any]:
-    return {"name": peer.name, "origin": origin, **peer_values(peer)}
+    """The settings; of the pre-shared key only that there is one."""
+    values = peer_values(peer)
+    if "psk" in values:
+        values["psk"] = True
+    return {"name": peer.name, "origin": origin, **values}

@@ -91,6 +91,7 @@ class PeerSettings:
     mode: Mode = Mode.ADAPTIVE
     reliable: bool = False  # repeat packets until the peer acknowledges them
     mtu: int = 0  # largest inner packet, bytes; 0: found out by probes
+    psk: str | None = field(default=None, repr=False)  # a secret, in base64
 
     @property
     def host(self) -> str:

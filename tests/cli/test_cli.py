@@ -36,6 +36,7 @@ BEGIN = f"from {MODULE} import {FUNCTION} as main; sys.exit(main())"
 PYTHON = [sys.executable, "-W", "error", "-c"]
 PROGRAM = [*PYTHON, f"import sys; sys.argv[0] = 'alpha-trio'; {BEGIN}"]
 VM2 = PeerSettings("vm2", "192.168.10.61")
+PSK = "/u3c+6mYh3ZlVEMyIRAP/u3cy7qph2VUQzIhEP/u3cs="
 NEW_KEY = identity.key_text(bytes(range(32, 64)))
 
 
@@ -186,6 +187,70 @@ def test_set_the_key(node):
     assert node.peers() == [(PeerSettings("vm2"), "state")]
     assert node.forgotten == ["vm2"]
     assert call("peers", "set", "vm2", "--keepalive", "5") == "Peer vm2 changed.\n"
+
+
+@pytest.fixture
+def psk_file(tmp_path):
+    path = tmp_path / "psk"
+    path.write_text(f"{PSK}\n")
+    path.chmod(0o600)
+    return str(path)
+
+
+def test_a_psk_comes_from_a_file_and_goes_again(node, psk_file):
+    call("peers", "add", "vm2", "192.168.10.61", "--psk-file", psk_file)
+    assert node.peers() == [(attrs.evolve(VM2, psk=PSK), "state")]
+    for command in (["peers", "list"], ["peers", "show", "vm2"], ["status", "vm2"]):
+        for form in ([], ["--json"]):
+            assert PSK not in call(*command, *form)
+    assert pairs(call("peers", "show", "vm2"))["pre-shared key"] == "yes"
+    assert pairs(call("status", "vm2"))["pre-shared key"] == "yes"
+    assert json.loads(call("status", "vm2", "--json"))["psk"] is True
+    call("peers", "set", "vm2", "--keepalive", "5")
+    call("peers", "set", "vm2", "--psk-file", "")
+    assert node.peers() == [(attrs.evolve(VM2, keepalive=5.0), "state")]
+    assert pairs(call("status", "vm2"))["pre-shared key"] == "none"
+    assert json.loads(call("status", "vm2", "--json"))["psk"] is False
+
+
+@pytest.mark.parametrize("typed", [PSK, f"{PSK}\n"])
+def test_a_psk_comes_from_standard_input(node, typed):
+    with start(
+        "peers", "add", "vm2", "192.168.10.61", "--psk-file", "-", stdin=subprocess.PIPE
+    ) as process:
+        process.communicate(typed, timeout=60)
+    assert process.returncode == 0
+    assert node.peers() == [(attrs.evolve(VM2, psk=PSK), "state")]
+
+
+@pytest.mark.parametrize("content", ["", "short", PSK + PSK, "\xff", "A" * 43 + "="])
+def test_what_is_no_psk_is_refused_and_not_repeated(node, tmp_path, content):
+    path = tmp_path / "psk"
+    path.write_text(content, encoding="latin-1")
+    path.chmod(0o600)
+    for word in ("add", "set"):
+        text = call("peers", word, "vm2", "--psk-file", str(path), code=1)
+        assert str(path) in text
+        assert not content or content not in text
+    assert node.peers() == []
+
+
+def test_a_psk_file_that_all_may_read_is_refused(node, psk_file):
+    os.chmod(psk_file, 0o644)
+    text = call("peers", "add", "vm2", "--psk-file", psk_file, code=1)
+    assert f"'chmod go-rwx {psk_file}'" in text
+    assert node.peers() == []
+
+
+def test_new_psks_can_be_used_and_are_all_different(node, tmp_path):
+    made = [call("key", "psk") for _ in range(3)]
+    assert len({*made}) == 3
+    for number, psk in enumerate(made):
+        path = tmp_path / "new"
+        path.write_text(psk)
+        path.chmod(0o600)
+        call("peers", "add", f"vm{number}", "--psk-file", str(path))
+    assert [f"{peer.psk}\n" for peer, _ in node.peers()] == made
 
 
 @pytest.mark.parametrize("command", ["add", "set"])

@@ -135,6 +135,7 @@ def status_of(peer: PeerSettings, **values):
         "reason": None,
         "mode": "plain" if peer.mode is Mode.PLAIN else "alpha",
         "configured_mode": str(peer.mode),
+        "psk": peer.psk is not None,
         "key": peer.key,
         "key_source": "configured" if peer.key else "none",
         "offered_key": None,

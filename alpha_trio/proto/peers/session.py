@@ -102,6 +102,7 @@ class Session:
     visible: int = ECN  # bits of inner traffic classes that outer headers have, too
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
+    psk: bytes | None = field(default=None, repr=False)  # shared with this peer only
     reliable: bool = False  # packets are repeated until they are acknowledged
     mtu: int = 1280  # largest inner packet, bytes
     fixed_mtu: int = 0  # the same, if the operator knows better; 0: find it out
@@ -143,9 +144,9 @@ class Session:
             self.counters,
         )
 
-    def require(self, key: bytes | None, mode: str) -> None:
+    def require(self, key: bytes | None, mode: str, psk: bytes | None = None) -> None:
         """What the peer has to show in the next handshake, and what it agrees on."""
-        self.mode = mode
+        self.mode, self.psk = mode, psk
         self.negotiation.require(key, SUITE_PLAIN if mode == "plain" else SUITE_ALPHA)
 
     def rely(self, reliable: bool) -> None:

@@ -117,6 +117,7 @@ class PeerTable:
         mode: str = "adaptive",
         reliable: bool = False,
         waits: bool = False,
+        psk: bytes | None = None,
     ) -> Session:
         """Enter a new peer; whether names or prefixes clash is for the caller."""
         ids = ConnectionIds(self._take_id, self._free_id, self._bind)
@@ -130,7 +131,7 @@ class PeerTable:
         )
         self.sessions[name] = session
         self.configure(
-            session, remotes, prefixes, keepalive, key, mode, reliable, waits
+            session, remotes, prefixes, keepalive, key, mode, reliable, waits, psk
         )
         return session
 
@@ -144,6 +145,7 @@ class PeerTable:
         mode: str = "adaptive",
         reliable: bool = False,
         waits: bool = False,
+        psk: bytes | None = None,
     ) -> None:
         """Change how a peer is reached and what it must show; its session lives on.
 
@@ -153,7 +155,7 @@ class PeerTable:
         """
         session.negotiation.move(tuple(remotes))
         session.negotiation.waits = waits
-        session.require(key, mode)
+        session.require(key, mode, psk)
         session.rely(reliable)
         session.keepalive = keepalive
         session.wake = min(session.wake, session.next_wake())
