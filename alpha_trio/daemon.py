@@ -29,7 +29,12 @@ from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut, refusal
 from alpha_trio.journal import Event, Journal, address
 from alpha_trio.net import tproxy
-from alpha_trio.net.host import boottime, has_net_admin, raise_descriptor_limit
+from alpha_trio.net.host import (
+    boottime,
+    forbid_core_dumps,
+    has_net_admin,
+    raise_descriptor_limit,
+)
 from alpha_trio.net.routing import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
@@ -355,6 +360,7 @@ def _notify(state: str) -> None:
 def main(settings: Settings) -> int:
     """Run the daemon in the foreground; the exit code."""
     _log_to_stderr(settings.verbosity)
+    forbid_core_dumps()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     raise_descriptor_limit()
     try:
