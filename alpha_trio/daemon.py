@@ -19,6 +19,7 @@ from alpha_trio.control import (
     ControlServer,
     Rising,
     commands_for,
+    questions_for,
     quiet_counts,
     status_document,
     trace_document,
@@ -175,7 +176,9 @@ class Node:
             await in_thread(remove)
 
     async def _serve(self, signals: AsyncIterator[int]) -> None:
-        control = ControlServer(self.settings, commands_for(self), self._journal)
+        control = ControlServer(
+            self.settings, commands_for(self), self._journal, questions_for(self)
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, signals)
             # A command that came before the saved peers are known would lose them.

@@ -122,7 +122,7 @@ def cleanup(config: str | None, keep_closed: bool, **options: Any) -> None:
 
     # First the socket: this is where a daemon that lives is noticed.
     removed = [
-        *control.cleanup(settings.socket),
+        *control.cleanup(settings),
         *tproxy.remove(settings.interface, closed=not keep_closed),
         *routing.cleanup(settings),
     ]

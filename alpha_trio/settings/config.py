@@ -49,6 +49,7 @@ _FILE: Parsers = {
     "state_dir": v.absolute_path,
     "socket": v.absolute_path,
     "socket_group": v.text,
+    "status_group": v.text,
     "routing": v.table,
     "relay": v.table,
     "offloads": v.table,
@@ -129,6 +130,8 @@ def load_settings(path: Path | None, options: Mapping[str, object]) -> Settings:
         config_file=document.path, disabled_offloads=disabled, **(found | given)
     )
     v.check_socket_path(settings.socket)
+    if settings.status_group is not None:
+        v.check_socket_path(settings.status_socket)
     return settings
 
 

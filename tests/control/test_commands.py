@@ -6,7 +6,9 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from alpha_trio.errors import ConfigError
+from alpha_trio.control import commands_for, questions_for
+from alpha_trio.control.commands import QUESTIONS
+from alpha_trio.errors import AlphaTrioError, ConfigError
 from alpha_trio.rpc import RemoteError
 from alpha_trio.settings import PeerSettings, parse_peer
 from tests.control.memory_node import KEY, MemoryNode, status_of
@@ -168,6 +170,32 @@ async def test_a_psk_is_taken_and_never_told(client, node):
 async def test_a_refusal_tells_no_psk(client, settings):
     error = await fails(client, "peers.add", name="vm2", settings=settings)
     assert PSK not in str(error)
+
+
+ASKING = {
+    "status": {},
+    "peers.list": {},
+    "peers.show": {"name": "vm2"},
+    "doctor": {"name": "vm2"},
+}
+
+
+async def test_who_may_only_ask_gets_the_same_answers(node):
+    await node.add_peer(PeerSettings("vm2"), False)
+    for command, args in ASKING.items():
+        answer = await commands_for(node)[command](args)
+        assert await questions_for(node)[command](args) == answer
+    assert {*ASKING, "monitor"} == QUESTIONS
+    assert questions_for(node).keys() == commands_for(node).keys()
+
+
+async def test_what_changes_something_is_refused_to_who_may_only_ask(node):
+    await node.add_peer(PeerSettings("vm2"), False)
+    before = node.peers()
+    for command in commands_for(node).keys() - QUESTIONS:
+        with pytest.raises(AlphaTrioError, match=f"'{command}' is not for those"):
+            await questions_for(node)[command]({"name": "vm2"})
+    assert node.peers() == before
 
 
 async def test_peer_that_is_not_there(client):

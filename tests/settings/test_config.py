@@ -36,6 +36,7 @@ addresses = ["10.9.0.1/24", "fd00::1/64"]
 state_dir = "/srv/alpha"
 socket = "/srv/alpha/sock"
 socket_group = "wheel"
+status_group = "adm"
 
 [routing]
 backend = "marks"
@@ -113,6 +114,7 @@ def test_everything_a_file_can_say(write):
         state_dir=Path("/srv/alpha"),
         socket=Path("/srv/alpha/sock"),
         socket_group="wheel",
+        status_group="adm",
         config_file=path,
         routing=config.RoutingSettings(Backend.MARKS, 77, 100, 0x77, 200),
         relay=config.RelaySettings(
@@ -280,6 +282,13 @@ def test_errors_say_where_what_and_the_remedy(write, content, begin, said):
 )
 def test_errors_of_options_name_the_option(write, options, said):
     assert said in refusal(load_settings, write(""), options)
+
+
+def test_the_second_socket_needs_a_path_as_well(write):
+    options = {"socket": "/" + "x" * 102}
+    load_settings(write(""), options)
+    path = write('status_group = "adm"')
+    assert "is longer than 107 bytes" in refusal(load_settings, path, options)
 
 
 @given(st.text())
