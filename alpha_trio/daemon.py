@@ -19,6 +19,7 @@ from alpha_trio.control import (
     ControlServer,
     Rising,
     commands_for,
+    questions_for,
     quiet_counts,
     status_document,
     trace_document,
@@ -29,7 +30,12 @@ from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut, refusal
 from alpha_trio.journal import Event, Journal, address
 from alpha_trio.net import tproxy
-from alpha_trio.net.host import boottime, has_net_admin, raise_descriptor_limit
+from alpha_trio.net.host import (
+    boottime,
+    forbid_core_dumps,
+    has_net_admin,
+    raise_descriptor_limit,
+)
 from alpha_trio.net.routing import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
@@ -170,7 +176,9 @@ class Node:
             await in_thread(remove)
 
     async def _serve(self, signals: AsyncIterator[int]) -> None:
-        control = ControlServer(self.settings, commands_for(self), self._journal)
+        control = ControlServer(
+            self.settings, commands_for(self), self._journal, questions_for(self)
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, signals)
             # A command that came before the saved peers are known would lose them.
@@ -355,6 +363,7 @@ def _notify(state: str) -> None:
 def main(settings: Settings) -> int:
     """Run the daemon in the foreground; the exit code."""
     _log_to_stderr(settings.verbosity)
+    forbid_core_dumps()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     raise_descriptor_limit()
     try:

@@ -22,7 +22,7 @@ from alpha_trio.errors import ConfigError, RoutingError
 from alpha_trio.net import netfilter, tproxy
 from alpha_trio.net.host import has_net_admin, has_net_raw
 from alpha_trio.net.udp import set_transparent
-from alpha_trio.settings import Backend, Offload, Settings, load_settings
+from alpha_trio.settings import Backend, Offload, Settings, files, load_settings
 
 _TUN = Path("/dev/net/tun")
 _SYSCTL = Path("/proc/sys/net")
@@ -101,6 +101,13 @@ def _state_directory(path: Path) -> Check:
         os.W_OK | os.X_OK,
         effective_ids=os.access in os.supports_effective_ids,
     ):
+        command = files.remedy(path, existing.stat(), files.WRITE)
+        if existing == path and command is not None:
+            return Check(
+                False,
+                f"state directory {path} can be written by others",
+                f"forbid it: {command}",
+            )
         absent = "" if existing == path else ", will be created"
         return Check(True, f"state directory {path} can be written{absent}")
     return Check(

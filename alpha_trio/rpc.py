@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from os.path import splitext
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -26,6 +27,14 @@ MAX_REQUEST = 64 * 1024  # bytes of body: a peer's settings are far below
 MAX_REPLY = 16 * 1024 * 1024  # bytes of body: status of some 20,000 peers
 
 HEADER = Struct(">I")  # length of the body that follows
+
+
+def status_socket(path: str) -> str:
+    """The socket beside ``path`` that answers questions, and changes nothing.
+
+    The same as config.Settings.status_socket.
+    """
+    return "-status".join(splitext(path))
 
 
 class BadFrame(AlphaTrioError):

@@ -116,10 +116,12 @@ class Client:
                 "or name its socket with --socket"
             ) from None
         except PermissionError:
-            raise AlphaTrioError(
-                f"no permission to use {self._path}: run this as root, or as a member "
-                "of the group that socket_group in the daemon's configuration names"
-            ) from None
+            if not self._connect_to_ask():
+                raise AlphaTrioError(
+                    f"no permission to use {self._path}: run this as root, or as a "
+                    "member of the group that socket_group in the daemon's "
+                    "configuration names, or, only to ask, status_group"
+                ) from None
         except TimeoutError:
             raise self._no_answer() from None
         except OSError as error:
@@ -128,6 +130,15 @@ class Client:
                 f"cannot use the socket {self._path}: {reason}; name the daemon's "
                 "socket with --socket"
             ) from None
+
+    def _connect_to_ask(self) -> bool:
+        """Whether we are one of those who may at least ask."""
+        path = rpc.status_socket(self._path)
+        with suppress(OSError):
+            self._socket.connect(path)
+            self._path = path
+            return True
+        return False
 
     def _replies(self, command: str, args: Mapping[str, Any]) -> Iterator[rpc.Reply]:
         """Up to the result.  Raises EOFError if the daemon hangs up before."""

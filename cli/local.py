@@ -122,7 +122,7 @@ def cleanup(config: str | None, keep_closed: bool, **options: Any) -> None:
 
     # First the socket: this is where a daemon that lives is noticed.
     removed = [
-        *control.cleanup(settings.socket),
+        *control.cleanup(settings),
         *tproxy.remove(settings.interface, closed=not keep_closed),
         *routing.cleanup(settings),
     ]
@@ -175,6 +175,16 @@ def _told_by_daemon(settings: Settings) -> list[Check]:
     return [
         Check(None if line not in astray else False, line) for line in status["health"]
     ]
+
+
+def pre_shared(path: str) -> str:
+    """The pre-shared key in a file, or in standard input.  Raises ConfigError."""
+    from alpha_trio.settings import files, values
+
+    if path != "-":
+        return files.read_psk(Path(path))
+    content = sys.stdin.buffer.read(files.MOST)
+    return values.psk(content.decode("ascii", "replace").strip())
 
 
 def saved_key(config: str | None, state_dir: str | None) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from math import isnan
@@ -77,6 +79,16 @@ def _size(
     return int(typed) if typed and typed.isdecimal() else typed
 
 
+def _secret(
+    context: click.Context, option: click.Parameter, path: str | None
+) -> str | None:
+    """What is in the file; an empty text, or none, stays as it is.
+
+    Read here, not by the daemon: it may not see our files, or not have our rights.
+    """
+    return local.pre_shared(path) if path else path
+
+
 def peer_options(function: Callable[..., None]) -> Callable[..., None]:
     """The settings of a peer.  An option not given is None or ()."""
     for option in (
@@ -112,6 +124,13 @@ def peer_options(function: Callable[..., None]) -> Callable[..., None]:
             help="Largest inner packet in bytes; auto [default]: found out by probes.",
         ),
         click.option(
+            "--psk-file",
+            "psk",
+            callback=_secret,
+            metavar="PATH",
+            help="File with the pre-shared key of both hosts; '-' for standard input.",
+        ),
+        click.option(
             "--key",
             metavar="KEY",
             help="Public key the peer must have; without it, the one it shows first.",
@@ -145,6 +164,7 @@ def change(name: str, take_over: bool, **settings: Any) -> None:
     """Change the named settings of the peer NAME; an empty text ('') empties one.
 
     An empty key forgets the pinned one, too: the next contact is trusted.
+    A new pre-shared key, or none (--psk-file ''), ends the session.
     """
     values = given(settings)
     if not values:
@@ -348,7 +368,7 @@ def stop() -> None:
 
 @main.group()
 def key() -> None:
-    """The key of this host."""
+    """The key of this host, and new ones to share with another."""
 
 
 @key.command("show")
@@ -370,6 +390,12 @@ def show_key(config: str | None, state_dir: str | None, as_json: bool) -> None:
         print_json({"key": key})
     else:
         click.echo(key)
+
+
+@key.command("psk")
+def new_psk() -> None:
+    """Print a new pre-shared key, for this host and one other."""
+    click.echo(b64encode(os.urandom(32)))
 
 
 def print_json(document: object) -> None:

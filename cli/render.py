@@ -164,6 +164,8 @@ def peer_page(peer: Document) -> list[RenderableType]:
 def _key_lines(peer: Document) -> Iterator[tuple[str, object]]:
     yield "key", peer["key"]
     yield "key source", peer["key_source"]
+    if "psk" in peer:  # of the settings only if there is one
+        yield "pre-shared key", "yes" if peer["psk"] else "none"
     if peer["key"] is not None:
         yield "fingerprint", fingerprint(peer["key"])
 
@@ -173,7 +175,7 @@ def settings_page(peer: Document) -> list[RenderableType]:
     settings = [
         (name, _setting(value))
         for name, value in peer.items()
-        if name not in ("key", "key_source")
+        if name not in ("key", "key_source", "psk")
     ]
     return [_pairs([*settings, *_key_lines(peer)])]
 
@@ -182,7 +184,7 @@ def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
     """The settings of all peers, as `peers list` has them."""
     peers = list(peers)
     # Few set it, and eighty columns are full without.
-    rare = [name for name in ("mtu",) if any(peer.get(name) for peer in peers)]
+    rare = [name for name in ("mtu", "psk") if any(peer.get(name) for peer in peers)]
     columns = ("allow", "only", "keepalive", "mode", "reliable", *rare, "key", "origin")
     table = _table("NAME", "ENDPOINT", *(column.upper() for column in columns))
     for peer in peers:

@@ -12,6 +12,8 @@ import click
 import pytest
 from alpha_trio_cli.main import main
 
+from alpha_trio.control import commands_for
+from alpha_trio.control.commands import QUESTIONS
 from alpha_trio.journal import Journal
 from alpha_trio.proto.batch import Drop, Event, EventKind
 from alpha_trio.proto.peers import State
@@ -205,6 +207,14 @@ def test_every_setting_of_a_peer_is_in_the_control_protocol():
     listed = line.partition(" with any of ")[2].partition(", with values")[0]
     settings = {field.name for field in attrs.fields(PeerSettings)} - {"name"}
     assert set(re.findall("`(.*?)`", listed)) == settings
+
+
+def test_every_command_of_the_control_protocol_is_a_question_or_not():
+    rows = re.findall(
+        r"^\| `([\w.]+)` \| (yes|no) \|", section("docs/control.md", "Commands"), re.M
+    )
+    assert {name for name, _ in rows} == commands_for(None).keys()
+    assert {name for name, asks in rows if asks == "yes"} == QUESTIONS
 
 
 def commands(command, *path):

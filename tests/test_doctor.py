@@ -71,6 +71,14 @@ def test_a_state_directory_that_is_there(settings):
     assert check.what == f"state directory {settings.state_dir} can be written"
 
 
+def test_a_state_directory_that_others_may_write(settings):
+    settings.state_dir.mkdir()
+    settings.state_dir.chmod(0o707)
+    check = found(settings, "state directory")
+    assert check.ok is False
+    assert check.remedy == f"forbid it: chmod go-w {settings.state_dir}"
+
+
 @pytest.mark.parametrize("below", [".", "sub/sub"])
 def test_a_state_directory_that_cannot_be(settings, tmp_path, below):
     (tmp_path / "file").touch()

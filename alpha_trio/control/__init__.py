@@ -5,7 +5,7 @@ The messages themselves are in rpc.py, which the command line shares: it must no
 all of this.
 
     server      a task for each client
-    listener    the socket: whose it is, who may connect, what is left of it
+    listener    the sockets: whose they are, who may connect, what is left of them
     commands    what each command takes, checks, asks of the node, and answers
     status      the document of ``status --json``
     rising      counters that should be quiet, and those that go on rising
@@ -13,7 +13,7 @@ all of this.
     steps       what ``doctor NAME`` says of the way to a peer
 """
 
-from alpha_trio.control.commands import commands_for
+from alpha_trio.control.commands import commands_for, questions_for
 from alpha_trio.control.hops import trace_document
 from alpha_trio.control.listener import cleanup
 from alpha_trio.control.rising import Rising, watch
@@ -26,6 +26,7 @@ __all__ = [
     "Rising",
     "cleanup",
     "commands_for",
+    "questions_for",
     "quiet_counts",
     "status_document",
     "trace_document",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, NoReturn, Protocol
 
 import trio
 
 from alpha_trio.control.server import Command
-from alpha_trio.errors import PeerError, UnknownPeer
+from alpha_trio.errors import AlphaTrioError, PeerError, UnknownPeer
 from alpha_trio.journal import Event
 from alpha_trio.settings import PeerSettings, Settings, parse_peer, peer_values
 
@@ -95,6 +96,28 @@ def commands_for(node: NodeAPI) -> dict[str, Command]:
         "stop": handlers.stop,
         "monitor": handlers.monitor,
     }
+
+
+QUESTIONS = frozenset({"status", "peers.list", "peers.show", "doctor", "monitor"})
+"""What changes nothing, neither here nor at a peer, and keeps nobody from anything.
+
+``wait`` and ``trace`` are none: they send, and there is one trace of a peer at a time.
+"""
+
+
+def questions_for(node: NodeAPI) -> dict[str, Command]:
+    """All commands for those who may only ask; what changes something is refused."""
+    return {
+        name: command if name in QUESTIONS else partial(_refuse, name)
+        for name, command in commands_for(node).items()
+    }
+
+
+async def _refuse(name: str, args: Args) -> NoReturn:
+    raise AlphaTrioError(
+        f"{name!r} is not for those who may only ask: run this as root, or as a member "
+        "of the group that socket_group in the daemon's configuration names"
+    )
 
 
 class Handlers:
@@ -198,7 +221,7 @@ def _settings(args: Args) -> Mapping[str, object]:
     settings = args.get("settings", {})
     if not isinstance(settings, dict):
         raise PeerError(
-            f"the settings of a peer must be a map, not {settings!r}: see "
+            f"the settings of a peer must be a map, not {type(settings).__name__}: see "
             "docs/control.md"
         )
     return settings
@@ -209,4 +232,8 @@ def _take_over(args: Args) -> bool:
 
 
 def _document(peer: PeerSettings, origin: str) -> dict[str, Any]:
-    return {"name": peer.name, "origin": origin, **peer_values(peer)}
+    """The settings; of the pre-shared key only that there is one."""
+    values = peer_values(peer)
+    if "psk" in values:
+        values["psk"] = True
+    return {"name": peer.name, "origin": origin, **values}

@@ -15,13 +15,38 @@ from pathlib import Path
 from typing import Self
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 from trio import socket as trio_socket  # noqa: TID251 - a listener, not the data path
 
 from alpha_trio.errors import StartError
-from alpha_trio.settings import DEFAULT_SOCKET
+from alpha_trio.settings import DEFAULT_SOCKET, Settings
 
 LOCK_SECONDS = 5.0  # for another daemon that is just binding in the same directory
+
+
+@frozen
+class Access:
+    """Where a socket is, and who may connect to it beside root."""
+
+    path: Path
+    group: str | None
+    setting: str  # where the group comes from
+    directory_mode: int | None  # None: the directory is the other socket's business
+
+    @classmethod
+    def to_all(cls, settings: Settings) -> Self:
+        """The control socket, by which everything can be done."""
+        mode = 0o700 if settings.socket_group is None else 0o750
+        if settings.status_group is not None:
+            # A directory has one group: the other one passes as everybody does, and
+            # what they find in there has modes of its own.
+            mode |= 0o011
+        return cls(settings.socket, settings.socket_group, "socket_group", mode)
+
+    @classmethod
+    def to_status(cls, settings: Settings) -> Self:
+        """The socket beside it, by which can only be asked."""
+        return cls(settings.status_socket, settings.status_group, "status_group", None)
 
 
 @define(eq=False)
@@ -35,8 +60,8 @@ class ControlSocket(trio.abc.Listener[trio.SocketStream]):
     _closed: bool = field(default=False, init=False)
 
     @classmethod
-    async def open(cls, path: Path, group: str | None) -> Self:
-        """Listen at ``path``.  A socket nobody listens at any more is replaced.
+    async def open(cls, access: Access) -> Self:
+        """Listen at its path.  A socket nobody listens at any more is replaced.
 
         Two daemons that start at once would both find it dead, and the second would
         unlink the first one's: so looking and binding happen under a lock.  The lock is
@@ -44,9 +69,9 @@ class ControlSocket(trio.abc.Listener[trio.SocketStream]):
 
         Raise StartError if a daemon answers there, or the path cannot be used.
         """
-        gid = _group_id(group)
+        path, gid = access.path, _group_id(access)
         try:
-            directory, made = await _lock_directory(path.parent, gid)
+            directory, made = await _lock_directory(path.parent, access, gid)
             try:
                 _remove_dead_socket(path)
                 sock = _bind(path, gid)
@@ -81,17 +106,26 @@ class ControlSocket(trio.abc.Listener[trio.SocketStream]):
                 _remove_directory(self.path.parent)
 
 
-def cleanup(path: Path) -> list[str]:
-    """Remove the socket a killed daemon has left; return a line for what was removed.
+def cleanup(settings: Settings) -> list[str]:
+    """Remove the sockets a killed daemon has left; return a line for each removed.
 
     Raise StartError if a daemon answers there.
     """
-    left = path.exists()
-    _remove_dead_socket(path)
-    if _is_ours(path.parent):
+    paths = settings.socket, settings.status_socket
+    left = [path for path in paths if path.exists()]
+    _remove_dead_socket(settings.socket)
+    remove_leftover(settings.status_socket)
+    directory = settings.socket.parent
+    if _is_ours(directory):
         with suppress(OSError):  # not there, or not empty
-            path.parent.rmdir()
-    return [f"control socket {path}"] if left else []
+            directory.rmdir()
+    return [f"control socket {path}" for path in left if not path.exists()]
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove the socket of a killed daemon at a path that we do not need ourselves."""
+    with suppress(StartError, OSError):  # it is somebody else's, or not there
+        _remove_dead_socket(path)
 
 
 def _is_ours(directory: Path) -> bool:
@@ -104,22 +138,24 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _group_id(name: str | None) -> int | None:
-    if name is None:
+def _group_id(access: Access) -> int | None:
+    if access.group is None:
         return None
     try:
-        return grp.getgrnam(name).gr_gid
+        return grp.getgrnam(access.group).gr_gid
     except KeyError:
         raise StartError(
-            f"the group {name!r} of the control socket does not exist: create it with "
-            "'groupadd --system' or correct socket_group"
+            f"the group {access.group!r} of the control socket does not exist: create "
+            f"it with 'groupadd --system' or correct {access.setting}"
         ) from None
 
 
-async def _lock_directory(path: Path, gid: int | None) -> tuple[int, bool]:
+async def _lock_directory(
+    path: Path, access: Access, gid: int | None
+) -> tuple[int, bool]:
     """The open, locked directory, and whether we made it."""
     while True:
-        made = _make_directory(path, gid)
+        made = _make_directory(path, access.directory_mode, gid)
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             await _lock(directory, path)
@@ -131,16 +167,19 @@ async def _lock_directory(path: Path, gid: int | None) -> tuple[int, bool]:
         os.close(directory)  # a closing daemon removed it before we had the lock
 
 
-def _make_directory(path: Path, gid: int | None) -> bool:
+def _make_directory(path: Path, mode: int | None, gid: int | None) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
+    made = True
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
-        return False  # not ours to change: it may be /tmp
-    if gid is not None:
-        os.chown(path, -1, gid)
-        path.chmod(0o750)
-    return True
+        made = False
+    # Any other that was there is not ours to change: it may be /tmp.
+    if (made or _is_ours(path)) and mode not in (None, 0o700):
+        if gid is not None:
+            os.chown(path, -1, gid)
+        path.chmod(mode)
+    return made
 
 
 async def _lock(directory: int, path: Path) -> None:

@@ -17,7 +17,9 @@ A client may be slow, broken or hostile, and may not hold up the daemon:
   up nobody, and it is noticed when the client leaves.
 
 Who may connect is decided by the file system alone: the socket is 0600 in a directory
-of 0700, or 0660 in 0750 for the group of the configuration.
+of 0700, or 0660 in 0750 for the group of the configuration.  Another group may have a
+socket of its own, by which it can ask and change nothing; its clients take no places of
+those who can.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ from collections.abc import (
     Callable,
     Mapping,
 )
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 import trio
 from attrs import define
 
 from alpha_trio import rpc
-from alpha_trio.control.listener import ControlSocket
+from alpha_trio.control.listener import Access, ControlSocket, remove_leftover
 from alpha_trio.errors import AlphaTrioError, refusal
 from alpha_trio.journal import Event, Journal
 from alpha_trio.net.host import Reserve, spare_descriptors
@@ -46,6 +49,7 @@ from alpha_trio.settings import Settings
 from alpha_trio.supervision import insist
 
 MAX_CLIENTS = 64
+MAX_ASKING = 16  # of those who can only ask
 LEAST_CLIENTS = 2
 OTHERS_DESCRIPTORS = 32
 """Left for what else is opened while we run: to route and save, to ask for names."""
@@ -66,35 +70,99 @@ class ControlServer:
 
     A coroutine runs to its end even if the client leaves, so that nothing is left half
     done; a generator is cancelled when the client leaves.
+
+    ``questions`` are those served to the group that may only ask, if there is one.
     """
 
     def __init__(
-        self, settings: Settings, commands: Mapping[str, Command], journal: Journal
+        self,
+        settings: Settings,
+        commands: Mapping[str, Command],
+        journal: Journal,
+        questions: Mapping[str, Command] | None = None,
     ) -> None:
-        self._settings = settings
-        self._commands = commands
-        self._journal = journal
-        self._reserve = Reserve()
-        self._places = MAX_CLIENTS
-        self._clients = 0
-        self._idle: dict[_Client, None] = {}  # owe us a request; longest first
+        self._unused: list[Path] = []  # where an earlier daemon may have left something
+        self._doors = [
+            _Door(
+                Access.to_all(settings),
+                commands,
+                journal,
+                MAX_CLIENTS,
+                OTHERS_DESCRIPTORS,
+            )
+        ]
+        if settings.status_group is None:
+            self._unused = [settings.status_socket]
+        else:
+            self._doors.append(
+                _Door(
+                    Access.to_status(settings),
+                    questions or {},
+                    journal,
+                    MAX_ASKING,
+                    OTHERS_DESCRIPTORS + MAX_CLIENTS,
+                )
+            )
 
     async def run(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Open the socket, report started, serve until cancelled, remove the socket.
+        """Open the sockets, report started, serve until cancelled, remove the sockets.
 
-        Raise StartError if the socket cannot be had.
+        Raise StartError if a socket cannot be had.
         """
-        listener = await ControlSocket.open(
-            self._settings.socket, self._settings.socket_group
-        )
-        async with trio.open_nursery() as nursery, listener:
-            with self._reserve:
-                spare = spare_descriptors() - OTHERS_DESCRIPTORS
-                self._places = max(LEAST_CLIENTS, min(MAX_CLIENTS, spare))
+        async with AsyncExitStack() as sockets:
+            # In this order, since the directory goes with the first, which closes last.
+            listeners = [
+                await sockets.enter_async_context(await ControlSocket.open(door.access))
+                for door in self._doors
+            ]
+            for path in self._unused:
+                remove_leftover(path)
+            async with trio.open_nursery() as nursery, sockets.pop_all():
+                for door, listener in zip(self._doors, listeners, strict=True):
+                    await nursery.start(door.serve, listener, nursery)
                 task_status.started()
-                await self._take_clients(listener, nursery)
+                await trio.sleep_forever()
+
+
+class _Door:
+    """One socket: who comes in by it, what is answered there.
+
+    Args:
+      most: clients that are served at once, if there are descriptors for them.
+      spared: descriptors that are left for others.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        commands: Mapping[str, Command],
+        journal: Journal,
+        most: int,
+        spared: int,
+    ) -> None:
+        self.access = access
+        self._commands = commands
+        self._journal = journal
+        self._reserve = Reserve()
+        self._places = most
+        self._spared = spared
+        self._clients = 0
+        self._idle: dict[_Client, None] = {}  # owe us a request; longest first
+
+    async def serve(
+        self,
+        listener: ControlSocket,
+        nursery: trio.Nursery,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> NoReturn:
+        with self._reserve:
+            spare = spare_descriptors() - self._spared
+            self._places = max(LEAST_CLIENTS, min(self._places, spare))
+            task_status.started()
+            await self._take_clients(listener, nursery)
 
     async def _take_clients(
         self, listener: ControlSocket, nursery: trio.Nursery

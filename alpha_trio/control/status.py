@@ -113,10 +113,11 @@ def _peer(peer: Peer, now: float) -> dict[str, Any]:
         "endpoint": address(statistics.remote) if statistics.remote else None,
         "configured_endpoint": None if settings.waits else settings.host,
         "state": str(_state(peer, statistics.state)),
-        "reason": peer.error or _unreachable(peer) or statistics.reason,
+        "reason": peer.error or _unreachable(peer) or _silence(peer, statistics.reason),
         "mode": "plain" if settings.mode is Mode.PLAIN else "alpha",
         "configured_mode": str(settings.mode),
         "reliable": settings.reliable,
+        "psk": settings.psk is not None,
         "key": _key(statistics.key),
         "key_source": _key_source(peer),
         "offered_key": _key(statistics.offered_key),
@@ -150,6 +151,14 @@ def _unreachable(peer: Peer) -> str | None:
     if peer.troubles:
         return peer.troubles[0]
     return peer.underlay.error if peer.underlay else None
+
+
+def _silence(peer: Peer, reason: str | None) -> str | None:
+    """Who has another psk does not answer, like who is not there."""
+    if peer.settings.psk is None or not peer.unanswered:
+        return reason
+    hint = "has it the same psk for this host?"
+    return f"{reason}; {hint}" if reason else hint
 
 
 def _key(public: bytes | None) -> str | None:

@@ -54,6 +54,18 @@ def _link(peer: Peer, now: float) -> Iterator[Step]:
     )
 
 
+def _handshake(peer: Peer, now: float) -> Iterator[Step]:
+    """Strangers and those with another psk get no answer, so there are many causes."""
+    if peer.unanswered:
+        ours = "there is one here" if peer.settings.psk else "there is none here"
+        yield Step(
+            False,
+            f"{peer.settings.name} does not answer handshakes",
+            "is it up, and its UDP port reachable; is this host a peer there, with the "
+            f"key that 'alpha-trio key show' prints; is the psk the same ({ours})?",
+        )
+
+
 def _probes(peer: Peer, now: float) -> Iterator[Step]:
     path, settings = peer.session.path, peer.settings
     if settings.mode is Mode.PLAIN:
@@ -108,4 +120,4 @@ def _in_use(peer: Peer, now: float) -> Iterator[Step]:
         )
 
 
-WALK: list[Subject] = [_link, _probes, _in_use]
+WALK: list[Subject] = [_link, _handshake, _probes, _in_use]

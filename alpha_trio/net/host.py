@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Self
 
 from attrs import define, field
+
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
 
 _CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
 
@@ -54,6 +57,17 @@ def raise_descriptor_limit() -> None:
     most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def forbid_core_dumps() -> None:
+    """Keep the memory of this process, which has keys in it, out of files.
+
+    The limit alone does not hold for a program that the kernel pipes dumps into.  Not
+    being dumpable also keeps debuggers of the same user out; root's still may.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # It fails only where a sandbox forbids it, and then the limit remains.
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def spare_descriptors() -> int:

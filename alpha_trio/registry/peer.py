@@ -22,6 +22,8 @@ from alpha_trio.settings import (
 
 FROM_CONFIG, FROM_STATE = "config", "state"
 
+_UNANSWERED_SYNS = 3  # of which it is worth asking why
+
 
 def overhead(version: int, mode: str) -> int:
     """Bytes the tunnel adds at most to an inner packet, outer headers included."""
@@ -55,6 +57,14 @@ class Peer:
     def troubles(self) -> tuple[str, ...]:
         """Why not all its packets take the tunnel, a sentence for each prefix."""
         return self.underlay.troubles if self.underlay else ()
+
+    @property
+    def unanswered(self) -> bool:
+        """Whether it is asked for a session, or was, and does not answer."""
+        asked = self.session.negotiation.initiation
+        if asked is not None:
+            return asked.attempts >= _UNANSWERED_SYNS
+        return self.session.gave_up and self.session.current is None
 
     @property
     def endpoint(self) -> IPAddress | None:

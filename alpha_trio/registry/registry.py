@@ -483,7 +483,7 @@ class Registry:
             peer = self.peers[settings.name] = Peer(settings, origin, session)
         else:
             was, peer.settings, peer.origin = peer.settings, settings, origin
-            if (was.key, was.mode) != (settings.key, settings.mode):
+            if _foundation(was) != _foundation(settings):
                 peer.session.reset()  # what it rests on is no longer what we want
             if place_of(settings) == place_of(was):
                 self._configure(peer)
@@ -537,6 +537,7 @@ class Registry:
             str(peer.settings.mode),
             peer.settings.reliable,
             peer.settings.waits,
+            None if peer.settings.psk is None else b64decode(peer.settings.psk),
         )
         self._datapath.rearm()  # there may be something to say to it at once
 
@@ -575,6 +576,11 @@ class Registry:
             if len(usable) == MOST_ADDRESSES < len(found):
                 names += f" (and {len(found) - len(usable)} more, which are not tried)"
             _log.info("%s is %s.", host_of(peer.settings), names)
+
+
+def _foundation(settings: PeerSettings) -> tuple[object, ...]:
+    """What a session rests on: with another one it ends."""
+    return settings.key, settings.mode, settings.psk
 
 
 def _is_lost(event: Event) -> bool:

@@ -5,10 +5,11 @@ ConfigError that says what is wrong with which value, and what to do.
 
     model       the settings as the daemon works with them
     values      checks of each kind of value
+    files       who else may open a file; a secret that is in one
     config      the config file and the options; peers as plain values
 """
 
-from alpha_trio.settings import values
+from alpha_trio.settings import files, values
 from alpha_trio.settings.config import (
     allowed_prefixes,
     check_peers,
@@ -50,6 +51,7 @@ __all__ = [
     "Settings",
     "allowed_prefixes",
     "check_peers",
+    "files",
     "load_settings",
     "parse_peer",
     "peer_values",

@@ -6,6 +6,7 @@ the state file and the control commands all use `parse_peer` and `peer_values`.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -15,9 +16,10 @@ from ipaddress import IPv6Address, get_mixed_type_key, ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attrs import evolve, fields, frozen
+from attrs import evolve, field, fields, frozen
 
 from alpha_trio.errors import ConfigError
+from alpha_trio.settings import files
 from alpha_trio.settings import values as v
 from alpha_trio.settings.model import (
     DEFAULT_CONFIG,
@@ -47,6 +49,7 @@ _FILE: Parsers = {
     "state_dir": v.absolute_path,
     "socket": v.absolute_path,
     "socket_group": v.text,
+    "status_group": v.text,
     "routing": v.table,
     "relay": v.table,
     "offloads": v.table,
@@ -84,6 +87,11 @@ _PEER: Parsers = {
     "mode": v.mode,
     "reliable": v.boolean,
     "mtu": v.mtu,
+    "psk": v.psk,
+}
+_FILE_PEER: Parsers = {
+    **_PEER,
+    "psk_file": lambda value: files.read_psk(v.absolute_path(value)),
 }
 _OPTIONS: Parsers = {
     "interface": v.interface_name,
@@ -122,6 +130,8 @@ def load_settings(path: Path | None, options: Mapping[str, object]) -> Settings:
         config_file=document.path, disabled_offloads=disabled, **(found | given)
     )
     v.check_socket_path(settings.socket)
+    if settings.status_group is not None:
+        v.check_socket_path(settings.status_socket)
     return settings
 
 
@@ -162,7 +172,10 @@ def _file_peers(
     peers = []
     for name, values in tables.items():
         place = partial(document.place, "peers", name)
-        peers.append(_parse_peer(name, _at(place, v.table, values), place))
+        table = _at(place, v.table, values)
+        peers.append(_parse_peer(name, table, place, _FILE_PEER))
+        if peers[-1].psk is not None:
+            _refuse_open_file(document, secret="psk" in table)
     _at(lambda: str(document.path), check_peers, peers)
     return tuple(peers)
 
@@ -175,8 +188,8 @@ def parse_peer(name: str, values: Mapping[str, object], where: str) -> PeerSetti
 
     Args:
       name: the peer's name.
-      values: any of endpoint, port, key, allow, only, keepalive, mode, reliable and
-        mtu; None means not given.
+      values: any of endpoint, port, key, allow, only, keepalive, mode, reliable, mtu
+        and psk; None means not given.
       where: begins every error text, for example the name of a file or a command.
 
     Raises:
@@ -188,10 +201,19 @@ def parse_peer(name: str, values: Mapping[str, object], where: str) -> PeerSetti
     )
 
 
-def _parse_peer(name: str, values: Mapping[str, object], place: Place) -> PeerSettings:
+def _parse_peer(
+    name: str,
+    values: Mapping[str, object],
+    place: Place,
+    parsers: Parsers = _PEER,
+) -> PeerSettings:
     _at(place, v.peer_name, name)
     _hint_at_unquoted_dots(values, place)
-    fields = _read(_PEER, values, place)
+    fields = _read(parsers, values, place)
+    if "psk_file" in fields:
+        if "psk" in fields:
+            raise ConfigError(f"{place('psk')}: there is a psk_file, too; give one")
+        fields["psk"] = fields.pop("psk_file")
     host, port = fields.pop("endpoint", (None, None))
     if port is not None and fields.setdefault("port", port) != port:
         raise ConfigError(
@@ -255,7 +277,10 @@ def _refuse_reliable_plain(peer: PeerSettings, place: Place) -> None:
 
 
 def peer_values(peer: PeerSettings) -> dict[str, object]:
-    """The inverse of `parse_peer`: what differs from the defaults, as typed."""
+    """The inverse of `parse_peer`: what differs from the defaults, as typed.
+
+    The pre-shared key is among them: not to be shown to anybody as it is.
+    """
     values: dict[str, object] = {
         "endpoint": peer.endpoint,
         "port": peer.port,
@@ -266,6 +291,7 @@ def peer_values(peer: PeerSettings) -> dict[str, object]:
         "mode": str(peer.mode),
         "reliable": peer.reliable,
         "mtu": peer.mtu,
+        "psk": peer.psk,
     }
     for setting in fields(PeerSettings):
         if getattr(peer, setting.name) == setting.default:
@@ -374,8 +400,9 @@ class _Document:
     """A config file as read; without a path, the absence of one."""
 
     path: Path | None = None
-    text: str = ""
-    values: Mapping[str, object] = {}
+    status: os.stat_result | None = None
+    text: str = field(default="", repr=False)
+    values: Mapping[str, object] = field(factory=dict, repr=False)
 
     def place(self, *keys: str) -> str:
         """Where ``keys`` stand, as ``FILE:LINE: TABLE.KEY``."""
@@ -415,7 +442,8 @@ def _split_keys(dotted: str) -> tuple[str, ...]:
 def _read_document(path: Path | None) -> _Document:
     wanted = path or DEFAULT_CONFIG
     try:
-        raw = wanted.read_bytes()
+        with wanted.open("rb") as file:
+            status, raw = os.fstat(file.fileno()), file.read()
     except FileNotFoundError:
         if path is None:
             return _Document()
@@ -425,13 +453,13 @@ def _read_document(path: Path | None) -> _Document:
             f"{wanted}: cannot be read: {error.strerror}; "
             "give a file you may read by --config"
         ) from None
-    return _parse_document(wanted, raw)
+    return _parse_document(wanted, status, raw)
 
 
-def _parse_document(path: Path, raw: bytes) -> _Document:
+def _parse_document(path: Path, status: os.stat_result, raw: bytes) -> _Document:
     try:
         text = raw.decode()
-        return _Document(path, text, tomllib.loads(text))
+        return _Document(path, status, text, tomllib.loads(text))
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(
@@ -440,6 +468,26 @@ def _parse_document(path: Path, raw: bytes) -> _Document:
         ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}{_syntax_error(str(error))}; mend it there") from None
+
+
+def _refuse_open_file(document: _Document, *, secret: bool) -> None:
+    """What says which secret protects a peer is nobody else's to write.
+
+    ``secret``: it holds one itself, and so is nobody else's to read either.
+    """
+    path, status = document.path, document.status
+    assert path is not None
+    assert status is not None
+    if (command := files.remedy(path, status, files.WRITE)) is not None:
+        raise ConfigError(
+            f"{path}: others may write this file, and so replace the psk of a peer; "
+            f"forbid it by '{command}'"
+        )
+    if secret and (command := files.remedy(path, status, files.READ)) is not None:
+        raise ConfigError(
+            f"{path}: others may read this file, and it holds a psk; forbid it by "
+            f"'{command}', or keep the psk in a psk_file"
+        )
 
 
 def _syntax_error(message: str) -> str:

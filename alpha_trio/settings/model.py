@@ -11,6 +11,7 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
+from os.path import splitext
 from pathlib import Path
 
 from attrs import field, frozen
@@ -91,6 +92,7 @@ class PeerSettings:
     mode: Mode = Mode.ADAPTIVE
     reliable: bool = False  # repeat packets until the peer acknowledges them
     mtu: int = 0  # largest inner packet, bytes; 0: found out by probes
+    psk: str | None = field(default=None, repr=False)  # a secret, in base64
 
     @property
     def host(self) -> str:
@@ -187,10 +189,19 @@ class Settings:
     dscp: int | Copy = 0  # of our datagrams, 0 to 63
     state_dir: Path = DEFAULT_STATE_DIR
     socket: Path = DEFAULT_SOCKET
-    socket_group: str | None = None
+    socket_group: str | None = None  # may use it
+    status_group: str | None = None  # may only ask, by a socket beside it
     config_file: Path | None = None
     routing: RoutingSettings = field(factory=RoutingSettings)
     relay: RelaySettings = field(factory=RelaySettings)
     disabled_offloads: frozenset[Offload] = frozenset()
     verbosity: int = 0  # 0: events, 1: more, 2: every packet
     peers: tuple[PeerSettings, ...] = ()  # those of the config file
+
+    @property
+    def status_socket(self) -> Path:
+        """Where the second control socket is, if there is one.
+
+        The same as rpc.status_socket, by which the command line finds it.
+        """
+        return Path("-status".join(splitext(self.socket)))

@@ -441,12 +441,8 @@ def key(value: object) -> str:
     Error texts leave the value out, it may be a secret pasted into the wrong place.
     """
     typed = text(value)
-    try:
-        raw = b64decode(typed + "=" if len(typed) == 43 else typed, validate=True)
-    except ValueError:
-        raw = b""
-    canonical = b64encode(raw).decode()
-    if len(raw) != KEY_BYTES or typed.rstrip("=") != canonical.rstrip("="):
+    raw = _key_bytes(typed)
+    if raw is None:
         raise ConfigError(
             f"this is no key ({len(typed)} characters); give the {KEY_BYTES} bytes "
             "in base64 (43 or 44 characters) that 'key show' prints on the peer"
@@ -456,7 +452,36 @@ def key(value: object) -> str:
             "this key is all zeros, which anybody can sign for; give the one that "
             "'key show' prints on the peer"
         )
-    return canonical
+    return b64encode(raw).decode()
+
+
+def psk(value: object) -> str:
+    """A pre-shared key: 32 random bytes in base64.  No error text has any of it."""
+    if not isinstance(value, str):
+        raise ConfigError("a pre-shared key is a text; write it in quotes")
+    raw = _key_bytes(value)
+    if raw is None:
+        raise ConfigError(
+            f"this is no pre-shared key ({len(value)} characters); give {KEY_BYTES} "
+            "random bytes in base64 (44 characters), which 'key psk' makes"
+        )
+    if not any(raw):
+        raise ConfigError(
+            "this pre-shared key is all zeros, which anybody can guess; make one by "
+            "'key psk'"
+        )
+    return b64encode(raw).decode()
+
+
+def _key_bytes(typed: str) -> bytes | None:
+    """The bytes of a key in base64, whose padding may be left out."""
+    try:
+        raw = b64decode(typed + "=" if len(typed) == 43 else typed, validate=True)
+    except ValueError:
+        return None
+    canonical = b64encode(raw).decode()
+    same = typed.rstrip("=") == canonical.rstrip("=")
+    return raw if same and len(raw) == KEY_BYTES else None
 
 
 def selection(value: object) -> Selection:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from alpha_trio.errors import StartError, StateError
+from alpha_trio.settings import files
 
 _NEW_FILE = ".new"
 
@@ -56,9 +56,13 @@ class StateDirectory:
         self._remove_new_file()
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is none.  Raises StateError."""
+        """The content of a file that nobody else may write; None if there is none.
+
+        Raises StateError.
+        """
         try:
             with open(os.open(name, os.O_RDONLY, dir_fd=self._fd), "rb") as file:
+                self._refuse_others(name, os.fstat(file.fileno()), files.WRITE)
                 return file.read()
         except FileNotFoundError:
             return None
@@ -67,6 +71,11 @@ class StateDirectory:
                 f"{self.path / name}: cannot be read: {error.strerror}; "
                 f"{_remedy(error)}"
             ) from None
+
+    def refuse_readers(self, name: str) -> None:
+        """Raise StateError if somebody else may read a file that is there."""
+        status = os.stat(name, dir_fd=self._fd)
+        self._refuse_others(name, status, files.READ)
 
     def create(self, name: str, content: bytes) -> None:
         """As `replace`, but what is there already, even a dangling link, stays."""
@@ -89,6 +98,12 @@ class StateDirectory:
         fd, self._fd = self._fd, -1
         if fd != -1:
             os.close(fd)
+
+    def _refuse_others(self, name: str, status: os.stat_result, right: int) -> None:
+        path = self.path / name
+        if (command := files.remedy(path, status, right)) is not None:
+            done = "read the secrets in it" if right == files.READ else "change it"
+            raise StateError(f"{path}: others may {done}; forbid it by '{command}'")
 
     def _save(self, name: str, content: bytes, put: Callable[..., None]) -> None:
         with self._saving:
@@ -117,11 +132,12 @@ def _open(path: Path) -> int:
         raise StartError(
             f"state directory {path} cannot be used: {error.strerror}; {_remedy(error)}"
         ) from None
-    if os.fstat(fd).st_mode & stat.S_IWOTH:
+    # Sticky or not: who may make files in there makes those that are not there yet.
+    if (command := files.remedy(path, os.fstat(fd), files.WRITE)) is not None:
         os.close(fd)
         raise StartError(
-            f"state directory {path} can be written by everybody, who could then add "
-            "peers; remove that right or choose another place by --state-dir"
+            f"state directory {path} can be written by others, who could then add "
+            f"peers; forbid it by '{command}' or choose another place by --state-dir"
         )
     return fd
 

@@ -39,7 +39,7 @@ def read_identity(state_dir: Path) -> Identity | None:
     path = state_dir / KEY_FILE
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+            status = os.fstat(file.fileno())
             content = file.read()
     except FileNotFoundError:
         return None
@@ -48,7 +48,12 @@ def read_identity(state_dir: Path) -> Identity | None:
             f"{path}: cannot be read: {error.strerror}; run this as root, or as the "
             "user the file belongs to"
         ) from None
-    if mode & _OTHERS:
+    if status.st_uid not in (0, os.geteuid()):
+        raise StartError(
+            f"{path}: the secret key of this host belongs to somebody else; take it by "
+            f"'chown root {path}', or move the file away for a new key"
+        )
+    if status.st_mode & _OTHERS:
         raise StartError(
             f"{path}: others may read or change the secret key of this host; forbid it "
             f"by 'chmod 600 {path}', or move the file away for a new key if they did"

@@ -60,9 +60,13 @@ class PeerStore:
         """The saved peers; none if nothing was saved yet.
 
         Raises:
-          StateError: the file cannot be read or understood.  It stays as it is.
+          StateError: the file cannot be read or understood, or others may read the
+            pre-shared keys in it.  It stays as it is.
         """
-        return self._peers.load()
+        peers = self._peers.load()
+        if any(peer.psk is not None for peer in peers):
+            self._directory.refuse_readers(self._peers.path.name)
+        return peers
 
     def save(self, peers: Iterable[PeerSettings]) -> None:
         """Replace the saved peers; on return they survive a loss of power.

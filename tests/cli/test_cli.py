@@ -1,5 +1,6 @@
 """The command line in front of a node held in memory, over a real socket."""
 
+import grp
 import json
 import os
 import pty
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tomllib
@@ -25,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from alpha_trio.control import listener, server
 from alpha_trio.errors import ConfigError
 from alpha_trio.proto.primitives import identity
-from alpha_trio.settings import Mode, Offload, PeerSettings
+from alpha_trio.settings import Mode, Offload, PeerSettings, Settings
 from alpha_trio.state import PeerStore
 from tests.control.memory_node import KEY, MemoryNode, status_of
 
@@ -36,15 +38,16 @@ BEGIN = f"from {MODULE} import {FUNCTION} as main; sys.exit(main())"
 PYTHON = [sys.executable, "-W", "error", "-c"]
 PROGRAM = [*PYTHON, f"import sys; sys.argv[0] = 'alpha-trio'; {BEGIN}"]
 VM2 = PeerSettings("vm2", "192.168.10.61")
+PSK = "/u3c+6mYh3ZlVEMyIRAP/u3cy7qph2VUQzIhEP/u3cs="
 NEW_KEY = identity.key_text(bytes(range(32, 64)))
 
 
 class Served:
     """A node that is served by a thread, as another process would."""
 
-    def __init__(self, path):
+    def __init__(self, path, status_group=None):
         self.path = path
-        self.node = MemoryNode(path)
+        self.node = MemoryNode(path, status_group)
         self._started = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._main,))
 
@@ -186,6 +189,70 @@ def test_set_the_key(node):
     assert node.peers() == [(PeerSettings("vm2"), "state")]
     assert node.forgotten == ["vm2"]
     assert call("peers", "set", "vm2", "--keepalive", "5") == "Peer vm2 changed.\n"
+
+
+@pytest.fixture
+def psk_file(tmp_path):
+    path = tmp_path / "psk"
+    path.write_text(f"{PSK}\n")
+    path.chmod(0o600)
+    return str(path)
+
+
+def test_a_psk_comes_from_a_file_and_goes_again(node, psk_file):
+    call("peers", "add", "vm2", "192.168.10.61", "--psk-file", psk_file)
+    assert node.peers() == [(attrs.evolve(VM2, psk=PSK), "state")]
+    for command in (["peers", "list"], ["peers", "show", "vm2"], ["status", "vm2"]):
+        for form in ([], ["--json"]):
+            assert PSK not in call(*command, *form)
+    assert pairs(call("peers", "show", "vm2"))["pre-shared key"] == "yes"
+    assert pairs(call("status", "vm2"))["pre-shared key"] == "yes"
+    assert json.loads(call("status", "vm2", "--json"))["psk"] is True
+    call("peers", "set", "vm2", "--keepalive", "5")
+    call("peers", "set", "vm2", "--psk-file", "")
+    assert node.peers() == [(attrs.evolve(VM2, keepalive=5.0), "state")]
+    assert pairs(call("status", "vm2"))["pre-shared key"] == "none"
+    assert json.loads(call("status", "vm2", "--json"))["psk"] is False
+
+
+@pytest.mark.parametrize("typed", [PSK, f"{PSK}\n"])
+def test_a_psk_comes_from_standard_input(node, typed):
+    with start(
+        "peers", "add", "vm2", "192.168.10.61", "--psk-file", "-", stdin=subprocess.PIPE
+    ) as process:
+        process.communicate(typed, timeout=60)
+    assert process.returncode == 0
+    assert node.peers() == [(attrs.evolve(VM2, psk=PSK), "state")]
+
+
+@pytest.mark.parametrize("content", ["", "short", PSK + PSK, "\xff", "A" * 43 + "="])
+def test_what_is_no_psk_is_refused_and_not_repeated(node, tmp_path, content):
+    path = tmp_path / "psk"
+    path.write_text(content, encoding="latin-1")
+    path.chmod(0o600)
+    for word in ("add", "set"):
+        text = call("peers", word, "vm2", "--psk-file", str(path), code=1)
+        assert str(path) in text
+        assert not content or content not in text
+    assert node.peers() == []
+
+
+def test_a_psk_file_that_all_may_read_is_refused(node, psk_file):
+    os.chmod(psk_file, 0o644)
+    text = call("peers", "add", "vm2", "--psk-file", psk_file, code=1)
+    assert f"'chmod go-rwx {psk_file}'" in text
+    assert node.peers() == []
+
+
+def test_new_psks_can_be_used_and_are_all_different(node, tmp_path):
+    made = [call("key", "psk") for _ in range(3)]
+    assert len({*made}) == 3
+    for number, psk in enumerate(made):
+        path = tmp_path / "new"
+        path.write_text(psk)
+        path.chmod(0o600)
+        call("peers", "add", f"vm{number}", "--psk-file", str(path))
+    assert [f"{peer.psk}\n" for peer, _ in node.peers()] == made
 
 
 @pytest.mark.parametrize("command", ["add", "set"])
@@ -868,19 +935,79 @@ def test_path_that_cannot_be_a_socket(tmp_path):
     call("--socket", str(tmp_path / ("x" * 120)), "status", code=1)
 
 
-@pytest.mark.root
-def test_without_permission(served):
+def by_nobody(path, *arguments, gid=65534):
+    """What became of a command of a user without rights."""
     code = (
         "import os; from alpha_trio_cli.main import main\n"
-        "os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)\n"
-        f"main(['--socket', {str(served.path)!r}, 'status'])"
+        f"os.setgroups([]); os.setresgid(*[{gid}] * 3); os.setresuid(*[65534] * 3)\n"
+        f"main({['--socket', str(path), *arguments]!r})"
     )
-    nobody = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+@pytest.mark.root
+def test_without_permission(served):
+    nobody = by_nobody(served.path, "status")
     assert nobody.returncode == 1
     assert "no permission to use" in nobody.stderr
     assert "socket_group" in nobody.stderr
+
+
+@pytest.fixture
+def reachable():
+    """A directory that others can enter, unlike all of the tests' own."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+@pytest.fixture
+def asked(reachable):
+    """Served to root, and to a group for questions."""
+    with Served(reachable / "run" / "control.sock", ASKING.gr_name) as served:
+        served.node.document["peers"] = [status_of(VM2)]
+        yield served
+
+
+ASKING = next(group for group in grp.getgrall() if group.gr_gid not in (0, 65534))
+
+
+@pytest.mark.root
+def test_who_may_only_ask_asks_by_the_same_commands(asked):
+    for command in ("status", "status vm2 --json", "metrics", "key show", "peers list"):
+        done = by_nobody(asked.path, *command.split(), gid=ASKING.gr_gid)
+        assert (done.returncode, done.stderr) == (0, ""), command
+        assert done.stdout
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "command",
+    [
+        "peers add vm3 192.168.10.62",
+        "peers set vm2 --keepalive 5",
+        "peers remove vm2",
+        "reload",
+        "wait vm2",
+        "trace vm2",
+        "stop",
+    ],
+)
+def test_who_may_only_ask_changes_nothing(asked, command):
+    done = by_nobody(asked.path, *command.split(), gid=ASKING.gr_gid)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert "not for those who may only ask" in line
+    assert asked.node.peers() == []
+    assert asked.do(lambda: asked.node.scope.cancel_called) is False
+
+
+@pytest.mark.root
+def test_others_may_not_even_ask(asked):
+    done = by_nobody(asked.path, "status")
+    assert done.returncode == 1
+    assert f"no permission to use {asked.path}" in done.stderr
+    assert "status_group" in done.stderr
 
 
 @pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400\r\n\r\n", b"\0\0\0\1\xc1"])
@@ -1059,11 +1186,14 @@ def test_socket_of_a_killed_daemon_is_cleaned_up(tmp_path, monkeypatch):
     path = tmp_path / "run" / "control.sock"
     monkeypatch.setattr(listener, "DEFAULT_SOCKET", path)
     path.parent.mkdir()
-    with socket.socket(socket.AF_UNIX) as dead:
-        dead.bind(str(path))
-    assert listener.cleanup(path) == [f"control socket {path}"]
+    settings = Settings(socket=path)
+    paths = path, path.with_name("control-status.sock")
+    for left in paths:
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(left))
+    assert listener.cleanup(settings) == [f"control socket {left}" for left in paths]
     assert not path.parent.exists()
-    assert listener.cleanup(path) == []
+    assert listener.cleanup(settings) == []
 
 
 # Words

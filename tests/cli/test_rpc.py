@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from alpha_trio import rpc
 from alpha_trio.rpc import BadFrame, Reply, ReplyKind, Request
-from alpha_trio.settings import DEFAULT_SOCKET
+from alpha_trio.settings import DEFAULT_SOCKET, Settings
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text()
 LEAVES = SCALARS | st.binary()
@@ -133,6 +133,13 @@ def test_text_that_is_not_utf8_is_not_sent():
 
 def test_default_socket_is_the_one_of_the_configuration():
     assert Path(rpc.DEFAULT_SOCKET) == DEFAULT_SOCKET
+
+
+@pytest.mark.parametrize(
+    "path", ["/run/control.sock", "/a.b/control", "/a/.hidden", "x.", "x.y.z", "/a/b."]
+)
+def test_status_socket_is_the_one_of_the_configuration(path):
+    assert rpc.status_socket(path) == str(Settings(socket=Path(path)).status_socket)
 
 
 def test_import_is_light():

@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from alpha_trio import __version__
-from alpha_trio.control import ControlServer, commands_for
+from alpha_trio.control import ControlServer, commands_for, questions_for
 from alpha_trio.errors import ConfigError, PeerError, UnknownPeer
 from alpha_trio.journal import Journal
 from alpha_trio.journal.hub import EventHub
@@ -19,8 +19,8 @@ KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 
 
 class MemoryNode:
-    def __init__(self, socket: Path) -> None:
-        self.settings = Settings(socket=socket)
+    def __init__(self, socket: Path, status_group: str | None = None) -> None:
+        self.settings = Settings(socket=socket, status_group=status_group)
         self.hub = EventHub()
         self.subscribe = self.hub.subscribe
         self.scope = trio.CancelScope()
@@ -52,7 +52,9 @@ class MemoryNode:
 
     async def serve(self, *, task_status=trio.TASK_STATUS_IGNORED) -> None:
         with self.scope:
-            server = ControlServer(self.settings, commands_for(self), Journal())
+            server = ControlServer(
+                self.settings, commands_for(self), Journal(), questions_for(self)
+            )
             await server.run(task_status=task_status)
 
     def status(self):
@@ -135,6 +137,7 @@ def status_of(peer: PeerSettings, **values):
         "reason": None,
         "mode": "plain" if peer.mode is Mode.PLAIN else "alpha",
         "configured_mode": str(peer.mode),
+        "psk": peer.psk is not None,
         "key": peer.key,
         "key_source": "configured" if peer.key else "none",
         "offered_key": None,

@@ -6,11 +6,15 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from alpha_trio.errors import ConfigError
+from alpha_trio.control import commands_for, questions_for
+from alpha_trio.control.commands import QUESTIONS
+from alpha_trio.errors import AlphaTrioError, ConfigError
 from alpha_trio.rpc import RemoteError
 from alpha_trio.settings import PeerSettings, parse_peer
 from tests.control.memory_node import KEY, MemoryNode, status_of
 from tests.control.test_control import Client
+
+PSK = "/u3c+6mYh3ZlVEMyIRAP/u3cy7qph2VUQzIhEP/u3cs="
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ async def test_take_over_is_passed_on(client, node):
     [
         ({}, "name of a peer must be text, not None"),
         ({"name": 5}, "name of a peer must be text, not 5"),
-        ({"name": "vm2", "settings": ["x"]}, "must be a map, not"),
+        ({"name": "vm2", "settings": ["x"]}, "must be a map, not list"),
         ({"name": "vm2", "settings": {"endpoint": 5}}, "peers add: endpoint"),
         ({"name": "vm2", "settings": {"colour": "red"}}, "colour"),
         ({"name": "a\nb", "settings": {}}, r"peers add: 'a\\nb' is no peer name"),
@@ -144,6 +148,54 @@ async def test_no_pin_goes_when_the_change_is_refused(client, node):
     await client.call("peers.add", name="vm2")
     await fails(client, "peers.set", name="vm2", settings={"key": None, "port": 0})
     assert node.forgotten == []
+
+
+async def test_a_psk_is_taken_and_never_told(client, node):
+    await client.call("peers.add", name="vm2", settings={"psk": PSK})
+    assert only_peer(node).psk == PSK
+    (listed,) = await client.call("peers.list")
+    shown = await client.call("peers.show", name="vm2")
+    (told,) = (await client.call("status"))["peers"]
+    assert listed["psk"] is shown["psk"] is told["psk"] is True
+    await client.call("peers.set", name="vm2", settings={"keepalive": 5})
+    assert only_peer(node).psk == PSK
+    await client.call("peers.set", name="vm2", settings={"psk": None})
+    assert only_peer(node).psk is None
+    assert "psk" not in (await client.call("peers.list"))[0]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"psk": PSK + "!"}, {"psk": [PSK]}, [PSK], {"endpoint": 1, "psk": PSK}]
+)
+async def test_a_refusal_tells_no_psk(client, settings):
+    error = await fails(client, "peers.add", name="vm2", settings=settings)
+    assert PSK not in str(error)
+
+
+ASKING = {
+    "status": {},
+    "peers.list": {},
+    "peers.show": {"name": "vm2"},
+    "doctor": {"name": "vm2"},
+}
+
+
+async def test_who_may_only_ask_gets_the_same_answers(node):
+    await node.add_peer(PeerSettings("vm2"), False)
+    for command, args in ASKING.items():
+        answer = await commands_for(node)[command](args)
+        assert await questions_for(node)[command](args) == answer
+    assert {*ASKING, "monitor"} == QUESTIONS
+    assert questions_for(node).keys() == commands_for(node).keys()
+
+
+async def test_what_changes_something_is_refused_to_who_may_only_ask(node):
+    await node.add_peer(PeerSettings("vm2"), False)
+    before = node.peers()
+    for command in commands_for(node).keys() - QUESTIONS:
+        with pytest.raises(AlphaTrioError, match=f"'{command}' is not for those"):
+            await questions_for(node)[command]({"name": "vm2"})
+    assert node.peers() == before
 
 
 async def test_peer_that_is_not_there(client):

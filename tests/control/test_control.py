@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from alpha_trio import rpc
-from alpha_trio.control import ControlServer
+from alpha_trio.control import ControlServer, listener
 from alpha_trio.control import server as serving
-from alpha_trio.control.server import MAX_CLIENTS
+from alpha_trio.control.server import MAX_ASKING, MAX_CLIENTS
 from alpha_trio.errors import PeerError, StartError, UnknownPeer
 from alpha_trio.journal import Journal
 from alpha_trio.journal.hub import EVENT_QUEUE, EventHub
@@ -440,10 +441,12 @@ async def serve(path, nursery, group=None):
     await nursery.start(server.run)
 
 
-async def refused(path, group=None):
+async def refused(path, group=None, status_group=None):
     """The text of the StartError that a server at ``path`` ends with."""
     server = ControlServer(
-        Settings(socket=path, socket_group=group), Commands(), Journal()
+        Settings(socket=path, socket_group=group, status_group=status_group),
+        Commands(),
+        Journal(),
     )
     with pytest.raises(StartError) as caught:
         await server.run()
@@ -469,8 +472,107 @@ async def test_group_may_connect(path, nursery):
 
 
 async def test_unknown_group(path):
-    assert "'no-such-group'" in await refused(path, group="no-such-group")
+    text = await refused(path, group="no-such-group")
+    assert "'no-such-group'" in text
+    assert "correct socket_group" in text
     assert not path.parent.exists()
+    text = await refused(path, status_group="no-such-group")
+    assert "correct status_group" in text
+    assert not path.parent.exists()
+
+
+class Questions(Commands):
+    """Those of the second socket."""
+
+    async def echo(self, args):
+        return "asked"
+
+
+def own_group():
+    return grp.getgrgid(os.getgroups()[-1] if os.getgroups() else os.getgid()).gr_name
+
+
+async def serve_both(path, nursery, group=None):
+    """A server with two sockets, and the path of the second."""
+    settings = Settings(socket=path, socket_group=group, status_group=own_group())
+    server = ControlServer(settings, Commands(), Journal(), Questions())
+    await nursery.start(server.run)
+    return settings.status_socket
+
+
+@pytest.mark.parametrize(("group", "directory"), [(False, 0o711), (True, 0o751)])
+async def test_another_group_may_ask_by_a_socket_of_its_own(
+    path, nursery, group, directory
+):
+    status = await serve_both(path, nursery, own_group() if group else None)
+    assert status.name == "control-status.sock"
+    assert mode(path) == (0o660 if group else 0o600)
+    assert mode(status) == 0o660
+    assert mode(path.parent) == directory
+    for socket_path, answer in ((path, {}), (status, "asked")):
+        async with await trio.open_unix_socket(socket_path) as stream:
+            assert await Client(stream).call("echo") == answer
+
+
+async def test_both_sockets_are_removed_at_the_end(path):
+    async with trio.open_nursery() as nursery:
+        status = await serve_both(path, nursery)
+        assert status.is_socket()
+        nursery.cancel_scope.cancel()
+    assert not path.parent.exists()
+
+
+async def test_who_asks_takes_no_place_of_who_commands(path, nursery):
+    status = await serve_both(path, nursery)
+    async with AsyncExitStack() as streams:
+        for _ in range(MAX_ASKING):
+            stream = await streams.enter_async_context(
+                await trio.open_unix_socket(status)
+            )
+            await Client(stream).send("hang")
+        await wait_all_tasks_blocked()
+        one_more = await streams.enter_async_context(
+            await trio.open_unix_socket(status)
+        )
+        with pytest.raises(rpc.RemoteError, match="served already"):
+            await Client(one_more).call("echo")
+        stream = await streams.enter_async_context(await trio.open_unix_socket(path))
+        assert await Client(stream).call("echo") == {}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_what_a_killed_one_left_of_the_second_socket_goes(
+    path, nursery, connect, wanted
+):
+    path.parent.mkdir()
+    status = Settings(socket=path).status_socket
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(status))
+    if wanted:
+        await serve_both(path, nursery)
+        async with await trio.open_unix_socket(status) as stream:
+            assert await Client(stream).call("echo") == "asked"
+    else:
+        await serve(path, nursery)
+        assert not status.exists()
+
+
+async def test_what_is_not_ours_where_the_second_socket_would_be_stays(path, nursery):
+    path.parent.mkdir()
+    status = Settings(socket=path).status_socket
+    status.write_text("precious")
+    await serve(path, nursery)
+    assert status.read_text() == "precious"
+
+
+async def test_our_own_directory_is_opened_to_the_groups(path, monkeypatch):
+    """systemd has made it already, and nobody else has anything in it."""
+    monkeypatch.setattr(listener, "DEFAULT_SOCKET", path)
+    path.parent.mkdir(mode=0o700)
+    async with trio.open_nursery() as nursery:
+        await serve_both(path, nursery, own_group())
+        assert mode(path.parent) == 0o751
+        nursery.cancel_scope.cancel()
 
 
 async def test_directory_that_was_there_is_left_as_it_is(tmp_path):

@@ -5,10 +5,12 @@ vm1 192.168.10.60 --- eth0 === vm2 192.168.10.61
 
 from __future__ import annotations
 
+import grp
 import os
 import re
 import signal
 import socket
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -148,6 +150,48 @@ def test_cleanup_after_kill_9(pair):
     assert files_of(vm1) == {"state/host.key", "state/peers.json"}
     ping(vm1, vm2.address)
     assert one.cli("status", check=False).returncode == 3
+
+
+@pytest.fixture
+def entered():
+    """A directory for sockets that any user can enter."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as path:
+        os.chmod(path, 0o755)
+        yield Path(path)
+
+
+ASKING = next(group for group in grp.getgrall() if group.gr_gid not in (0, 65534))
+
+
+def test_a_group_asks_and_kill_9_leaves_nothing_of_its_socket(pair, entered):
+    vm1, _ = pair
+    one = Daemon(vm1, config=f'status_group = "{ASKING.gr_name}"\n')
+    one.environment["ALPHA_TRIO_SOCKET"] = str(entered / "run" / "control.sock")
+
+    def by_nobody(*command, gid=ASKING.gr_gid):
+        become = f"setpriv --reuid=nobody --regid={gid} --clear-groups"
+        program = (*become.split(), str(PROGRAM), *command)
+        return vm1.run(*program, check=False, env=one.environment)
+
+    one.start()
+    one.kill9()
+    assert len(list(entered.glob("run/*.sock"))) == 2
+    with one:
+        assert by_nobody("status").returncode == 0
+        assert "only ask" in by_nobody("stop").stderr
+        assert "no permission" in by_nobody("status", gid=65534).stderr
+        assert one.status()["peers"] == []
+    assert list(entered.rglob("*.sock")) == []
+    one.start()
+    one.kill9()
+    one.config_file.write_text("")
+    with one:  # no longer wanted
+        assert [path.name for path in entered.glob("run/*")] == ["control.sock"]
+    one.config_file.write_text(f'status_group = "{ASKING.gr_name}"\n')
+    one.start()
+    one.kill9()
+    assert "control-status.sock" in one.cli("cleanup").stdout
+    assert list(entered.rglob("*.sock")) == []
 
 
 def test_cleanup_of_marks_is_told_which_interface_it_was(pair):

@@ -6,8 +6,10 @@ vm1 192.168.10.60 --- eth0 === vm2 192.168.10.61
 from __future__ import annotations
 
 import json
+import os
 import stat
 from base64 import b64decode
+from subprocess import PIPE
 
 import pytest
 
@@ -99,6 +101,102 @@ def test_a_configured_key_lets_no_other_in(pair):
         one.cli("peers", "set", "vm2", "--key", two.status()["key"])
         ping(vm1, vm2.address)
         assert peer(one, "vm2")["key_source"] == "configured"
+
+
+# Pre-shared keys
+
+
+@pytest.fixture
+def psk_files(tmp_path):
+    """Two files with different keys, each with what is in it."""
+    files = {tmp_path / name: key_text(os.urandom(32)) for name in ("first", "second")}
+    for path, psk in files.items():
+        path.write_text(psk)
+        path.chmod(0o600)
+    return files
+
+
+def test_a_psk_is_kept_and_told_nobody(pair, psk_files):
+    file, psk = next(iter(psk_files.items()))
+    one, two = map(Daemon, pair)
+    told = ""
+    with one, two:
+        events = one.host.popen(
+            str(PROGRAM), "monitor", "--json", env=one.environment, stdout=PIPE
+        )
+        for daemon, other in ((one, two), (two, one)):
+            address = other.host.address
+            daemon.cli(
+                *("peers", "add", other.host.name, address, "--psk-file", str(file))
+            )
+        ping(one.host, two.host.address)
+        told += json.dumps(one.status()) + one.cli("status", "vm2").stdout
+        told += one.cli("peers", "show", "vm2").stdout + one.cli("peers", "list").stdout
+        assert peer(one, "vm2")["psk"] is True
+    told += events.communicate(timeout=10)[0]
+    with one, two:
+        assert peer(one, "vm2")["psk"] is True
+        ping(one.host, two.host.address)
+        one.cli("peers", "set", "vm2", "--psk-file", "")
+        assert peer(one, "vm2")["psk"] is False
+    assert "peer-added" in told
+    assert psk not in told + one.log
+    saved = two.host.directory / "state/peers.json"
+    assert stat.S_IMODE(saved.stat().st_mode) == 0o600
+    assert psk in saved.read_text()
+    assert psk not in (one.host.directory / "state/peers.json").read_text()
+
+
+def test_another_psk_ends_the_session_and_the_same_one_does_not(pair, psk_files):
+    first, second = map(str, psk_files)
+    with Daemon(pair[0]) as one, Daemon(pair[1]) as two:
+        introduce(one, two)
+        for file, ends in ((first, True), (first, False), (second, True), ("", True)):
+            two.cli("peers", "set", "vm1", "--psk-file", file)
+            ping(one.host, two.host.address)
+            one.cli("peers", "set", "vm2", "--psk-file", file)
+            ended = peer(one, "vm2")["latest_handshake_seconds"] is None
+            assert ended == ends
+            ping(one.host, two.host.address)
+
+
+def test_a_psk_in_a_file_is_read_again_by_a_reload(pair, psk_files):
+    first, second = psk_files
+    config = f'[peers.vm2]\nendpoint = "{pair[1].address}"\npsk_file = "{first}"\n'
+    with Daemon(pair[0], config=config) as one:
+        assert peer(one, "vm2")["psk"] is True
+        assert one.cli("reload").stdout == "Nothing has changed.\n"
+        first.write_text(psk_files[second])
+        assert one.cli("reload").stdout == "changed: vm2\n"
+        first.chmod(0o644)
+        refusal = one.cli("reload", check=False)
+        assert f"{first}: others may read this secret" in refusal.stderr
+        assert peer(one, "vm2")["psk"] is True
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_wrong_psk_is_named_where_there_is_no_answer(pair, psk_files, shared):
+    """Nobody is at the other end, which looks the same."""
+    vm1, vm2 = pair
+    file = str(next(iter(psk_files))) if shared else ""
+    with Daemon(vm1) as one:
+        one.cli("peers", "add", "vm2", vm2.address, "--psk-file", file)
+        one.cli("wait", "vm2", "--timeout", "0.1", check=False)
+        wait_until(lambda: unanswered(one), "an unanswered handshake")
+        reason = peer(one, "vm2")["reason"] or ""
+        assert ("the same psk" in reason) == shared
+        diagnosis = one.cli("doctor", "vm2", check=False)
+        ours = "there is one here" if shared else "there is none here"
+        assert f"is the psk the same ({ours})" in diagnosis.stdout
+        assert diagnosis.returncode == 1
+
+
+def unanswered(daemon):
+    done = daemon.cli("doctor", "vm2", check=False)
+    return "does not answer handshakes" in done.stdout
+
+
+# Changed keys
 
 
 def test_a_changed_key_is_accepted_by_the_command_in_the_warning(strangers):

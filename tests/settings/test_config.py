@@ -1,5 +1,6 @@
 """The config file, the command line and the values of peers."""
 
+import os
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from string import ascii_lowercase
@@ -26,6 +27,7 @@ from alpha_trio.settings import (
 )
 from alpha_trio.settings.model import Unseen
 
+PSK = "/u3c+6mYh3ZlVEMyIRAP/u3cy7qph2VUQzIhEP/u3cs="
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 FULL = f"""\
 interface = "tunnel0"
@@ -34,6 +36,7 @@ addresses = ["10.9.0.1/24", "fd00::1/64"]
 state_dir = "/srv/alpha"
 socket = "/srv/alpha/sock"
 socket_group = "wheel"
+status_group = "adm"
 
 [routing]
 backend = "marks"
@@ -111,6 +114,7 @@ def test_everything_a_file_can_say(write):
         state_dir=Path("/srv/alpha"),
         socket=Path("/srv/alpha/sock"),
         socket_group="wheel",
+        status_group="adm",
         config_file=path,
         routing=config.RoutingSettings(Backend.MARKS, 77, 100, 0x77, 200),
         relay=config.RelaySettings(
@@ -280,6 +284,13 @@ def test_errors_of_options_name_the_option(write, options, said):
     assert said in refusal(load_settings, write(""), options)
 
 
+def test_the_second_socket_needs_a_path_as_well(write):
+    options = {"socket": "/" + "x" * 102}
+    load_settings(write(""), options)
+    path = write('status_group = "adm"')
+    assert "is longer than 107 bytes" in refusal(load_settings, path, options)
+
+
 @given(st.text())
 def test_any_text_is_settings_or_one_line(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.toml"
@@ -296,7 +307,9 @@ def test_every_setting_of_the_example_can_be_used(write):
     path = Path(__file__).parents[2] / "packaging/alpha-trio.toml"
     lines = path.read_text().splitlines()
     content = [line.removeprefix("#") for line in lines if not line.startswith("# ")]
-    settings = load_settings(write("\n".join(content)), {})
+    path = write("\n".join(content))
+    path.chmod(0o600)  # there is a psk in it
+    settings = load_settings(path, {})
     assert len(settings.peers) > 1
     named = {line.split("=")[0].strip() for line in content if "=" in line}
     assert named >= {
@@ -410,6 +423,13 @@ def test_without_endpoint_the_name_is_looked_up():
             "in mode plain nothing is acknowledged; switch reliable off",
         ),
         ({"key": "A" * 43 + "="}, "this key is all zeros"),
+        ({"psk": "A" * 43 + "="}, "this pre-shared key is all zeros"),
+        ({"psk": ""}, "no pre-shared key (0 characters)"),
+        ({"psk": PSK[:40]}, "no pre-shared key (40 characters)"),
+        ({"psk": PSK + PSK}, "no pre-shared key (88 characters)"),
+        ({"psk": "é" * 44}, "no pre-shared key (44 characters)"),
+        ({"psk": True}, "a pre-shared key is a text"),
+        ({"psk_file": "/etc/hostname"}, "psk_file: unknown key"),
         ({"mode": "x"}, "'x' is not known; use adaptive or n or c or m or cm or plain"),
         ({"mode": "PLAIN"}, "'PLAIN' is not known"),
         ({"mode": 0}, "mode: 0 is not a text"),
@@ -422,8 +442,14 @@ def test_refused_peer_values(values, said):
     assert said in text
 
 
-def test_a_refused_key_is_not_repeated():
-    assert "hunter2" not in refusal(parse_peer, "a", {"key": "hunter2"}, "x")
+@pytest.mark.parametrize("key", ["key", "psk"])
+def test_a_refused_key_is_not_repeated(key):
+    assert "hunter2" not in refusal(parse_peer, "a", {key: "hunter2"}, "x")
+
+
+@pytest.mark.parametrize("value", [["hunter2"], {"hunter2": 1}, b"hunter2"])
+def test_a_refused_psk_of_any_type_is_not_repeated(value):
+    assert "hunter2" not in refusal(parse_peer, "a", {"psk": value}, "x")
 
 
 @pytest.mark.parametrize("name", ["", "-a", ".a", "a b", "a/b", "é", "a" * 65, "a\n"])
@@ -443,6 +469,7 @@ def test_loopback_serves_prefixes():
 
 def test_a_key_is_taken_with_and_without_padding():
     assert parse_peer("a", {"key": KEY[:-1]}, "x").key == KEY
+    assert parse_peer("a", {"psk": PSK[:-1]}, "x").psk == PSK
 
 
 def test_the_mode_is_adaptive_unless_another_is_named():
@@ -486,6 +513,7 @@ PEERS = st.builds(
     keepalive=st.just(0.0) | st.floats(1, 65535),
     mode=st.sampled_from(Mode),
     reliable=st.booleans(),
+    psk=st.none() | st.just(PSK),
 ).map(lambda p: evolve(p, reliable=p.reliable and p.mode is not Mode.PLAIN))
 
 
@@ -507,6 +535,134 @@ JSON = st.recursive(
 )
 def test_any_values_are_a_peer_or_one_line(name, values):
     assert (outcome(parse_peer, name, values, "x") or "ok").isprintable()
+
+
+# Pre-shared keys
+
+
+def protected(config, mode, **more):
+    """Settings of a file with one peer, or why they are refused."""
+    lines = [f"{key} = {value!r}" for key, value in more.items()]
+    path = config("\n".join(["[peers.vm2]", *lines]))
+    path.chmod(mode)
+    return load_settings(path, {}).peers[0]
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_a_psk_comes_from_the_file_or_from_one_of_its_own(write, tmp_path, ending):
+    secret = tmp_path / "psk"
+    secret.write_text(PSK + ending)
+    secret.chmod(0o400)
+    assert protected(write, 0o600, psk=PSK).psk == PSK
+    assert protected(write, 0o644, psk_file=str(secret)).psk == PSK
+
+
+def test_one_psk_is_enough(write, tmp_path):
+    secret = tmp_path / "psk"
+    secret.write_text(PSK)
+    secret.chmod(0o600)
+    both = {"psk": PSK, "psk_file": str(secret)}
+    text = refusal(lambda: protected(write, 0o600, **both))
+    assert text.endswith(
+        "alpha-trio.toml:2: peers.vm2.psk: there is a psk_file, too; give one"
+    )
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
+def test_a_file_with_a_psk_is_nobody_elses_to_read(write, mode, unlike_root):
+    text = refusal(lambda: protected(write, mode, psk=PSK))
+    assert "others may read this file" in text
+    assert "'chmod go-rwx " in text
+    assert PSK not in text
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+@pytest.mark.parametrize("key", ["psk", "psk_file"])
+def test_who_writes_the_file_could_replace_a_psk(
+    write, tmp_path, mode, key, unlike_root
+):
+    secret = tmp_path / "psk"
+    secret.write_text(PSK)
+    secret.chmod(0o600)
+    value = PSK if key == "psk" else str(secret)
+    text = refusal(lambda: protected(write, mode, **{key: value}))
+    assert "others may write this file" in text
+    assert f"'chmod go-w {tmp_path / 'alpha-trio.toml'}'" in text
+    assert protected(write, mode).psk is None  # nothing rests on it then
+
+
+@pytest.fixture
+def unlike_root(monkeypatch):
+    """Files get a group that is not root's."""
+    if os.geteuid() == 0:
+        was = os.getegid()
+        os.setegid(65534)
+        yield
+        os.setegid(was)
+    else:
+        yield
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660])
+def test_a_psk_file_is_nobody_elses_to_read(write, tmp_path, mode, unlike_root):
+    secret = tmp_path / "psk"
+    secret.write_text(PSK)
+    secret.chmod(mode)
+    text = refusal(lambda: protected(write, 0o600, psk_file=str(secret)))
+    assert text.startswith(f"{tmp_path / 'alpha-trio.toml'}:2: peers.vm2.psk_file: ")
+    assert f"{secret}: others may read this secret; forbid it" in text
+    assert f"'chmod go-rwx {secret}'" in text
+
+
+@pytest.mark.root
+def test_roots_group_may_read_a_psk_file(write, tmp_path):
+    secret = tmp_path / "psk"
+    secret.write_text(PSK)
+    os.chown(secret, 0, 0)
+    secret.chmod(0o440)
+    assert protected(write, 0o600, psk_file=str(secret)).psk == PSK
+
+
+@pytest.mark.root
+def test_who_owns_a_psk_file_could_read_it(write, tmp_path):
+    secret = tmp_path / "psk"
+    secret.write_text(PSK)
+    secret.chmod(0o600)
+    os.chown(secret, 65534, 0)
+    text = refusal(lambda: protected(write, 0o600, psk_file=str(secret)))
+    assert f"'chown root {secret}'" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "no pre-shared key (0 characters)"),
+        (b"hunter2", "no pre-shared key (7 characters)"),
+        (b"\xff" * 44, "no pre-shared key (44 characters)"),
+        (b"x" * 100_000, "no pre-shared key (256 characters)"),
+        (PSK.encode() + b"\nmore", "no pre-shared key (49 characters)"),
+    ],
+)
+def test_a_psk_file_holds_a_psk(write, tmp_path, content, said):
+    secret = tmp_path / "psk"
+    secret.write_bytes(content)
+    secret.chmod(0o600)
+    text = refusal(lambda: protected(write, 0o600, psk_file=str(secret)))
+    assert f"{secret}: " in text
+    assert said in text
+    assert "hunter2" not in text
+
+
+def test_a_psk_file_that_cannot_be_read(write, tmp_path):
+    for path, said in (
+        (tmp_path / "absent", "No such file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "pipe", "no ordinary file"),
+        (Path("relative"), "relative path"),
+    ):
+        if path.name == "pipe":
+            os.mkfifo(path)
+        assert said in refusal(lambda: protected(write, 0o600, psk_file=str(path)))  # noqa: B023
 
 
 # Peers side by side

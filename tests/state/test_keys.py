@@ -63,6 +63,15 @@ def test_only_the_owner_may_read_the_key(directory, tmp_path, key_file):
     assert os.listdir(tmp_path) == ["host.key"]
 
 
+@pytest.mark.root
+def test_a_key_of_another_user_is_refused(directory, key_file):
+    load_identity(directory)
+    os.chown(key_file, 65534, -1)
+    text = refusal(StartError, load_identity, directory)
+    assert text.startswith(f"{key_file}: ")
+    assert f"'chown root {key_file}'" in text
+
+
 def test_looking_makes_no_key(tmp_path):
     assert read_identity(tmp_path) is None
     assert read_identity(tmp_path / "absent") is None

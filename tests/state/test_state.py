@@ -25,6 +25,7 @@ VM3 = parse_peer(
         "allow": ["10.9.0.0/24", "fd00::/64"],
         "only": ["tcp/80-90", "icmp"],
         "keepalive": 25,
+        "psk": "/u3c+6mYh3ZlVEMyIRAP/u3cy7qph2VUQzIhEP/u3cs=",
     },
     "test",
 )
@@ -191,9 +192,56 @@ def test_a_store_is_closed_once(tmp_path):
         refusal(StartError, PeerStore, tmp_path)
 
 
-def test_a_directory_for_everybody_is_refused(tmp_path):
-    tmp_path.chmod(0o777)
-    assert "written by everybody" in refusal(StartError, PeerStore, tmp_path)
+def of_another_group(path):
+    """Not of root's, which is trusted."""
+    if os.geteuid() == 0:
+        os.chown(path, -1, 65534)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o702])
+def test_a_directory_that_others_may_write_is_refused(tmp_path, mode):
+    of_another_group(tmp_path)
+    tmp_path.chmod(mode)
+    text = refusal(StartError, PeerStore, tmp_path)
+    assert f"state directory {tmp_path} can be written by others" in text
+    assert f"'chmod go-w {tmp_path}'" in text
+    assert os.listdir(tmp_path) == []
+    tmp_path.chmod(0o755)
+    PeerStore(tmp_path).close()
+
+
+@pytest.mark.root
+def test_whose_a_directory_is_may_write_it(tmp_path):
+    os.chown(tmp_path, 65534, 0)
+    assert f"'chown root {tmp_path}'" in refusal(StartError, PeerStore, tmp_path)
+
+
+@pytest.mark.parametrize("load", [PeerStore.load, PeerStore.pins])
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_a_file_that_others_may_write_is_refused(tmp_path, load, mode):
+    name = {PeerStore.load: "peers", PeerStore.pins: "pins"}[load]
+    path = tmp_path / f"{name}.json"
+    with PeerStore(tmp_path) as store:
+        store.save([VM2])
+        store.save_pins({"vm2": KEY})
+        of_another_group(path)
+        path.chmod(mode)
+        text = refusal(StateError, load, store)
+    assert text == f"{path}: others may change it; forbid it by 'chmod go-w {path}'"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604])
+def test_saved_secrets_are_nobody_elses_to_read(tmp_path, mode):
+    path = tmp_path / "peers.json"
+    with PeerStore(tmp_path) as store:
+        for peers, refused in (([VM2], False), ([VM2, VM3], True)):
+            store.save(peers)
+            of_another_group(path)
+            path.chmod(mode)
+            if refused:
+                assert f"'chmod go-rwx {path}'" in refusal(StateError, store.load)
+            else:
+                assert store.load() == peers
 
 
 def test_a_file_is_no_directory(tmp_path):

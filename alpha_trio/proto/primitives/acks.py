@@ -49,11 +49,11 @@ class AckTree:
 
     chain_id: bytes  # of the acknowledgment chain
     number: int
-    key: bytes  # element 2 * number + 2 of that chain
-    seed: bytes  # random, secret
+    key: bytes = field(repr=False)  # element 2 * number + 2 of that chain
+    seed: bytes = field(repr=False)  # random, secret
     packets: int
     root: bytes = field(init=False)
-    _levels: list[list[bytes]] = field(init=False)
+    _levels: list[list[bytes]] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         half = 1 << (self.packets - 1).bit_length()

@@ -66,13 +66,14 @@ class HashChain:
     """
 
     chain_id: bytes  # 16 bytes, different for every chain there ever is
-    seed: bytes  # ELEMENT_SIZE random bytes: the last element
+    seed: bytes = field(repr=False)  # ELEMENT_SIZE random bytes: the last element
     spacing: int
     length: int = field(init=False)  # position of the last element
     _made: int = field(init=False)  # the lowest position made so far
-    _front: bytes = field(init=False)  # the element there
-    _checkpoints: dict[int, bytes] = field(init=False)  # by position
-    _stretch: list[bytes] = field(init=False, factory=list)  # downwards from its top
+    _front: bytes = field(init=False, repr=False)  # the element there
+    _checkpoints: dict[int, bytes] = field(init=False, repr=False)  # by position
+    # Downwards from its top.
+    _stretch: list[bytes] = field(init=False, factory=list, repr=False)
     _top: int = field(init=False, default=-1)
     _prefixes: tuple[bytes, bytes] = field(init=False)
 
