@@ -73,7 +73,7 @@ class Answers:
         displace the answer to somebody who can.
         """
         for kept in self._kept:  # a loop: it is asked for each SYN of a flood
-            if kept.syn.nonce == syn.nonce:
+            if kept.syn.nonce == syn.nonce and kept.syn == syn:
                 return False
         return len(self._kept) > 0
 
