@@ -194,6 +194,7 @@ def test_over_ipv6(chain):
     with ExitStack() as stack:
         daemons = started(stack, chain, ("", RELAY, RELAY, ""))
         for daemon, other in ((daemons[0], vm2), (daemons[-1], vm1)):
+            daemon.request("peers.remove", name=other.name)  # one host is one peer
             add(daemon, "six", other.address6)
         ping(vm1, vm2.address6)
         hops = Ground(chain, daemons).trace("--seconds", "0", to="six")["hops"]

@@ -526,6 +526,7 @@ def test_first_contact_never_pins_the_key_of_another_peer():
     assert keyless.current is None
     assert known.current is not None
     assert known.remote == there
+    assert "the key of peer known" in keyless.statistics(sim.now).reason
 
 
 _SMALL_KEYS = [

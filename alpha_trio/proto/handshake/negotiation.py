@@ -75,7 +75,7 @@ class Negotiation:
     take_id: Callable[[], int]  # a connection id by which datagrams find the peer
     free_id: Callable[[int], None]
     counters: Counters
-    taken: Callable[[bytes], bool]  # whether a key is known as another peer's
+    taken: Callable[[bytes], str | None]  # which other peer has a key, if one does
     remotes: Sequence[Remote] = ()  # where the peer may be, first choice first
     proven: Place | None = None  # where it was last, wherever it is configured to be
     waits: bool = False  # it has no address of its own: it is the one that calls
@@ -91,6 +91,7 @@ class Negotiation:
     offered_key: bytes | None = None  # shown by somebody at the peer's address
     _wrong_suite: bool = False
     _wrong_mac: bool = False
+    _is_other: str = ""  # the peer that is where this one should be
     _guards: tuple[Guard, Guard] = field(init=False)  # for who knows our key, and not
     _answered: _Answered | None = None
     _ackack_repeats: int = 0
@@ -358,8 +359,9 @@ class Negotiation:
         if said.identity == self.identity.public:
             self.counters.drop(Drop.WRONG_KEY)  # our own message, sent back to us
             return False
-        if said.identity != self.key and self.taken(said.identity):
-            self.counters.drop(Drop.WRONG_KEY)  # whose is it, one knows
+        if said.identity != self.key and (other := self.taken(said.identity)):
+            self.counters.drop(Drop.WRONG_KEY)
+            self._is_other = other
             return False
         if self.key is not None and said.identity != self.key:
             self.counters.drop(Drop.WRONG_KEY)
@@ -383,6 +385,7 @@ class Negotiation:
             out.tell(EventKind.PINNED, self.name, remote)
         self.offered_key = None
         self._wrong_suite = self._wrong_mac = False
+        self._is_other = ""
 
     @property
     def going(self) -> bool:
@@ -402,6 +405,12 @@ class Negotiation:
             ours = "plain" if self.suite == SUITE_PLAIN else "alpha"
             return (
                 f"the peer wants another mode than {ours}: set the same on both sides"
+            )
+        if self._is_other:
+            return (
+                f"who is at its address has the key of peer {self._is_other}, and one "
+                f"host is one peer: remove {self.name}, and allow its addresses for "
+                f"{self._is_other} (peers set {self._is_other} --allow)"
             )
         if self._wrong_mac:
             return (

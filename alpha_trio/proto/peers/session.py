@@ -92,8 +92,8 @@ class ConnectionIds:
     free: Callable[[int], None]
     bind: Callable[[Session, Transport], None]
     """From now on what begins with the transport's words goes to it."""
-    taken: Callable[[Session, bytes], bool]
-    """Whether a key is known as that of another peer."""
+    taken: Callable[[Session, bytes], str | None]
+    """Which other peer has a key, if one does."""
 
 
 @define(eq=False)

@@ -259,9 +259,10 @@ class PeerTable:
         for word in self._words_of.pop(connection_id, ()):
             del self._by_word[word]
 
-    def _taken(self, session: Session, key: bytes) -> bool:
-        """Whether it is known as the key of another peer."""
-        return self._by_key.get(key, session) is not session
+    def _taken(self, session: Session, key: bytes) -> str | None:
+        """Which other peer's key it is, if it is one's."""
+        owner = self._by_key.get(key, session)
+        return None if owner is session else owner.name
 
     def _bind(self, session: Session, transport: Transport) -> None:
         self._words_of[transport.local_id] = transport.words
