@@ -360,9 +360,19 @@ def _notify(state: str) -> None:
         _log.debug("Cannot tell NOTIFY_SOCKET %s (%s).", state, error.strerror)
 
 
+def _note_unraisable(unraisable: Any) -> None:
+    """What libraries cannot raise while they clean up, where the host refuses much.
+
+    As asyncio, in pyroute2's threads, of a loop for which there was no descriptor.
+    What failed because of that is told where it was asked for.
+    """
+    _log.debug("Ignored: %s (%s)", unraisable.exc_value, unraisable.err_msg)
+
+
 def main(settings: Settings) -> int:
     """Run the daemon in the foreground; the exit code."""
     _log_to_stderr(settings.verbosity)
+    sys.unraisablehook = _note_unraisable
     forbid_core_dumps()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     raise_descriptor_limit()
