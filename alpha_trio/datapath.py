@@ -60,6 +60,7 @@ class DataPath:
         self._alarm = trio.CancelScope()
         self._armed = inf  # the deadline the alarm is set to, boot time
         self._suspended = suspended()  # s, as far as the table knows
+        self._steered = 0  # the bindings of the table that the sockets know
         self._failing: set[str] = set()  # hosts to which sending fails just now
 
     # -- out -----------------------------------------------------------------
@@ -148,6 +149,16 @@ class DataPath:
             self._table.incoming(view, stride, remote, local, now, out, ecn)
             self._flush(out, now)
             self._drop_waiting(out)
+        self._steer()
+
+    def _steer(self) -> None:
+        """Have the kernel part what belongs to sessions from everything else.
+
+        What strangers send then takes neither room nor turns from sessions' packets.
+        """
+        if self._table.bindings != self._steered:
+            self._steered = self._table.bindings
+            self._udp.steer(self._table.bound)
 
     def _drop_waiting(self, out: Outbox) -> None:
         # Receiving never waits for sending: an answer that does not fit is lost,
@@ -199,6 +210,7 @@ class DataPath:
     def _fire(self, now: float, out: Outbox) -> None:
         self._notice_suspend(now)
         self._table.on_deadline(now, out)
+        self._steer()
         self._record_events(out)
         self._flush_sends(out)
         self._drop_waiting(out)

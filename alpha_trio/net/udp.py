@@ -53,7 +53,11 @@ _INT = Struct("=i")
 _MEMINFO = Struct("=9I")  # the last: datagrams dropped, for want of room or a checksum
 _BPF = Struct("=HBBI")  # struct sock_filter: code, jump if true, if false, operand
 _BPF_PROGRAM = Struct("@HP")  # struct sock_fprog: how many, where
-_BPF_LOAD_BYTE, _BPF_JUMP_IF_EQUAL, _BPF_RETURN = 0x30, 0x15, 0x06
+_BPF_LOAD_BYTE, _BPF_LOAD_WORD, _BPF_LOAD_SIZE = 0x30, 0x20, 0x80
+_BPF_JUMP_IF_EQUAL, _BPF_JUMP_IF_AT_LEAST, _BPF_RETURN = 0x15, 0x35, 0x06
+_STEERED_SIZE, _STEERED_AT = 8, 4  # bytes that have to be there; where the number is
+MOST_STEERED = 256
+"""Numbers the kernel compares, one after the other: a nanosecond each."""
 _ECN = 0x03  # of a traffic class
 _LINK_LOCAL = b"\xfe\x80"
 
@@ -334,18 +338,29 @@ class UdpSocket:
             error.strerror,
         )
 
-    def send_elsewhere(self, first_byte: int) -> bool:
+    def send_elsewhere(
+        self, first_byte: int, but: Collection[int] | None = None
+    ) -> bool:
         """Have the second socket of this port receive what begins with a byte.
 
-        False if the kernel cannot; then it chooses as it likes.
+        And all that has none of the numbers ``but`` in its bytes 4 to 7.  False if the
+        kernel cannot; then it chooses as before, at first as it likes.
         """
+        here, apart = (
+            (_BPF_RETURN, 0, 0, 0),
+            (_BPF_RETURN, 0, 0, 1),
+        )  # as they are bound
         program = b"".join(
             _BPF.pack(*instruction)
             for instruction in (
+                (_BPF_LOAD_SIZE, 0, 0, 0),
+                (_BPF_JUMP_IF_AT_LEAST, 1, 0, _STEERED_SIZE),
+                apart,
                 (_BPF_LOAD_BYTE, 0, 0, 0),
                 (_BPF_JUMP_IF_EQUAL, 0, 1, first_byte),
-                (_BPF_RETURN, 0, 0, 1),  # which socket, in the order of binding
-                (_BPF_RETURN, 0, 0, 0),
+                apart,
+                *(() if but is None else _among(but, here, apart)),
+                here,
             )
         )
         kept = create_string_buffer(program, len(program))
@@ -374,7 +389,8 @@ class Udp:
     """The sockets of both families, as far as the host has them."""
 
     sockets: dict[int, UdpSocket]  # by length of an address tuple: 2 or 4
-    handshakes: tuple[UdpSocket, ...] = ()  # that receive nothing else
+    handshakes: tuple[UdpSocket, ...] = ()  # for what belongs to no session
+    _first_byte: int = 0  # of what goes there in any case
 
     @classmethod
     def open(
@@ -393,7 +409,7 @@ class Udp:
         Where tproxy hands over what it redirects, so with ``transparent``, there is
         no telling which of two sockets it takes, and all arrives at one.
         """
-        udp = cls({})
+        udp = cls({}, (), handshake or 0)
         try:
             for family, length in ((socket.AF_INET, 2), (socket.AF_INET6, 4)):
                 bind = partial(UdpSocket.open, family, port, disabled, mark, dscp=dscp)
@@ -427,6 +443,15 @@ class Udp:
         else:
             apart.close()
 
+    def steer(self, numbers: Collection[int]) -> None:
+        """Receive apart all that has none of these numbers in its bytes 4 to 7.
+
+        If there are more than MOST_STEERED, only handshakes.
+        """
+        but = numbers if len(numbers) <= MOST_STEERED else None
+        for sock in self.sockets.values() if self.handshakes else ():
+            sock.send_elsewhere(self._first_byte, but)
+
     def socket_for(self, remote: Remote) -> UdpSocket | None:
         """The socket of the family of ``remote``; None if the host has none."""
         return self.sockets.get(len(remote))
@@ -452,6 +477,19 @@ class Udp:
         """Close all sockets.  May be called twice."""
         for sock in (*self, *self.handshakes):
             sock.close()
+
+
+_Instruction = tuple[int, int, int, int]
+
+
+def _among(
+    numbers: Collection[int], here: _Instruction, apart: _Instruction
+) -> Iterator[_Instruction]:
+    yield (_BPF_LOAD_WORD, 0, 0, _STEERED_AT)
+    for number in numbers:
+        yield (_BPF_JUMP_IF_EQUAL, 0, 1, number)
+        yield here
+    yield apart
 
 
 def set_transparent(sock: socket.socket) -> None:

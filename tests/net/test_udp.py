@@ -64,6 +64,29 @@ def test_too_many_handshakes_take_no_room_from_the_rest(opened, port):
     assert received(next(iter(opened))) == [OTHER] * 100
 
 
+@pytest.mark.parametrize("family", LOCALHOST)
+def test_what_belongs_to_no_session_is_received_apart(opened, port, family):
+    at = list(LOCALHOST).index(family)
+    known = range(1, udp.MOST_STEERED + 1)
+    opened.steer(known)
+
+    def send_numbers(*numbers):
+        with socket.socket(family, socket.SOCK_DGRAM) as sender:
+            for number in numbers:
+                datagram = bytes([OTHER, 0, 0, 0]) + number.to_bytes(4) + b"rest"
+                sender.sendto(datagram, (LOCALHOST[family], port))
+
+    send_numbers(0, 1, 999, udp.MOST_STEERED, 2, 1 << 24)
+    send(family, port, HANDSHAKE)
+    assert len(received(opened.handshakes[at])) == 4
+    assert len(received(list(opened)[at])) == 3
+    opened.steer(range(udp.MOST_STEERED + 1))  # too many: all goes on as it was
+    send_numbers(0, 999, 1 << 24)
+    send(family, port, HANDSHAKE)
+    assert len(received(opened.handshakes[at])) == 1
+    assert len(received(list(opened)[at])) == 3
+
+
 def test_all_arrives_at_one_socket_where_the_kernel_cannot_tell(monkeypatch, port):
     monkeypatch.setattr(udp, "_SO_ATTACH_REUSEPORT_CBPF", 9999)
     opened = Udp.open(port, handshake=HANDSHAKE)

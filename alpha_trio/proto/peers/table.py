@@ -8,7 +8,7 @@ half updated.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from ipaddress import ip_address
 from itertools import count
@@ -89,6 +89,7 @@ class PeerTable:
     _by_id: dict[int, Session] = field(factory=dict)
     _by_word: dict[int, tuple[Session, Transport]] = field(factory=dict)
     _words_of: dict[int, list[int]] = field(factory=dict)  # by connection id
+    bindings: int = 0  # how often ``bound`` has changed
     _by_key: dict[bytes, Session] = field(factory=dict)
     _door: Doorkeeper = field(init=False)
     _knocks: TokenBucket = field(factory=lambda: TokenBucket(KNOCK_RATE, KNOCK_BURST))
@@ -256,8 +257,9 @@ class PeerTable:
 
     def _free_id(self, connection_id: int) -> None:
         self._by_id.pop(connection_id, None)
-        for word in self._words_of.pop(connection_id, ()):
+        for word in (words := self._words_of.pop(connection_id, ())):
             del self._by_word[word]
+        self.bindings += bool(words)
 
     def _taken(self, session: Session, key: bytes) -> str | None:
         """Which other peer's key it is, if it is one's."""
@@ -265,9 +267,15 @@ class PeerTable:
         return None if owner is session else owner.name
 
     def _bind(self, session: Session, transport: Transport) -> None:
+        self.bindings += 1
         self._words_of[transport.local_id] = transport.words
         for word in transport.words:
             self._by_word[word] = session, transport
+
+    @property
+    def bound(self) -> Collection[int]:
+        """The connection ids of all sessions: what has another is of none."""
+        return self._words_of.keys()
 
     # -- from the TUN to the network -----------------------------------------
 
