@@ -113,7 +113,7 @@ class Ends:
     @classmethod
     def of_mode(cls, mode: str, seed: int = 0) -> "Ends":
         """Ends whose rounds of ``batch(mode)`` are of just this mode."""
-        room_for_two_trees = 304
+        room_for_two_trees = 312
         return cls.make(seed, mode, room_for_two_trees if mode == "cm" else SIZE)
 
     @classmethod

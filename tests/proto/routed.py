@@ -162,10 +162,11 @@ class Path:
             asking.syn, two, self.ids[1], random, self.addresses[0], b"", self.now
         )
         ackack = asking.finish_untrusted(answer.ack, one)
+        answer.verify_untrusted(ackack)
         messages = asking.syn, answer.ack, ackack
         self.syn, self.ack, self.ackack = (message.pack() for message in messages)
         here, there = self.addresses
-        size = 304 if self.mode == "cm" else SIZE
+        size = 312 if self.mode == "cm" else SIZE
         ours = asking.agree(answer.ack, there, b"")
         theirs = answer.agree(here, b"")
         self.one = _end(

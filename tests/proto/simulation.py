@@ -20,13 +20,13 @@ from itertools import count
 from math import inf
 from random import Random
 
-from attrs import Factory, define, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from alpha_trio.proto.batch import Deliver, Drop, Event, EventKind, Outbox
 from alpha_trio.proto.messages import SUITE_PLAIN, Kind, Syn
 from alpha_trio.proto.packets import frames
 from alpha_trio.proto.peers import PeerTable, Session, State
-from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.primitives import Guard, Identity
 from alpha_trio.proto.transport.modes import PLAIN_OVERHEAD
 from tests.proto.inner import ICMP, Packet, Parsed, parse
 
@@ -163,7 +163,8 @@ class Host:
     def syn(self, nonce: bytes = bytes(16), sender_id: int = 7) -> Syn:
         """What the host, or who pretends to be it, could ask for a session with."""
         rest = bytes(32), bytes(16), bytes(16)
-        return Syn(sender_id, nonce, self.identity.public, *rest, suite=SUITE_PLAIN)
+        syn = Syn(sender_id, nonce, self.identity.public, *rest, suite=SUITE_PLAIN)
+        return guarded(syn)
 
     def told(self, kind: EventKind) -> int:
         """How often an event happened."""
@@ -232,8 +233,13 @@ def _ids(session: Session) -> list[int]:
 
 
 def _bound(session: Session) -> list[int]:
-    transports = (session.current, session.previous)
+    transports = (session.next, session.current, session.previous)
     return [t.local_id for t in transports if t is not None]
+
+
+def guarded(syn: Syn, key: bytes = bytes(32), psk: bytes | None = None) -> Syn:
+    """``syn`` with the MAC of somebody who knows that much of who is asked."""
+    return evolve(syn, mac=Guard(key, psk).mac(syn.guarded()))
 
 
 class Simulation:

@@ -29,6 +29,7 @@ from alpha_trio.proto.messages.data import (
     S1_FIXED_SIZE,
     S2_SIZE,
     S2_TAIL,
+    TAG_SIZE,
     data_word,
 )
 from alpha_trio.proto.messages.handshake import (
@@ -120,6 +121,7 @@ __all__ = [
     "SUITE_ALPHA",
     "SUITE_PLAIN",
     "SYN_SIZE",
+    "TAG_SIZE",
     "VERSION",
     "Ack",
     "AckAck",

@@ -23,18 +23,19 @@ from struct import Struct
 from alpha_trio.proto.messages.header import HEADER_SIZE, Kind, first_word
 
 NODE_SIZE = 16  # a root, or a node of a tree
+TAG_SIZE = 16  # what only the two ends can make, at the end of S1, A1 and A2
 
 ROUND = Struct("!HBBI 16s")  # association, shape, zero, round, element
 ROUND_HEAD_SIZE = HEADER_SIZE + ROUND.size  # 32
 
 RELIABLE, CONTROL, DEPTH_MASK = 0x80, 0x40, 0x07
 
-# S1: head | packets, roots, zero | roots (16 each) | tag (8)
+# S1: head | packets, roots, zero | roots (16 each) | tag
 S1_COUNTS = Struct("!HHI")
 S1_FIXED_SIZE = ROUND_HEAD_SIZE + S1_COUNTS.size
-# A1: head | digest of the S1 (16) | root of the acknowledgment tree (16) | tag (8)
+# A1: head | digest of the S1 (16) | root of the acknowledgment tree (16) | tag
 A1 = Struct("!16s 16s")
-A1_SIZE = ROUND_HEAD_SIZE + A1.size + 8
+A1_SIZE = ROUND_HEAD_SIZE + A1.size + TAG_SIZE
 # S2: head | branch (16 * depth) | index, zero, offset | body
 S2_TAIL = Struct("!HHI")
 S2_SIZE = ROUND_HEAD_SIZE + S2_TAIL.size  # without branch and body

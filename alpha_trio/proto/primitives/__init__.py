@@ -28,7 +28,6 @@ from alpha_trio.proto.primitives.chain import (
 from alpha_trio.proto.primitives.cipher import (
     PSK_SIZE,
     ROOM,
-    TAG_SIZE,
     Guard,
     Keystream,
     SessionKeys,
@@ -50,7 +49,6 @@ __all__ = [
     "PSK_SIZE",
     "ROOM",
     "SIGNATURE_CHAIN",
-    "TAG_SIZE",
     "AckTree",
     "ChainVerifier",
     "Checker",

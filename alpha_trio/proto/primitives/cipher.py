@@ -28,11 +28,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from alpha_trio.proto.batch import Buffer
+from alpha_trio.proto.messages import TAG_SIZE
 
 KEY_SIZE = 32
-TAG_SIZE = 16
-"""Of a round that was given up the key is known before its S1 is: then it is the tag
-alone that tells whose S1 comes, and what is delivered rests on it."""
 PSK_SIZE = 32
 
 _BLOCK = 16
@@ -113,7 +111,11 @@ class Keystream:
 
 @define(eq=False)
 class Tagger:
-    """HMAC-SHA-256 (RFC 2104), cut to TAG_SIZE, under one key of the session."""
+    """HMAC-SHA-256 (RFC 2104), cut to TAG_SIZE, under one key.
+
+    Sixteen bytes: of a round that was given up the key may be public before its S1
+    arrives, and then it is the tag alone on which rests what is delivered.
+    """
 
     key: bytes = field(repr=False)
     _start: hmac.HMAC = field(init=False, repr=False)

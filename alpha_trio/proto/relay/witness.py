@@ -58,6 +58,7 @@ from alpha_trio.proto.messages import (
     S1_FIXED_SIZE,
     S2_SIZE,
     S2_TAIL,
+    TAG_SIZE,
     BadPacket,
     Run,
     roots_untrusted,
@@ -66,7 +67,6 @@ from alpha_trio.proto.messages import (
 from alpha_trio.proto.primitives import (
     ACKNOWLEDGMENT_CHAIN,
     SIGNATURE_CHAIN,
-    TAG_SIZE,
     ChainVerifier,
     Checker,
     chain_id,

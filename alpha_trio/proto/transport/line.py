@@ -12,12 +12,13 @@ from alpha_trio.proto.messages import (
     LEAST_ROOTS,
     MAX_ROOTS,
     ROUND,
+    TAG_SIZE,
     BadPacket,
     Kind,
     Syn,
     first_word,
 )
-from alpha_trio.proto.primitives import TAG_SIZE, Identity, Keystream, Tagger
+from alpha_trio.proto.primitives import Identity, Keystream, Tagger
 from alpha_trio.proto.transport.transport import Way
 
 ROUND_KINDS = (Kind.S1, Kind.A1, Kind.S2, Kind.A2)

@@ -36,6 +36,7 @@ from alpha_trio.proto.messages import (
     ROUND_HEAD_SIZE,
     S1_FIXED_SIZE,
     S2_TAIL,
+    TAG_SIZE,
     BadPacket,
     Kind,
     Run,
@@ -47,7 +48,6 @@ from alpha_trio.proto.packets import FRAME_WORD_SIZE
 from alpha_trio.proto.primitives import (
     ACK,
     NACK,
-    TAG_SIZE,
     AckTree,
     ChainVerifier,
     Checker,

@@ -45,12 +45,13 @@ from alpha_trio.proto.messages import (
     ROUND_HEAD_SIZE,
     S1_COUNTS,
     S1_FIXED_SIZE,
+    TAG_SIZE,
     BadPacket,
     Control,
     Kind,
 )
 from alpha_trio.proto.packets import Cut, flow_of
-from alpha_trio.proto.primitives import TAG_SIZE, Presigner, depth_for
+from alpha_trio.proto.primitives import Presigner, depth_for
 from alpha_trio.proto.traces import Counts, Probe
 from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group
 from alpha_trio.proto.transport.line import Line

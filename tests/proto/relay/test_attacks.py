@@ -20,7 +20,7 @@ from tests.proto.routed import STRICT, Path
 
 MODES = ("n", "c", "m", "cm")
 LENIENT = RelayPolicy(Unseen.DROP, require_a1=False)
-TAG = 8
+TAG = 16
 
 
 def introduced(mode: str = "c", **settings) -> Path:
