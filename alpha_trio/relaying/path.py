@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from base64 import b64decode
 from enum import StrEnum
 from functools import partial
@@ -75,7 +76,7 @@ class RelayPath:
         self._identity = identity
         self._settings = settings
         self._journal = journal
-        self._relay = Relay(_policy(settings.relay), boottime())
+        self._relay = Relay(_policy(settings.relay), boottime(), os.urandom)
         self._forwarder = Forwarder.open(settings, udp)
         self._sockets = [
             TransitSocket.open(sock.family, settings.disabled_offloads) for sock in udp

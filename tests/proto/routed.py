@@ -22,17 +22,25 @@ from tests.proto.simulation import Link, Simulation, remote_of
 STRICT = RelayPolicy(unseen=Unseen.DROP)
 
 
+def relay_of(policy: RelayPolicy = STRICT, started: float = 0.0) -> Relay:
+    """One whose chance is the same each time."""
+    return Relay(policy, started, Random(7).randbytes)
+
+
 @define(eq=False)
 class Watched:
     """A relay, and what it let pass."""
 
     relay: Relay
     passed: list[bytes] = field(factory=list)
+    links: dict[str, int] = field(factory=dict)  # by which a sender's datagrams come
+    outside: int = 0  # by which those of all others do; 0: it is not told
 
     def through(self, data, stride, source, destination, now) -> list[bytes]:
         """The runs that go on."""
         view = memoryview(bytearray(data))
-        ranges = self.relay.transit(view, stride, source, destination, now)
+        link = self.links.get(source[0], self.outside)
+        ranges = self.relay.transit(view, stride, source, destination, now, link)
         at = 0
         for start, end in ranges:
             assert at <= start < end <= len(view)
@@ -63,14 +71,14 @@ class Routed(Simulation):
     ) -> None:
         super().__init__(seed, link, mode, **settings)
         self.policy = policy
-        self.relays = [Watched(Relay(policy, 0.0)) for _ in range(2)]
+        self.relays = [Watched(relay_of(policy)) for _ in range(2)]
         self.refused: list[bytes] = []  # by the relay next to who sent it
         self._tidied = 0.0
 
     def restart_relays(self) -> None:
         """They forget everything."""
         for watched in self.relays:
-            watched.relay = Relay(self.policy, self.now)
+            watched.relay = relay_of(self.policy, self.now)
 
     def near(self, name: str) -> Watched:
         """The relay next to a host."""
@@ -154,7 +162,7 @@ class Path:
     def __attrs_post_init__(self) -> None:
         random = Random(self.seed).randbytes
         if self.watched is None:
-            self.watched = Watched(Relay(self.policy, 0.0))
+            self.watched = Watched(relay_of(self.policy))
         self.keys = Identity(random(32)), Identity(random(32))
         one, two = self.keys
         asking = Initiation.begin(one, SUITE_ALPHA, self.ids[0], random, self.now)

@@ -97,6 +97,8 @@ class Session:
     heard: float  # something new and authentic
     placed: float  # what ``heard`` was when it last got its place in the row
     meter: Meter
+    network: str  # of who began it
+    proven: bool = False  # a packet has passed that both ends agreed to
 
     @property
     def ends(self) -> tuple[End, End]:
