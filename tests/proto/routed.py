@@ -8,7 +8,7 @@ target; so what the link does, it does between the two.
 
 from random import Random
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from alpha_trio.proto.handshake.exchange import HalfOpen, Initiation
 from alpha_trio.proto.messages import SUITE_ALPHA, Kind
@@ -33,13 +33,10 @@ class Watched:
 
     relay: Relay
     passed: list[bytes] = field(factory=list)
-    links: dict[str, int] = field(factory=dict)  # by which a sender's datagrams come
-    outside: int = 0  # by which those of all others do; 0: it is not told
 
-    def through(self, data, stride, source, destination, now) -> list[bytes]:
-        """The runs that go on."""
+    def through(self, data, stride, source, destination, now, link=0) -> list[bytes]:
+        """The runs that go on, of those that came by a link; 0: it is not told."""
         view = memoryview(bytearray(data))
-        link = self.links.get(source[0], self.outside)
         ranges = self.relay.transit(view, stride, source, destination, now, link)
         at = 0
         for start, end in ranges:
@@ -86,7 +83,8 @@ class Routed(Simulation):
 
     def _carry(self, host, source, address, data):
         here, there = remote_of(source), remote_of(address)
-        runs = self.near(host.name).through(data, len(data), here, there, self.now)
+        # 1 leads to the host that a relay is next to, 2 to the other relay.
+        runs = self.near(host.name).through(data, len(data), here, there, self.now, 1)
         if not runs:
             self.refused.append(data)
         for run in runs:
@@ -100,7 +98,7 @@ class Routed(Simulation):
                 assert_sound(watched.relay)
         there = remote_of(self.hosts[target].address)
         stride = stride or len(data)
-        for run in self.near(target).through(data, stride, sender, there, self.now):
+        for run in self.near(target).through(data, stride, sender, there, self.now, 2):
             super().inject(target, sender, run, stride, local)
 
     def drops(self) -> dict[RelayDrop, int]:
@@ -152,7 +150,7 @@ class Path:
     watched: Watched = None
     now: float = 100.0
     checked: bool = True  # whether each datagram is followed by assert_sound
-    keys: tuple[Identity, Identity] = field(init=False)
+    keys: tuple[Identity, Identity] = None
     syn: bytes = field(init=False)
     ack: bytes = field(init=False)
     ackack: bytes = field(init=False)
@@ -163,7 +161,8 @@ class Path:
         random = Random(self.seed).randbytes
         if self.watched is None:
             self.watched = Watched(relay_of(self.policy))
-        self.keys = Identity(random(32)), Identity(random(32))
+        if self.keys is None:
+            self.keys = Identity(random(32)), Identity(random(32))
         one, two = self.keys
         asking = Initiation.begin(one, SUITE_ALPHA, self.ids[0], random, self.now)
         answer = HalfOpen.answer(
@@ -206,6 +205,11 @@ class Path:
     def drops(self) -> dict[RelayDrop, int]:
         return self.watched.drops
 
+    def renewed(self) -> "Path":
+        """The same two hosts, about to make another session."""
+        more = {"seed": self.seed + 1, "ids": (11, 12), "keys": self.keys}
+        return evolve(self, now=self.now + 1, **more)
+
     def introduce(self) -> None:
         """The handshake passes."""
         (syn,), (ack,) = self.to_two(self.syn), self.to_one(self.ack)
@@ -213,23 +217,22 @@ class Path:
         if not self.policy.roots:
             assert (syn, ack) == (self.syn, self.ack)
 
-    def to_two(self, *datagrams, source=None, stride=0) -> list[bytes]:
+    def to_two(self, *datagrams, source=None, to=None, stride=0, link=1) -> list[bytes]:
         """Send datagrams that way; returns those that pass."""
-        return self._send(
-            datagrams, source or self.addresses[0], self.addresses[1], stride
-        )
+        ends = source or self.addresses[0], to or self.addresses[1]
+        return self.send(datagrams, *ends, stride, link)
 
-    def to_one(self, *datagrams, source=None, stride=0) -> list[bytes]:
+    def to_one(self, *datagrams, source=None, to=None, stride=0, link=2) -> list[bytes]:
         """Send datagrams this way; returns those that pass."""
-        return self._send(
-            datagrams, source or self.addresses[1], self.addresses[0], stride
-        )
+        ends = source or self.addresses[1], to or self.addresses[0]
+        return self.send(datagrams, *ends, stride, link)
 
-    def _send(self, datagrams, source, destination, stride):
+    def send(self, datagrams, source, destination, stride=0, link=0) -> list[bytes]:
+        """Let them come in by a link, 1 from one and 2 from two; those that pass."""
         before = len(self.watched.passed)
         for data in datagrams:
             each = stride or len(data)
-            self.watched.through(data, each, source, destination, self.now)
+            self.watched.through(data, each, source, destination, self.now, link)
         if self.checked:
             assert_sound(self.relay)
         return self.watched.passed[before:]
