@@ -17,7 +17,7 @@ from alpha_trio.proto.traces import Counts
 EVENT_EVERY = 1.0  # s between two events about one kind of drop in one session
 
 # Estimates of memory, in bytes.
-SESSION_COST = 2_300
+SESSION_COST = 2_900
 
 
 @define(eq=False)

@@ -45,6 +45,9 @@ class Repeats:
         self._last[digest] = now
 
 
+_OF_NOTHING = Repeats()  # of rounds that are over, in which it is not asked any more
+
+
 @define(eq=False)
 class Said:
     """What an S1 or A1 that passed says."""
@@ -104,7 +107,7 @@ class WatchedRound:
         """Nothing may pass any more; what is left tells repetitions by their key."""
         self.s1s = self.a1s = self.others = ()
         self.checker, self.element = None, b""
-        self.s1_repeats = self.a1_repeats = Repeats()
+        self.s1_repeats = self.a1_repeats = _OF_NOTHING
 
 
 @define(eq=False)

@@ -111,8 +111,8 @@ SKIP_RATE, SKIP_BURST = 100.0, 100.0  # messages a second, at once
 
 # Estimates of memory, in bytes.
 ASSOCIATION_COST = 600
-ROUND_COST = 1_500
-FINISHED_COST = 450
+ROUND_COST = 2_600
+FINISHED_COST = 900
 SAID_COST = 250  # of an S1 or A1 beside the first
 ROOT_COST = 64
 

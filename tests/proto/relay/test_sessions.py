@@ -311,9 +311,9 @@ def test_memory_is_bounded(limit):
 
 
 def test_sessions_that_take_much_do_not_drive_out_those_that_are_quiet():
-    limit = 450_000
+    limit = 760_000
     paths = many(90, RelayPolicy(Unseen.DROP, memory=limit))
-    relay, quiet, greedy = paths[0].relay, paths[:60], paths[60:]
+    relay, quiet, greedy = paths[0].relay, paths[:30], paths[30:]
     relay.forget_idle(130.0)
     many_small = Packet(payload=bytes(8000), segment_size=100)
     for path in greedy:
