@@ -90,14 +90,14 @@ def test_the_answer_of_the_other_end_in_a_session_has_a_place_of_its_own():
     renewal = path.renewed()
     syn = parse_syn_untrusted(renewal.syn)
     renewal.to_two(renewal.syn)
-    flood = [forged_ack(syn, random, number) for number in range(60)]
+    flood = [forged_ack(syn, random, number) for number in range(130)]
     for datagram in flood[:30]:
-        renewal.now += 0.02
-        renewal.to_one(datagram)
+        renewal.now += 0.1  # as often as signatures are checked for one SYN
+        assert renewal.to_one(datagram) == [datagram]
     assert renewal.to_one(renewal.ack) == [renewal.ack]
     for datagram in flood[30:]:
-        renewal.now += 0.02
-        renewal.to_one(datagram)
+        renewal.now += 0.1
+        assert renewal.to_one(datagram) == [datagram]
     assert renewal.to_two(renewal.ackack) == [renewal.ackack]
     assert renewal.carry() == packets_of(batch())
 
