@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from alpha_trio.proto.messages import FIRST_CHAIN, LATER_CHAIN, MIN_RTO
+from alpha_trio.proto.messages import FIRST_CHAIN, LATER_CHAIN, MIN_RTO, RELIABLE
 from alpha_trio.proto.primitives import (
     ChainVerifier,
     Checker,
@@ -61,6 +61,39 @@ class Said:
 
 
 @define(eq=False)
+class Opened:
+    """The packets of a round, by the S1s of one shape that were agreed to.
+
+    The shape is in no root: an S1 in which it was altered fits the genuine packets,
+    once it is altered in these.  So what passes of one takes nothing from another.
+    """
+
+    shape: int
+    prefix: bytes  # what its S2s begin with
+    checker: Checker | None  # as long as some packet may pass
+    others: tuple[Checker, ...]  # for S1s that were agreed to as well
+    packets: int  # at most
+    least: int  # bytes of a packet
+    seen: int = 0  # bit i: packet i passed
+    repeats: dict[int, float] | None = None  # by packet, when it passed again
+
+    def repeat(self, packet: int, now: float) -> bool:
+        """Whether a packet that passed may pass once more."""
+        if not self.shape & RELIABLE:
+            return False
+        if self.repeats is None:
+            self.repeats = {}
+        if now - self.repeats.get(packet, now - REPEAT_AFTER) < REPEAT_AFTER:
+            return False
+        self.repeats[packet] = now
+        return True
+
+    def finish(self) -> None:
+        """Nothing of it may pass any more."""
+        self.checker, self.others = None, ()
+
+
+@define(eq=False)
 class WatchedRound:
     """A round under way: what was said of it, and what of it has passed."""
 
@@ -73,16 +106,9 @@ class WatchedRound:
     a1s: tuple[Said, ...] = ()  # the first and some others
     a1_repeats: Repeats = field(factory=Repeats)
     a2_repeats: Repeats | None = None
-    prefix: bytes = b""  # what its S2s begin with, once the key is known
-    checker: Checker | None = None  # as long as some packet may pass
-    others: tuple[Checker, ...] = ()  # for S1s that were agreed to as well
     answered: bool = False  # an A1 passed
-    reliable: bool = False  # of the S1 that counts
-    least: int = 0  # bytes of a packet, likewise
-    packets: int = 0  # likewise
-    control: bool = False  # likewise
-    seen: int = 0  # bit i: packet i passed
-    repeats: dict[int, float] | None = None  # by packet, when it passed again
+    key: bytes = b""  # of its S2s, once that is known
+    opened: tuple[Opened, ...] = ()  # from then on, one for each shape agreed to
     ack_key: bytes = b""  # of its A2, once that is known
     acked: int = 0  # bit i: a verdict on packet i passed
     weight: int = 0  # bytes, estimated
@@ -90,23 +116,18 @@ class WatchedRound:
     @property
     def finished(self) -> bool:
         """Whether all of it has passed, and nothing may pass again."""
-        return self.checker is None and self.prefix != b""
+        return self.key != b"" and all(each.checker is None for each in self.opened)
 
-    def repeat(self, packet: int, now: float) -> bool:
-        """Whether a packet that passed may pass once more."""
-        if self.finished or not self.reliable or now - self.begun > REPEAT_FOR:
-            return False
-        if self.repeats is None:
-            self.repeats = {}
-        if now - self.repeats.get(packet, now - REPEAT_AFTER) < REPEAT_AFTER:
-            return False
-        self.repeats[packet] = now
-        return True
+    def of_shape(self, shape: int) -> Opened | None:
+        """What may pass of this shape, once the key is known."""
+        for each in self.opened:
+            if each.shape == shape:
+                return each
+        return None
 
     def finish(self) -> None:
         """Nothing may pass any more; what is left tells repetitions by their key."""
-        self.s1s = self.a1s = self.others = ()
-        self.checker, self.element = None, b""
+        self.a1s, self.element = (), b""
         self.s1_repeats = self.a1_repeats = _OF_NOTHING
 
 

@@ -94,6 +94,7 @@ from alpha_trio.proto.relay.watched import (
     REPEAT_FOR,
     VARIANTS,
     Meter,
+    Opened,
     Repeats,
     Said,
     WatchedAssociation,
@@ -151,7 +152,7 @@ class Witness:
         association = self._association_untrusted(number)
         known = association.round(index)
         if known is not None:
-            if known.prefix or known.element != element:
+            if known.key or known.element != element:
                 raise Refused(RelayDrop.REPLAYED)
             self._repeat_s1_untrusted(known, datagram, shape, now)
             known.sides.add(crossing, self.random)
@@ -209,11 +210,9 @@ class Witness:
         before, association.previous = association.current, None
         if before is not None and self._agreed(before) and not before.finished:
             # Its key follows from the new element: what was overtaken may still come.
-            if not before.prefix:
+            if not before.key:
                 key = signatures.derive(position, element, 2 * before.number + 2)
-                agreed = self._candidates(before)
-                same = [s1 for s1 in agreed if s1.shape == agreed[0].shape]
-                self._open(association, before, key, same)
+                self._open(association, before, key)
             association.previous = before
         else:
             self._forget(before)
@@ -225,7 +224,7 @@ class Witness:
 
     def _agreed(self, round_: WatchedRound) -> bool:
         """Whether its S2s may pass."""
-        return bool(round_.prefix or round_.a1s) or not self.strict
+        return bool(round_.key or round_.a1s) or not self.strict
 
     def _candidates(self, round_: WatchedRound) -> list[Said]:
         """The S1s that the receiver may have agreed to; in lenient mode the first."""
@@ -275,7 +274,7 @@ class Witness:
         if association.signatures is None:
             return self._lone_answer_untrusted(association, 2 * index + 1, element, now)
         round_ = association.current
-        if round_ is not None and (index < round_.number or round_.prefix):
+        if round_ is not None and (index < round_.number or round_.key):
             raise Refused(RelayDrop.REPLAYED)
         if round_ is None or round_.number != index or zero:
             raise BadPacket
@@ -366,11 +365,11 @@ class Witness:
         Raises BadPacket if the first one belongs to no round, or not with this key, or
         goes to where nobody agreed to it.
         """
-        round_ = self._round_untrusted(view[:stride], destination)
+        round_, opened = self._round_untrusted(view[:stride], destination)
         # hot path
-        checker = round_.checker
+        checker = opened.checker
         branch = checker.depth * NODE_SIZE if checker is not None else 0
-        run = take_run(view, stride, round_.prefix, branch, round_.least)
+        run = take_run(view, stride, opened.prefix, branch, opened.least)
         if not run.packets:  # fits its round but not the key, or is cut short
             raise Refused(RelayDrop.FORGED)
         count = len(run.packets)
@@ -380,17 +379,17 @@ class Witness:
         new = ((1 << count) - 1) << first
         if (
             last - first + 1 == count
-            and not round_.seen & new
+            and not opened.seen & new
             and checker.fits(first, run.packets, run.branches)
         ):
-            self._on_new(round_, new, run.packets[0])
+            self._on_new(round_, opened, new, run.packets[0])
             return run.size, [(0, run.size)], 0, 0
-        passed, forged, replayed = self._sift(round_, run, stride, now)  # cold path
-        return run.size, passed, forged, replayed
+        sifted = self._sift(round_, opened, run, stride, now)  # cold path
+        return run.size, *sifted
 
     def _round_untrusted(
         self, datagram: memoryview, destination: Remote
-    ) -> WatchedRound:
+    ) -> tuple[WatchedRound, Opened]:
         if len(datagram) < S2_SIZE:
             raise Refused(RelayDrop.MALFORMED)
         number, shape, _, index, key = ROUND.unpack_from(datagram, HEADER_SIZE)
@@ -401,9 +400,12 @@ class Witness:
         # Where the receiver was before the round began may be somebody else's by now.
         if round_.answered and not self._is_asked_for(round_, destination):
             raise WrongSide
-        if not round_.prefix:
-            self._decide_untrusted(association, round_, shape, key, datagram)
-        return round_
+        if not round_.key:
+            self._take_key_untrusted(association, round_, shape, key)
+        opened = round_.of_shape(shape)
+        if opened is None:
+            raise Refused(RelayDrop.FORGED)
+        return round_, opened
 
     def _is_asked_for(self, round_: WatchedRound, place: Remote) -> bool:
         """Whether an A1 came from there since the round began."""
@@ -411,90 +413,84 @@ class Witness:
             return True
         return self.places.get(place_of(place), -inf) >= round_.begun
 
-    def _decide_untrusted(
+    def _take_key_untrusted(
         self,
         association: WatchedAssociation,
         round_: WatchedRound,
         shape: int,
         key: bytes,
-        datagram: memoryview,
     ) -> None:
-        """The key is there: what counts from now on is what this packet fits."""
-        signatures = association.signatures
+        signatures, position = association.signatures, 2 * round_.number + 2
         assert signatures is not None
-        agreed = self._candidates(round_)
-        candidates = [s1 for s1 in agreed if s1.shape == shape]
-        if not candidates:
+        if all(s1.shape != shape for s1 in self._candidates(round_)):
             raise BadPacket
-        position = 2 * round_.number + 2
         signatures.check_untrusted(position, key)
-        if len(agreed) > 1:
-            place = signatures.chain_id, round_.number, key
-            candidates.sort(key=lambda s1: not _fits(s1, *place, datagram))
-            if not _fits(candidates[0], *place, datagram):
-                raise Refused(RelayDrop.FORGED)
         signatures.accept(position, key)
-        self._open(association, round_, key, candidates)
+        self._open(association, round_, key)
 
     def _open(
-        self,
-        association: WatchedAssociation,
-        round_: WatchedRound,
-        key: bytes,
-        candidates: list[Said],
+        self, association: WatchedAssociation, round_: WatchedRound, key: bytes
     ) -> None:
         """The key is known, and what passes from now on is decided by it alone.
 
         Of several S1s that were agreed to, each root counts: one that was made up
-        without the key fits nothing, and the first packet may fit one of which only
-        others are.
+        without the key fits nothing, and a packet may fit one of which only others are.
         """
         assert association.signatures is not None
-        shape = candidates[0].shape
         name, number = association.signatures.chain_id, round_.number
-        round_.prefix = self.word + ROUND.pack(
-            association.number, shape, 0, number, key
-        )
-        checkers = [_checker(s1, name, number, key) for s1 in candidates]
-        round_.checker, *others = checkers
-        round_.others = tuple(others)
-        round_.reliable, round_.control = bool(shape & RELIABLE), bool(shape & CONTROL)
-        round_.least = S2_TAIL.size + (0 if round_.control else _LEAST_BODY)
-        round_.packets = max(s1.packets for s1 in candidates)
-        round_.a1s = tuple(a1 for a1 in round_.a1s if a1.s1 in candidates)
+        candidates, round_.key = self._candidates(round_), key
+        for shape in dict.fromkeys(s1.shape for s1 in candidates):
+            prefix = self.word + ROUND.pack(association.number, shape, 0, number, key)
+            alike = [s1 for s1 in candidates if s1.shape == shape]
+            first, *others = (_checker(s1, name, number, key) for s1 in alike)
+            packets = max(s1.packets for s1 in alike)
+            least = S2_TAIL.size + (0 if shape & CONTROL else _LEAST_BODY)
+            opened = Opened(shape, prefix, first, tuple(others), packets, least)
+            round_.opened = *round_.opened, opened
         round_.s1s = ()
         roots = sum(len(s1.roots) for s1 in candidates)
-        more = SAID_COST * max(0, len(round_.a1s) - 1)
-        self._hold(round_, ROUND_COST + ROOT_COST * roots + more - round_.weight)
+        more = max(0, len(round_.a1s) - 1) + len(candidates) - 1
+        cost = ROUND_COST + ROOT_COST * roots + SAID_COST * more
+        self._hold(round_, cost - round_.weight)
 
-    def _on_new(self, round_: WatchedRound, new: int, packet: memoryview) -> None:
+    def _on_new(
+        self, round_: WatchedRound, opened: Opened, new: int, packet: memoryview
+    ) -> None:
         """Packets pass for the first time; ``packet`` is one of them."""
-        round_.seen |= new
-        if round_.control:  # a round of one packet
+        opened.seen |= new
+        if opened.shape & CONTROL:  # a round of one packet
             self.controls.append(bytes(packet[S2_TAIL.size :]))
-        if round_.seen + 1 == 1 << round_.packets and not round_.reliable:
-            round_.finish()
-            self._hold(round_, FINISHED_COST - round_.weight)
+        if opened.seen + 1 == 1 << opened.packets and not opened.shape & RELIABLE:
+            opened.finish()
+            if round_.finished:
+                round_.finish()
+                self._hold(round_, FINISHED_COST - round_.weight)
 
     def _sift(
-        self, round_: WatchedRound, run: Run, stride: int, now: float
+        self,
+        round_: WatchedRound,
+        opened: Opened,
+        run: Run,
+        stride: int,
+        now: float,
     ) -> tuple[list[tuple[int, int]], int, int]:
         """What may pass of a run that has something else in it, and what may not."""
-        assert round_.checker is not None
+        assert opened.checker is not None
         passed: list[tuple[int, int]] = []
         forged = replayed = 0
         heads = [S2_TAIL.unpack_from(packet) for packet in run.packets]
-        authentic = round_.checker.check(heads, run.packets, run.branches)
-        for other in round_.others:
+        authentic = opened.checker.check(heads, run.packets, run.branches)
+        for other in opened.others:
             also = other.check(heads, run.packets, run.branches)
             authentic = [one or two for one, two in zip(authentic, also, strict=True)]
+        late = now - round_.begun > REPEAT_FOR
         for place, (head, good) in enumerate(zip(heads, authentic, strict=True)):
             if not good:
                 forged += 1
                 continue
-            if not round_.seen >> head[0] & 1:
-                self._on_new(round_, 1 << head[0], run.packets[place])
-            elif not round_.repeat(head[0], now):
+            if not opened.seen >> head[0] & 1:
+                self._on_new(round_, opened, 1 << head[0], run.packets[place])
+            elif late or not opened.repeat(head[0], now):
                 replayed += 1
                 continue
             start, until = place * stride, min((place + 1) * stride, run.size)
@@ -517,15 +513,19 @@ class Witness:
             return self._lone_answer_untrusted(association, 2 * index + 2, key, now)
         if acks is None or round_ is None or not round_.a1s or not shape & RELIABLE:
             raise BadPacket
-        if round_.a1s[0].shape != shape or zero:
+        opened = round_.of_shape(shape)
+        if zero or all(a1.shape != shape for a1 in round_.a1s):
             raise BadPacket
         if not round_.ack_key:
             self._check_untrusted(acks, 2 * index + 2, key, now)
         elif round_.ack_key != key:
             raise BadPacket
         self._check_side_untrusted(round_, crossing)
-        a1, verdicts = _opened_untrusted(acks.chain_id, round_, key, openings)
-        if self.strict and verdicts & ~round_.seen:
+        alike = [a1 for a1 in round_.a1s if a1.shape == shape]
+        place = acks.chain_id, index, key
+        a1, verdicts = _opened_untrusted(*place, alike, openings)
+        seen = 0 if opened is None else opened.seen
+        if self.strict and verdicts & ~seen:
             raise BadPacket  # about a packet that never passed
         new = bool(verdicts & ~round_.acked)
         if not new:
@@ -615,34 +615,23 @@ def _checker(s1: Said, name: bytes, number: int, key: bytes) -> Checker:
     return Checker.with_key(name, number, key, *promised)
 
 
-def _fits(s1: Said, name: bytes, number: int, key: bytes, datagram: memoryview) -> bool:
-    """Whether an S2 is one that an S1 promised."""
-    start = ROUND_HEAD_SIZE + (s1.shape & DEPTH_MASK) * NODE_SIZE
-    packet = datagram[start:]
-    if len(packet) < S2_TAIL.size:
-        return False
-    branches = [datagram[ROUND_HEAD_SIZE:start]] if s1.shape & DEPTH_MASK else None
-    heads = [S2_TAIL.unpack_from(packet)]
-    return _checker(s1, name, number, key).check(heads, [packet], branches)[0]
-
-
 def _number(packet: memoryview) -> int:
     number: int = S2_TAIL.unpack_from(packet)[0]
     return number
 
 
 def _opened_untrusted(
-    name: bytes, round_: WatchedRound, key: bytes, openings: bytes
+    name: bytes, number: int, key: bytes, a1s: list[Said], openings: bytes
 ) -> tuple[Said, int]:
     """The A1 whose root the openings of an A2 belong to, and a bit for each packet.
 
     Raises BadPacket if there is none.
     """
-    for a1 in round_.a1s:
+    for a1 in a1s:
         packets = a1.packets
         if any(openings[_ZERO_AT :: opening_size(packets)]):
             continue  # no root covers it
-        place = name, round_.number, key, a1.roots[0], packets
+        place = name, number, key, a1.roots[0], packets
         try:
             verdicts = verdicts_untrusted(*place, openings)
         except BadPacket:
