@@ -528,8 +528,7 @@ class Witness:
         if self.strict and verdicts & ~seen:
             raise BadPacket  # about a packet that never passed
         new = bool(verdicts & ~round_.acked)
-        if not new:
-            self._repeat_a2_untrusted(round_, datagram, now)
+        self._repeat_a2_untrusted(round_, datagram, new, now)
         if not round_.ack_key:
             acks.accept(2 * index + 2, key)
         self._hold(round_, -SAID_COST * (len(round_.a1s) - 1))
@@ -546,13 +545,17 @@ class Witness:
                 raise
 
     def _repeat_a2_untrusted(
-        self, round_: WatchedRound, datagram: bytes, now: float
+        self, round_: WatchedRound, datagram: bytes, new: bool, now: float
     ) -> None:
-        if now - round_.begun > REPEAT_FOR:
-            raise Refused(RelayDrop.REPLAYED)
         if round_.a2_repeats is None:
             round_.a2_repeats = Repeats()
-        self._repeat_untrusted(round_.a2_repeats, _digest(datagram), now)
+        if new:
+            digest = _digest(datagram)
+            round_.a2_repeats.take_untrusted(digest, now, self.random)
+        elif now - round_.begun > REPEAT_FOR:
+            raise Refused(RelayDrop.REPLAYED)
+        else:
+            self._repeat_untrusted(round_.a2_repeats, _digest(datagram), now)
 
     # -- associations ----------------------------------------------------------------
 

@@ -120,6 +120,26 @@ def test_a_renewal_passes_under_a_flood_of_answers_to_its_own_syn():
     once_more.introduce()
 
 
+def test_renewals_pass_at_once_whatever_strangers_have_checked():
+    """Of whom a relay knows that they have a session, to whose end it counts."""
+    paths = [Path(seed=1)]
+    paths[0].introduce()
+    flood = Flood(paths[0], MADE[1])
+    for _ in range(10):
+        flood.until(flood.path.now + 1)
+        renewal = paths[-1].renewed()
+        renewal.now = flood.path.now
+        for datagram, send in (
+            (renewal.syn, renewal.to_two),
+            (renewal.ack, renewal.to_one),
+            (renewal.ackack, renewal.to_two),
+        ):
+            flood.some(200)
+            assert send(datagram) == [datagram]
+        paths.append(renewal)
+    assert paths[0].drops[RelayDrop.RATE] > 10_000
+
+
 @pytest.mark.parametrize("kind", MADE)
 def test_signatures_are_checked_at_a_bounded_rate_in_all(kind, monkeypatch):
     checked = 0
