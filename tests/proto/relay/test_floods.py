@@ -140,6 +140,21 @@ def test_renewals_pass_at_once_whatever_strangers_have_checked():
     assert paths[0].drops[RelayDrop.RATE] > 10_000
 
 
+def test_a_renewal_is_asked_for_under_a_flood_of_syns():
+    """From as many sources as there are SYNs."""
+    path = Path(seed=1)
+    path.introduce()
+    path.checked = False
+    renewal, strangers = path.renewed(), Path(seed=2, watched=path.watched)
+    syn = parse_syn_untrusted(strangers.syn)
+    for n in range(1, 4_000):
+        flood = evolve(syn, sender_id=n, nonce=n.to_bytes(16)).pack()
+        path.to_two(flood, source=(f"10.0.{n >> 8}.{n & 255}", 1234))
+    assert path.drops[RelayDrop.RATE] > 1_000
+    renewal.now = path.now
+    assert renewal.to_two(renewal.syn) == [renewal.syn]
+
+
 @pytest.mark.parametrize("kind", MADE)
 def test_signatures_are_checked_at_a_bounded_rate_in_all(kind, monkeypatch):
     checked = 0
