@@ -19,11 +19,14 @@ from alpha_trio.proto.messages import (
     CONTROL,
     HEADER_SIZE,
     KEY_SIZE,
+    MAC_SIZE,
     NONCE_SIZE,
     RELIABLE,
     ROUND,
     ROUND_HEAD_SIZE,
     S1_FIXED_SIZE,
+    SIGNATURE_SIZE,
+    TAG_SIZE,
     VERSION,
     Kind,
     Syn,
@@ -31,7 +34,6 @@ from alpha_trio.proto.messages import (
 from alpha_trio.proto.messages.handshake import ANCHOR_SIZE
 from tools.attacker import Forgery, Sight
 
-_TAG_SIZE = 8
 _LONGEST = 1500 - 20 - 8  # bytes of a datagram that a link takes
 _ELEMENT_SIZE = 16
 _CONTROL_MESSAGE = Struct("!BxH 16s")
@@ -120,7 +122,7 @@ def spoofed_a1(sight: Sight, dice: Random, number: int) -> bytes:
 def altered_a1(sight: Sight, dice: Random, number: int) -> bytes:
     """An A1 with one byte changed before the tag, at each place in turn."""
     a1 = sight.latest(Kind.A1)
-    kept = A1_SIZE - _TAG_SIZE
+    kept = A1_SIZE - TAG_SIZE
     return altered(a1[:kept], number, dice) + a1[kept:]
 
 
@@ -128,7 +130,7 @@ def spoofed_a2(sight: Sight, dice: Random, _number: int) -> bytes:
     """A verdict on packets, with elements and openings that nobody made."""
     a1 = sight.latest(Kind.A1 | CONTROL)
     head = bytes([Kind.A2]) + a1[1 : ROUND_HEAD_SIZE - _ELEMENT_SIZE]
-    return head + dice.randbytes(_ELEMENT_SIZE + 20 + 16 + _TAG_SIZE)
+    return head + dice.randbytes(_ELEMENT_SIZE + 20 + 16 + TAG_SIZE)
 
 
 # -- handshakes, and what is no message -----------------------------------------------
@@ -210,7 +212,7 @@ def copied_a1(sight: Sight, _dice: Random, _number: int) -> bytes:
 
 def retagged_a1(sight: Sight, dice: Random, _number: int) -> bytes:
     """The newest A1 with another tag."""
-    return sight.latest(Kind.A1)[:-_TAG_SIZE] + dice.randbytes(_TAG_SIZE)
+    return sight.latest(Kind.A1)[:-TAG_SIZE] + dice.randbytes(TAG_SIZE)
 
 
 def copied_control(sight: Sight, dice: Random, _number: int) -> bytes:
@@ -255,8 +257,10 @@ def altered(datagram: bytes, place: int, dice: Random) -> bytes:
 
 def unsigned(message: bytes, number: int, dice: Random) -> bytes:
     """An ACK or ACKACK with one byte of its signature changed."""
-    signed = len(message) - 64
-    return message[:signed] + altered(message[signed:], number, dice)
+    end = len(message) - MAC_SIZE
+    start = end - SIGNATURE_SIZE
+    signature = altered(message[start:end], number, dice)
+    return message[:start] + signature + message[end:]
 
 
 def forged_syn(identity: bytes, dice: Random) -> bytes:

@@ -3,8 +3,9 @@
     vm1 ---- r1 ---- the enemy ---- r2 ---- vm2
 
 The enemy carries the frames between the two routers, knows all that was ever said
-there, and adds what he can make of it.  At first the routers only forward, then both
-run ``alpha-trio run --relay``.
+there, and adds what he can make of it.  Then he plays both ends of a session of his own
+towards vm2, which asked for nothing.  At first the routers only forward, then both run
+``alpha-trio run --relay``.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from random import Random
 
 from attrs import define
 from rich.console import Console
 from rich.table import Table
 
+from alpha_trio.proto.messages import Kind
 from tools import measure
-from tools.attacker import Flood, InLine, Watch, Way
+from tools.attacker import MOST_MARK, Flood, InLine, Watch, Way
 from tools.daemons import Daemon
 from tools.forgeries import TELLABLE
 from tools.lab import Host, Lab, LabError, wait_until
 from tools.numbered import Numbered
+from tools.selfmade import both_ends
 from tools.stage import alpha_trio, heading, show, show_command, stop
 
 RATE = 5_000  # datagrams of the enemy a second
@@ -33,6 +37,7 @@ INJECTED = 20_000  # in each of the two runs
 PACKETS = 200  # genuine UDP packets a second, each way
 TCP_MEGABITS = 20  # beside them: what the enemy's own hands can carry with ease
 _SECONDS = INJECTED // RATE
+_ROUNDS = 30  # of the session whose both ends the enemy is
 # From its first packet on, or the first seconds would show what a relay tolerates.
 _RELAY = '[relay]\nenabled = true\nunseen = "drop"\n'
 
@@ -48,6 +53,8 @@ class Outcome:
     flows: Sequence[Numbered]
     tcp_megabits: float
     pings: Sequence[float]  # ms
+    played: int  # packets in which the enemy is both ends
+    played_reached: int  # of them, vm2's link
 
     @property
     def forged_delivered(self) -> int:
@@ -121,10 +128,25 @@ def _attacked(
         for flow in flows:
             flow.close()
         reached = Counter(flood.marks[d.mark] for d in watch.datagrams() if d.mark)
+    played = _play_both_ends(vm2, enemy)
     dropped = [daemon.status()["relay"]["drops"] for daemon in routers[-1:]]
     (peer,) = ends[1].status()["peers"]
     at_end = Counter(peer["drops"]) + Counter(ends[1].status()["drops"])
-    return Outcome(flood.sent, reached, dict(*dropped), at_end, flows, *measured)
+    sent = flood.sent, reached, dict(*dropped), at_end
+    return Outcome(*sent, flows, *measured, *played)
+
+
+def _play_both_ends(vm2: Host, enemy: InLine) -> tuple[int, int]:
+    """All of a session with two keys of the enemy's own goes towards vm2."""
+    sent = 0
+    with Watch(vm2, "eth0", Way.ARRIVING) as watch:
+        for _, datagram in both_ends(Random(7), _ROUNDS):
+            sent += datagram[0] == Kind.S2
+            enemy.send(0, datagram, MOST_MARK)
+            time.sleep(0.001)  # or S2s would overtake what they wait for
+        time.sleep(0.5)  # what is under way arrives
+        seen = [each for each in watch.datagrams() if each.mark == MOST_MARK]
+    return sent, sum(each.datagram[0] == Kind.S2 for each in seen)
 
 
 def _tcp_megabits(vm1: Host, vm2: Host) -> float:
@@ -149,9 +171,14 @@ def report(without: Outcome, behind: Outcome) -> None:
     _show_drops("r2's relay", behind.at_relay)
     _show_drops("vm2's daemon, without relays", without.at_end)
     _show_drops("vm2's daemon, behind relays", behind.at_end)
+    heading("Packets of a session whose both ends the enemy is, all sent towards vm2")
+    for name, outcome in (("without relays", without), ("behind relays", behind)):
+        show(f"{name}: {outcome.played:,} sent, {outcome.played_reached:,} reached vm2")
     heading("Delivered to programs on vm2 and vm1")
     for name, outcome in (("without relays", without), ("behind relays", behind)):
         show(f"{name}: {_delivered(outcome)}")
+    if behind.played_reached or not without.played_reached:
+        raise LabError("who is both ends of a session came further than he may")
     if behind.reached or without.forged_delivered or behind.forged_delivered:
         raise LabError("a forgery came further than it may")
 

@@ -368,7 +368,7 @@ def _handshake(random: Random) -> tuple[bytes, bytes, bytes]:
 
 
 def _seen_by_relay(handshakes: list[tuple[bytes, bytes, bytes]]) -> Relay:
-    relay, now = Relay(RelayPolicy(), 0.0), 0.0
+    relay, now = Relay(RelayPolicy(), 0.0, urandom), 0.0
     for syn, ack, ackack in handshakes:
         now += _APART
         for message, back in ((syn, False), (ack, True), (ackack, False)):

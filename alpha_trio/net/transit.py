@@ -52,6 +52,7 @@ class Transit(NamedTuple):
     destination: Remote
     hops: int  # as they arrived
     traffic_class: int  # TOS, with the bits of ECN
+    interface: int  # index of the link they came by; 0: not known
 
 
 @define(eq=False)
@@ -110,7 +111,7 @@ class TransitSocket:
             )
         except BlockingIOError:
             return None
-        stride, hops, traffic_class = size, 0, 0
+        stride, hops, traffic_class, interface = size, 0, 0, 0
         destination: Remote = ("", 0)
         for level, kind, data in ancillary:
             if (level, kind) in _DESTINATION:
@@ -119,10 +120,16 @@ class TransitSocket:
                 hops = _INT.unpack_from(data)[0]
             elif (level, kind) in _CLASS:
                 traffic_class = data[0]
+            elif (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+                interface = _PKTINFO.unpack_from(data)[0]
+            elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+                interface = _PKTINFO6.unpack_from(data)[1]
             elif level == _SOL_UDP:
                 stride = _INT.unpack_from(data)[0]
         view = self._buffer[:size]
-        return Transit(view, stride or 1, source, destination, hops, traffic_class)
+        return Transit(
+            view, stride or 1, source, destination, hops, traffic_class, interface
+        )
 
     def close(self) -> None:
         """Close it."""
@@ -132,12 +139,13 @@ class TransitSocket:
 def _ask_for_everything(sock: socket.socket) -> None:
     set_transparent(sock)
     if sock.family == socket.AF_INET:
-        for option in (_IP_ORIGDSTADDR, _IP_RECVTTL, _IP_RECVTOS):
+        for option in (_IP_ORIGDSTADDR, _IP_RECVTTL, _IP_RECVTOS, _IP_PKTINFO):
             sock.setsockopt(socket.IPPROTO_IP, option, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_ORIGDSTADDR, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
 
 
 def _group(sock: socket.socket) -> None:

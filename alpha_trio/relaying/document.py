@@ -18,6 +18,7 @@ def policy_document(settings: RelaySettings) -> dict[str, Any]:
         "fail": str(settings.fail),
         "unseen": str(settings.unseen),
         "require_a1": settings.require_a1,
+        "consent": str(settings.consent),
         "keys": list(settings.keys),
         "s1_rate": settings.s1_rate,
         "sessions": settings.sessions,

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 
+from attrs import define
+
 from alpha_trio.journal import Journal, address
 from alpha_trio.proto.primitives import fingerprint
 from alpha_trio.proto.relay import RelayEvent, RelayEventKind
 
 _log = logging.getLogger("alpha_trio")
+
+_ASIDE = 10  # answers that came by their question's link, until that is told
+_ASIDE_FOR = 60.0  # s it stays in ``health`` after the last
+_ANSWERS = "answers at the relay"
 
 _LINES = {
     RelayEventKind.VERIFIED: (
@@ -23,6 +29,40 @@ _LINES = {
     ),
 }
 
+_WRONG_SIDE = (
+    "Not relaying packets between {initiator} and {responder} (wrong-side): who "
+    "answers was not asked there; if the links here are so, see consent under [relay]."
+)
+
+
+@define(eq=False)
+class Aside:
+    """Tells of answers that come from the right address, but with their questions."""
+
+    journal: Journal
+    told: bool = False
+    _count: int = 0  # when it was last quiet
+    _latest: int = 0
+    _since: float = 0.0  # s; when the latest came
+
+    def look(self, count: int, now: float) -> None:
+        """``count`` is that of all there ever were."""
+        if count != self._latest:
+            self._latest, self._since = count, now
+        if now - self._since > _ASIDE_FOR:
+            self._count = count
+            if self.told:
+                self.told = False
+                self.journal.recovered(_ANSWERS)
+        elif count - self._count >= _ASIDE and not self.told:
+            self.told = True
+            self.journal.trouble(
+                _ANSWERS,
+                "relayed answers come by the link of their questions and are dropped: "
+                'set consent = "address" under [relay] if both directions use one link '
+                "here, else somebody plays both ends of a session",
+            )
+
 
 def record(journal: Journal, event: RelayEvent) -> None:
     """Log and publish one event of the relay."""
@@ -34,7 +74,8 @@ def record(journal: Journal, event: RelayEvent) -> None:
         )
     }
     reason = None if event.reason is None else str(event.reason)
-    line = _LINES[event.kind].format(**ends, reason=reason)
+    text = _WRONG_SIDE if reason == "wrong-side" else _LINES[event.kind]
+    line = text.format(**ends, reason=reason)
     subject = " - ".join(ends.values())
     if event.kind is RelayEventKind.VERIFIED:
         journal.recovered(subject)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from base64 import b64decode
 from enum import StrEnum
 from functools import partial
@@ -30,6 +31,7 @@ from alpha_trio.proto.packets import icmp
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.relay import (
+    Consent,
     Relay,
     RelayPolicy,
     Traced,
@@ -37,7 +39,7 @@ from alpha_trio.proto.relay import (
 )
 from alpha_trio.proto.traces import Report, Role, packed_address
 from alpha_trio.relaying.document import policy_document, session_document
-from alpha_trio.relaying.journal import record
+from alpha_trio.relaying.journal import Aside, record
 from alpha_trio.settings import RelaySettings, Settings
 from alpha_trio.supervision import insist
 from alpha_trio.threads import in_thread
@@ -75,7 +77,7 @@ class RelayPath:
         self._identity = identity
         self._settings = settings
         self._journal = journal
-        self._relay = Relay(_policy(settings.relay), boottime())
+        self._relay = Relay(_policy(settings.relay), boottime(), os.urandom)
         self._forwarder = Forwarder.open(settings, udp)
         self._sockets = [
             TransitSocket.open(sock.family, settings.disabled_offloads) for sock in udp
@@ -83,6 +85,7 @@ class RelayPath:
         listeners = {sock.version: sock.port for sock in self._sockets}
         self._capture = tproxy.of(settings, listeners)
         self._errors = TokenBucket(_ERRORS_RATE, _ERRORS_BURST)
+        self._aside = Aside(journal)
         self._losses: dict[Loss, int] = {}
         self._lost_bytes = 0
         self._busy = trio.Event()  # there is something to forget
@@ -140,7 +143,8 @@ class RelayPath:
             if run is None:
                 break
             view, stride, source, destination = run[:4]
-            for start, end in transit(view, stride, source, destination, now):
+            ends = source, destination, now, run.interface
+            for start, end in transit(view, stride, *ends):
                 self._send_on(run, start, end, now)
             if self._relay.traced:
                 self._answer_traces(run)
@@ -217,7 +221,7 @@ class RelayPath:
             try:
                 report = memoryview(self._report(trace, run.hops))
                 ends = run.destination, trace.tracer
-                answer = Transit(report, len(report), *ends, _HOPS + 1, 0)
+                answer = Transit(report, len(report), *ends, _HOPS + 1, 0, 0)
                 self._forwarder.send_nowait(answer, 0, len(report))
             except OSError as error:  # who asks will ask again
                 line = f"Cannot answer a trace of {trace.tracer[0]} ({error.strerror})."
@@ -244,9 +248,11 @@ class RelayPath:
         while True:
             await self._busy.wait()
             await trio.sleep(_TIDY_SECONDS)
-            self._relay.forget_idle(boottime())
+            now = boottime()
+            self._relay.forget_idle(now)
             self._tell()
-            if self._relay.idle:
+            self._aside.look(self._relay.counters.same_link, now)
+            if self._relay.idle and not self._aside.told:
                 self._busy = trio.Event()
 
     async def _keep_rules(self, watch: netfilter.Watch) -> None:
@@ -292,6 +298,7 @@ def _policy(settings: RelaySettings) -> RelayPolicy:
     return RelayPolicy(
         unseen=Unseen(settings.unseen),
         require_a1=settings.require_a1,
+        consent=Consent(settings.consent),
         keys=frozenset(b64decode(key) for key in settings.keys),
         s1_rate=settings.s1_rate,
         sessions=settings.sessions,

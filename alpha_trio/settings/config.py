@@ -24,6 +24,7 @@ from alpha_trio.settings import values as v
 from alpha_trio.settings.model import (
     DEFAULT_CONFIG,
     Backend,
+    Consent,
     Fail,
     IPAddress,
     IPNetwork,
@@ -69,6 +70,7 @@ _RELAY: Parsers = {
     "ports": v.many(v.port),
     "unseen": v.choice(Unseen),
     "require_a1": v.boolean,
+    "consent": v.choice(Consent),
     "keys": v.many(v.key),
     "s1_rate": v.rate,
     "sessions": v.whole(1, 1_000_000),

@@ -162,6 +162,14 @@ class Unseen(StrEnum):
     UNTIL_HANDSHAKE = "until-handshake"  # pass while they can be older than we run
 
 
+class Consent(StrEnum):
+    """From where a relay takes the answers to what passed it."""
+
+    LINK = "link"  # from the address asked, by another link than the question
+    ADDRESS = "address"  # from the address asked
+    ANY = "any"
+
+
 @frozen
 class RelaySettings:
     """Whether and how others' tunnel traffic that crosses this host is checked."""
@@ -171,6 +179,7 @@ class RelaySettings:
     ports: tuple[int, ...] = ()  # the tunnels' UDP ports; empty: our own
     unseen: Unseen = Unseen.UNTIL_HANDSHAKE
     require_a1: bool = True  # False: the answers may take another way
+    consent: Consent = Consent.LINK
     keys: tuple[str, ...] = ()  # in base64; both ends must have one; empty: any
     s1_rate: float = 20_000.0  # new rounds a second, of a session and direction
     sessions: int = 4096  # remembered at most

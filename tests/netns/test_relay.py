@@ -13,7 +13,9 @@ import json
 import os
 import socket
 import struct
+import time
 from collections import Counter
+from random import Random
 
 import pytest
 
@@ -37,6 +39,7 @@ from tests.netns.traffic import (
 )
 from tools.daemons import PROGRAM, Daemon
 from tools.lab import Lab, wait_until
+from tools.selfmade import both_ends
 
 pytestmark = pytest.mark.netns
 
@@ -276,6 +279,59 @@ def test_a_missing_route_is_answered(passing, family):
     # IPv6 knows before it comes to us that there is no route.
     drops = Counter(relaying(relay)["drops"]) - before
     assert drops == ({"no-route": 1} if family == 4 else {})
+
+
+# From where an answer comes
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(("consent", "passes"), [("link", False), ("address", True)])
+def test_who_is_on_one_link_cannot_answer_for_who_is_on_another(
+    chain, family, consent, passes
+):
+    """Nor in his name: it is seen by which link a datagram comes."""
+    vm1, r1, r2, vm2 = chain
+    for host in (r1, r2):
+        for interface in host.call(lambda: os.listdir("/proc/sys/net/ipv4/conf")):
+            host.sysctl(f"net.ipv4.conf.{interface}.rp_filter", 0)
+    here, there = addresses(vm1, vm2, family)
+    nearer = r2.address if family == 4 else r2.address6
+    config = f'[relay]\nenabled = true\nunseen = "drop"\nconsent = "{consent}"\n'
+    with (
+        Daemon(r1, config=config) as relay,
+        socket_of(vm2, there, 1234) as far,
+        socket_of(vm1, here, 1234) as one,
+        vm1.socket(family_of(there)) as two,
+    ):
+        level = socket.IPPROTO_IP if family == 4 else socket.IPPROTO_IPV6
+        two.setsockopt(level, 19 if family == 4 else 75, 1)  # transparent
+        two.bind((there, 1234))
+        sent = 0
+        for number, datagram in both_ends(Random(3), 5):
+            sent += datagram[0] == Kind.S2
+            if number == 0:
+                one.sendto(datagram, (there, 1234))
+            else:
+                two.sendto(datagram, (nearer, 1234))
+            time.sleep(0.002)  # the S2s follow what they need
+        wait_until(lambda: far.recv(2000)[0] == Kind.SYN, "what may pass")
+        far.settimeout(0.5)
+        arrived = list(kinds_from(far))
+        assert sent > 0
+        assert arrived.count(Kind.S2) == (sent if passes else 0)
+        assert passes or set(arrived) <= {Kind.SYN}
+        assert ("wrong-side" in relaying(relay)["drops"]) is not passes
+        if not passes:
+            relay.wait_log("see consent under [relay]")
+
+
+def kinds_from(sock):
+    """Of all that still arrives."""
+    while True:
+        try:
+            yield sock.recv(2000)[0]
+        except TimeoutError:
+            return
 
 
 # With the host's other business

@@ -8,7 +8,7 @@ target; so what the link does, it does between the two.
 
 from random import Random
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from alpha_trio.proto.handshake.exchange import HalfOpen, Initiation
 from alpha_trio.proto.messages import SUITE_ALPHA, Kind
@@ -22,6 +22,11 @@ from tests.proto.simulation import Link, Simulation, remote_of
 STRICT = RelayPolicy(unseen=Unseen.DROP)
 
 
+def relay_of(policy: RelayPolicy = STRICT, started: float = 0.0) -> Relay:
+    """One whose chance is the same each time."""
+    return Relay(policy, started, Random(7).randbytes)
+
+
 @define(eq=False)
 class Watched:
     """A relay, and what it let pass."""
@@ -29,10 +34,10 @@ class Watched:
     relay: Relay
     passed: list[bytes] = field(factory=list)
 
-    def through(self, data, stride, source, destination, now) -> list[bytes]:
-        """The runs that go on."""
+    def through(self, data, stride, source, destination, now, link=0) -> list[bytes]:
+        """The runs that go on, of those that came by a link; 0: it is not told."""
         view = memoryview(bytearray(data))
-        ranges = self.relay.transit(view, stride, source, destination, now)
+        ranges = self.relay.transit(view, stride, source, destination, now, link)
         at = 0
         for start, end in ranges:
             assert at <= start < end <= len(view)
@@ -63,14 +68,14 @@ class Routed(Simulation):
     ) -> None:
         super().__init__(seed, link, mode, **settings)
         self.policy = policy
-        self.relays = [Watched(Relay(policy, 0.0)) for _ in range(2)]
+        self.relays = [Watched(relay_of(policy)) for _ in range(2)]
         self.refused: list[bytes] = []  # by the relay next to who sent it
         self._tidied = 0.0
 
     def restart_relays(self) -> None:
         """They forget everything."""
         for watched in self.relays:
-            watched.relay = Relay(self.policy, self.now)
+            watched.relay = relay_of(self.policy, self.now)
 
     def near(self, name: str) -> Watched:
         """The relay next to a host."""
@@ -78,7 +83,8 @@ class Routed(Simulation):
 
     def _carry(self, host, source, address, data):
         here, there = remote_of(source), remote_of(address)
-        runs = self.near(host.name).through(data, len(data), here, there, self.now)
+        # 1 leads to the host that a relay is next to, 2 to the other relay.
+        runs = self.near(host.name).through(data, len(data), here, there, self.now, 1)
         if not runs:
             self.refused.append(data)
         for run in runs:
@@ -92,7 +98,7 @@ class Routed(Simulation):
                 assert_sound(watched.relay)
         there = remote_of(self.hosts[target].address)
         stride = stride or len(data)
-        for run in self.near(target).through(data, stride, sender, there, self.now):
+        for run in self.near(target).through(data, stride, sender, there, self.now, 2):
             super().inject(target, sender, run, stride, local)
 
     def drops(self) -> dict[RelayDrop, int]:
@@ -144,7 +150,7 @@ class Path:
     watched: Watched = None
     now: float = 100.0
     checked: bool = True  # whether each datagram is followed by assert_sound
-    keys: tuple[Identity, Identity] = field(init=False)
+    keys: tuple[Identity, Identity] = None
     syn: bytes = field(init=False)
     ack: bytes = field(init=False)
     ackack: bytes = field(init=False)
@@ -154,8 +160,9 @@ class Path:
     def __attrs_post_init__(self) -> None:
         random = Random(self.seed).randbytes
         if self.watched is None:
-            self.watched = Watched(Relay(self.policy, 0.0))
-        self.keys = Identity(random(32)), Identity(random(32))
+            self.watched = Watched(relay_of(self.policy))
+        if self.keys is None:
+            self.keys = Identity(random(32)), Identity(random(32))
         one, two = self.keys
         asking = Initiation.begin(one, SUITE_ALPHA, self.ids[0], random, self.now)
         answer = HalfOpen.answer(
@@ -198,6 +205,11 @@ class Path:
     def drops(self) -> dict[RelayDrop, int]:
         return self.watched.drops
 
+    def renewed(self) -> "Path":
+        """The same two hosts, about to make another session."""
+        more = {"seed": self.seed + 1, "ids": (11, 12), "keys": self.keys}
+        return evolve(self, now=self.now + 1, **more)
+
     def introduce(self) -> None:
         """The handshake passes."""
         (syn,), (ack,) = self.to_two(self.syn), self.to_one(self.ack)
@@ -205,23 +217,22 @@ class Path:
         if not self.policy.roots:
             assert (syn, ack) == (self.syn, self.ack)
 
-    def to_two(self, *datagrams, source=None, stride=0) -> list[bytes]:
+    def to_two(self, *datagrams, source=None, to=None, stride=0, link=1) -> list[bytes]:
         """Send datagrams that way; returns those that pass."""
-        return self._send(
-            datagrams, source or self.addresses[0], self.addresses[1], stride
-        )
+        ends = source or self.addresses[0], to or self.addresses[1]
+        return self.send(datagrams, *ends, stride, link)
 
-    def to_one(self, *datagrams, source=None, stride=0) -> list[bytes]:
+    def to_one(self, *datagrams, source=None, to=None, stride=0, link=2) -> list[bytes]:
         """Send datagrams this way; returns those that pass."""
-        return self._send(
-            datagrams, source or self.addresses[1], self.addresses[0], stride
-        )
+        ends = source or self.addresses[1], to or self.addresses[0]
+        return self.send(datagrams, *ends, stride, link)
 
-    def _send(self, datagrams, source, destination, stride):
+    def send(self, datagrams, source, destination, stride=0, link=0) -> list[bytes]:
+        """Let them come in by a link, 1 from one and 2 from two; those that pass."""
         before = len(self.watched.passed)
         for data in datagrams:
             each = stride or len(data)
-            self.watched.through(data, each, source, destination, self.now)
+            self.watched.through(data, each, source, destination, self.now, link)
         if self.checked:
             assert_sound(self.relay)
         return self.watched.passed[before:]

@@ -5,6 +5,7 @@ vm1 --- link 0 --- relay 0 --- link 1 --- relay 1 --- link 2 --- vm2
 
 from collections.abc import Callable
 from heapq import heappush
+from random import Random
 
 from attrs import define, field
 
@@ -84,7 +85,7 @@ class TracedPath(Simulation):
         self.nodes = [
             Node(
                 Identity(self.random.randbytes(32)),
-                Relay(policy, 0.0),
+                Relay(policy, 0.0, Random(0).randbytes),
                 f"192.168.{11 + number}.1",
             )
             for number, policy in enumerate(policies)

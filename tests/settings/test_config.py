@@ -25,7 +25,7 @@ from alpha_trio.settings import (
     parse_peer,
     peer_values,
 )
-from alpha_trio.settings.model import Unseen
+from alpha_trio.settings.model import Consent, Unseen
 
 PSK = "/u3c+6mYh3ZlVEMyIRAP/u3cy7qph2VUQzIhEP/u3cs="
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -51,6 +51,7 @@ fail = "closed"
 ports = [1234, 1235]
 unseen = "drop"
 require_a1 = false
+consent = "address"
 keys = ["{KEY}"]
 s1_rate = 500
 sessions = 10
@@ -123,6 +124,7 @@ def test_everything_a_file_can_say(write):
             ports=(1234, 1235),
             unseen=Unseen.DROP,
             require_a1=False,
+            consent=Consent.ADDRESS,
             keys=(KEY,),
             s1_rate=500.0,
             sessions=10,

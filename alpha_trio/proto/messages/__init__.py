@@ -61,7 +61,9 @@ from alpha_trio.proto.messages.header import (
     first_word,
 )
 from alpha_trio.proto.messages.limits import (
+    FIRST_CHAIN,
     HALF_OPEN_LIFETIME,
+    LATER_CHAIN,
     LEAST_ROOTS,
     MAX_ASSOCIATIONS,
     MAX_DEPTH,
@@ -92,11 +94,13 @@ __all__ = [
     "DATA",
     "DATA_SIZE",
     "DEPTH_MASK",
+    "FIRST_CHAIN",
     "HALF_OPEN_LIFETIME",
     "HEADER",
     "HEADER_SIZE",
     "ID_SIZE",
     "KEY_SIZE",
+    "LATER_CHAIN",
     "LEAST_ROOTS",
     "MAC_SIZE",
     "MAX_ASSOCIATIONS",

@@ -14,6 +14,9 @@ PREVIOUS_LIFETIME = 15.0  # a replaced session may still receive
 
 MIN_RTO = 0.02  # s between a message of a round and its first repetition, at least
 
+# Elements beyond the anchor of the chains of association 0, and of all others.
+FIRST_CHAIN, LATER_CHAIN = 1024, 4096
+
 MAX_ASSOCIATIONS = 64
 """Of one session and direction; more are refused."""
 

@@ -11,17 +11,24 @@ the owners of the keys agreed to them::
     ACK       signature of the responder over it
     ACKACK    signature of the initiator over both: an Introduction
 
-What strangers can ask for is bounded: SYNs by source and in all, and signatures to
-check, which cost 0.1 ms each, likewise.  A repetition of what passed costs nothing and
-passes, REPEATS times.
+A responder's answer need not be the first that comes: who sees a SYN can answer it,
+too, signed by a key of its own.  So several answers to a SYN are known, of which chance
+forgets one for each that comes, and the ACKACK decides.  One whose key is that of the
+other end in a session this relay has verified, as when a session is renewed, has a
+place that others cannot take.
+
+All answers are taken only from where the SYN went (consent.py).  What strangers can ask
+for is bounded (budgets.py), and the cheap questions come first: address, link, ids, and
+whether what passed before is repeated, which may be once each REPEAT_AFTER.
 
 The bytes 12 to 15 of SYN and ACK belong to the relays on the way (the limit of roots,
 see relay.py).  The ends take them for zero when they sign and check, and so do we; and
-so they leave out what of a SYN is for the responder alone: cookie, renewal and MAC.
+so they leave out what of a message is for the other end alone: cookie, renewal, MACs.
 """
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 from attrs import define, field, frozen
@@ -38,18 +45,25 @@ from alpha_trio.proto.messages import (
     parse_syn_untrusted,
 )
 from alpha_trio.proto.primitives import verify_untrusted
-from alpha_trio.proto.rates import TokenBucket, bucket_of
-from alpha_trio.proto.relay.verdict import Refused, RelayDrop
+from alpha_trio.proto.relay.budgets import About, Budgets
+from alpha_trio.proto.relay.consent import (
+    Crossing,
+    Place,
+    RandomBytes,
+    Sides,
+    WrongSide,
+    any_of,
+    place_of,
+)
+from alpha_trio.proto.relay.verdict import Consent, Refused, RelayDrop
+from alpha_trio.proto.relay.watched import Repeats
 
-VARIANTS = 3  # ACKs to a SYN
-SAME_ID = 4  # handshakes at once with the same connection id
-REPEATS = 32  # of an ACK, ACKACK or COOKIE
-COST = 1_500  # bytes of a handshake, estimated
-
-SYN_RATE, SYN_BURST = 2_000.0, 2_000.0  # a second, at once; the same below
-SOURCE_SYN_RATE, SOURCE_SYN_BURST = 500.0, 500.0  # there may be many behind an address
-CHECK_RATE, CHECK_BURST = 1_000.0, 1_000.0  # signatures
-SOURCE_CHECK_RATE, SOURCE_CHECK_BURST = 300.0, 300.0
+ANSWERS = 8  # to one SYN, of strangers
+OWN_ANSWERS = 3  # of the other end, which forgets what it answered after a while
+SAME_ID = 8  # handshakes at once with the same connection id
+SOURCES = 4  # from which one SYN came
+COST = 2_000  # bytes of a handshake, estimated
+ANSWER_COST = 2_000  # of an ACK
 
 
 @frozen
@@ -77,53 +91,39 @@ class Answer:
     asked: Asked
     responder_id: int
     ack: Ack | None  # None: it went another way
-    ackack: bytes = b""  # the right one, once it has passed
-    repeats: int = 0
-
-    def again(self) -> None:
-        """Raises Refused unless one of its messages may pass once more."""
-        if self.repeats >= REPEATS:
-            raise Refused(RelayDrop.REPLAYED)
-        self.repeats += 1
+    own: bool = False  # of the other end in a session that the initiator has
+    said: tuple[int, bytes] | None = None  # suite and signature of the ACKACK
+    acks: Repeats = field(factory=Repeats)
+    ackacks: Repeats = field(factory=Repeats)
+    about: About = field(factory=About)
 
 
 @define(eq=False)
 class Asked:
-    """A SYN that passed, whatever its cookie."""
+    """A SYN that passed, whatever is in it for the responder alone."""
 
     said: bytes  # what is signed of it
     syn: Syn
-    sender_id: int
-    source: Remote
-    destination: Remote
     until: float  # when to forget it
+    sides: Sides = field(factory=Sides)
+    sources: list[Place] = field(factory=list)
     answers: list[Answer] = field(factory=list)
-    cookies: int = 0  # that passed
+    cookies: Repeats = field(factory=Repeats)
+    about: About = field(factory=About)
 
+    @property
+    def memory(self) -> int:
+        """Bytes, estimated."""
+        return COST + ANSWER_COST * len(self.answers)
 
-@define(eq=False)
-class Rates:
-    """How much of something is done, for everybody and for one source address."""
-
-    total: TokenBucket
-    rate: float
-    burst: float
-    sources: dict[str, TokenBucket] = field(factory=dict)
-
-    def take_untrusted(self, source: Remote, now: float) -> None:
-        """Raises Refused beyond the rate.  One source cannot use up what all have."""
-        bucket = bucket_of(self.sources, source, self.rate, self.burst)
-        if not bucket.take(now) or not self.total.take(now):
-            raise Refused(RelayDrop.RATE)
-
-
-def _syn_rates() -> Rates:
-    return Rates(TokenBucket(SYN_RATE, SYN_BURST), SOURCE_SYN_RATE, SOURCE_SYN_BURST)
-
-
-def _check_rates() -> Rates:
-    total = TokenBucket(CHECK_RATE, CHECK_BURST)
-    return Rates(total, SOURCE_CHECK_RATE, SOURCE_CHECK_BURST)
+    def note_source(self, source: Remote, random: RandomBytes) -> None:
+        """Answers may go there."""
+        place = place_of(source)
+        if place in self.sources:
+            self.sources.remove(place)
+        elif len(self.sources) >= SOURCES:
+            del self.sources[any_of(SOURCES, random)]
+        self.sources.append(place)
 
 
 @define(eq=False)
@@ -137,57 +137,68 @@ class Introductions:
     keys: frozenset[bytes]  # that may; empty: all
     lenient: bool
     kept: int  # SYNs that may wait for their ACKACK, the oldest goes
+    consent: Consent
+    random: RandomBytes
+    budgets: Budgets = field(factory=Budgets)
     asked: dict[bytes, Asked] = field(factory=dict)  # by what is signed, in order
+    memory: int = 0  # bytes, estimated
     _by_id: dict[int, list[Asked]] = field(factory=dict)
     _answers: dict[int, list[Answer]] = field(factory=dict)  # by the responder's id
-    _syns: Rates = field(factory=_syn_rates)
-    _checks: Rates = field(factory=_check_rates)
 
-    @property
-    def memory(self) -> int:
-        """Bytes, estimated."""
-        return COST * len(self.asked)
+    # -- SYN and COOKIE ----------------------------------------------------------
 
-    def on_syn_untrusted(
-        self, datagram: bytes, source: Remote, destination: Remote, now: float
-    ) -> None:
+    def on_syn_untrusted(self, datagram: bytes, crossing: Crossing, now: float) -> None:
         """Remember a SYN.  Raises BadPacket if it must not pass."""
         syn = parse_syn_untrusted(datagram)
         self._allow_untrusted(syn.identity)
-        self._syns.take_untrusted(source, now)
+        self.budgets.ask_untrusted(syn.identity, crossing.source, now)
         said = syn.said()
         asked = self.asked.get(said)
         if asked is None:
-            asked = Asked(said, syn, syn.sender_id, source, destination, now)
-            self._remember_untrusted(asked)
-        asked.source, asked.destination = source, destination
+            asked = Asked(said, syn, now)
+            self._remember(asked)
+        asked.sides.add(crossing, self.random)
+        asked.note_source(crossing.source, self.random)
         asked.until = now + HALF_OPEN_LIFETIME
 
     def _allow_untrusted(self, identity: bytes) -> None:
         if self.keys and identity not in self.keys:
             raise Refused(RelayDrop.NOT_ALLOWED)
 
-    def _remember_untrusted(self, asked: Asked) -> None:
-        if len(self._by_id.get(asked.sender_id, ())) >= SAME_ID:
-            raise Refused(RelayDrop.COLLISION)
+    def _remember(self, asked: Asked) -> None:
+        same = self._by_id.get(asked.syn.sender_id, [])
+        if len(same) >= SAME_ID:
+            # Whoever sees an id can choose it, too.
+            self._forget(same[1 + any_of(len(same) - 1, self.random)])
         if len(self.asked) >= self.kept:
             self._forget(next(iter(self.asked.values())))
-        self._by_id.setdefault(asked.sender_id, []).append(asked)
+        self._by_id.setdefault(asked.syn.sender_id, []).append(asked)
         self.asked[asked.said] = asked
+        self.memory += asked.memory
 
-    def on_cookie_untrusted(self, datagram: bytes, destination: Remote) -> None:
-        """Raises BadPacket unless it is for somebody who asked."""
+    def on_cookie_untrusted(
+        self, datagram: bytes, crossing: Crossing, now: float
+    ) -> None:
+        """Raises BadPacket unless it is for somebody who asked, of who was asked."""
         cookie = parse_cookie_untrusted(datagram)
+        destination = place_of(crossing.destination)
         for asked in self._by_id.get(cookie.receiver_id, ()):
-            if asked.syn.nonce == cookie.nonce and asked.source[:2] == destination[:2]:
-                if asked.cookies >= REPEATS:
-                    raise Refused(RelayDrop.REPLAYED)
-                asked.cookies += 1
+            if asked.syn.nonce == cookie.nonce and destination in asked.sources:
+                asked.sides.check_untrusted(crossing, self.consent)
+                self._repeat_untrusted(asked.cookies, datagram, now)
                 return
         raise Refused(RelayDrop.UNSEEN)
 
+    def _repeat_untrusted(self, repeats: Repeats, datagram: bytes, now: float) -> None:
+        digest = _digest(datagram)
+        if not repeats.knows(digest) and not self.budgets.may_vary(now):
+            raise Refused(RelayDrop.REPLAYED)
+        repeats.take_untrusted(digest, now, self.random)
+
+    # -- ACK ---------------------------------------------------------------------
+
     def on_ack_untrusted(
-        self, datagram: bytes, source: Remote, destination: Remote, now: float
+        self, datagram: bytes, crossing: Crossing, now: float
     ) -> Introduction | None:
         """Check an ACK; in lenient mode one without its SYN introduces its sender.
 
@@ -197,45 +208,97 @@ class Introductions:
         self._allow_untrusted(ack.identity)
         # Wherever it goes: who asks several addresses may do so from several.
         known = self._by_id.get(ack.receiver_id, ())
-        for answer in (answer for asked in known for answer in asked.answers):
-            if answer.ack == ack:
-                answer.again()
-                return None
         if not known:
-            return self._lone_ack_untrusted(ack, source, destination, now)
-        for asked in known:
-            self._checks.take_untrusted(source, now)
-            signed = asked.said, ack.unsigned()
-            if _signed(ack.identity, ack.signature, b"ACK", *signed):
-                self._keep_untrusted(Answer(asked, ack.sender_id, ack), now)
+            return self._lone_ack_untrusted(ack, crossing, now)
+        asked_of = self._asked_of_untrusted(known, ack, crossing)
+        for answer in (answer for asked in asked_of for answer in asked.answers):
+            if answer.ack == ack:
+                self._repeat_untrusted(answer.acks, datagram, now)
                 return None
-        raise Refused(RelayDrop.BAD_SIGNATURE)
+        asked = self._signed_ack_untrusted(asked_of, ack, crossing, now)
+        own = self.budgets.are_partners(asked.syn.identity, ack.identity)
+        answer = Answer(asked, ack.sender_id, ack, own)
+        self._keep_untrusted(answer, now)
+        answer.acks.take_untrusted(_digest(datagram), now, self.random)
+        return None
+
+    def _asked_of_untrusted(
+        self, known: list[Asked] | tuple[Asked, ...], ack: Ack, crossing: Crossing
+    ) -> list[Asked]:
+        """The SYNs that an ACK may answer, by all that is cheap to know."""
+        found: list[Asked] = []
+        refusal: WrongSide | None = None
+        for asked in known:
+            try:
+                asked.sides.check_untrusted(crossing, self.consent)
+            except WrongSide as error:
+                if refusal is None or error.same_link:
+                    refusal = error
+                continue
+            if _is_of_another(asked.syn, ack):
+                found.append(asked)
+        if not found:
+            raise refusal or WrongSide()
+        return found
+
+    def _signed_ack_untrusted(
+        self, asked_of: list[Asked], ack: Ack, crossing: Crossing, now: float
+    ) -> Asked:
+        """The SYN that it is signed for."""
+        why, may_check = RelayDrop.BAD_SIGNATURE, self.budgets.may_check
+        for asked in asked_of:
+            keys = asked.syn.identity, ack.identity
+            if not may_check(asked.about, *keys, crossing, now):
+                why = RelayDrop.RATE
+                continue
+            said = asked.said, ack.unsigned()
+            if _signed(ack.identity, ack.signature, b"ACK", *said):
+                return asked
+        raise Refused(why)
 
     def _lone_ack_untrusted(
-        self, ack: Ack, source: Remote, destination: Remote, now: float
+        self, ack: Ack, crossing: Crossing, now: float
     ) -> Introduction:
         if not self.lenient:
             raise Refused(RelayDrop.UNSEEN)
-        self._checks.take_untrusted(source, now)
+        self._look_untrusted(crossing, now)
         ids = ack.receiver_id, ack.sender_id
-        return Introduction(*ids, destination, source, None, ack)
+        ends = crossing.destination, crossing.source
+        return Introduction(*ids, *ends, None, ack)
+
+    def _look_untrusted(self, crossing: Crossing, now: float) -> None:
+        if not self.budgets.may_look(crossing.source, now):
+            raise Refused(RelayDrop.RATE)
 
     def _keep_untrusted(self, answer: Answer, now: float) -> None:
         asked = answer.asked
-        same = self._answers.get(answer.responder_id, [])
-        if len(same) >= SAME_ID:
-            raise Refused(RelayDrop.COLLISION)
-        if len(asked.answers) >= VARIANTS:
-            # The responder forgot it, as it answers anew; or somebody else made it.
-            oldest = asked.answers.pop(0)
-            _remove(self._answers, oldest.responder_id, oldest)
-            same = self._answers.get(answer.responder_id, [])
+        if len(self._answers.get(answer.responder_id, ())) >= SAME_ID:
+            strangers = [a for a in self._answers[answer.responder_id][1:] if not a.own]
+            if not strangers:
+                raise Refused(RelayDrop.COLLISION)
+            self._drop(strangers[any_of(len(strangers), self.random)])
+        alike = [other for other in asked.answers if other.own is answer.own]
+        if answer.own and len(alike) >= OWN_ANSWERS:
+            self._drop(alike[0])
+        elif not answer.own and len(alike) >= ANSWERS:
+            self._drop(alike[1 + any_of(ANSWERS - 1, self.random)])
         asked.until = now + HALF_OPEN_LIFETIME
-        self._answers[answer.responder_id] = [*same, answer]
-        asked.answers.append(answer)
+        self._add(answer)
+
+    def _add(self, answer: Answer) -> None:
+        self._answers.setdefault(answer.responder_id, []).append(answer)
+        answer.asked.answers.append(answer)
+        self.memory += ANSWER_COST
+
+    def _drop(self, answer: Answer) -> None:
+        answer.asked.answers.remove(answer)
+        _remove(self._answers, answer.responder_id, answer)
+        self.memory -= ANSWER_COST
+
+    # -- ACKACK ------------------------------------------------------------------
 
     def on_ackack_untrusted(
-        self, datagram: bytes, source: Remote, destination: Remote, now: float
+        self, datagram: bytes, crossing: Crossing, now: float
     ) -> Introduction | None:
         """Check an ACKACK.  None: a repetition.  Raises BadPacket if it must not pass.
 
@@ -244,35 +307,41 @@ class Introductions:
         """
         ackack = parse_ackack_untrusted(datagram)
         known = self._answers.get(ackack.receiver_id, ())
+        said = ackack.suite, ackack.signature
         for answer in known:
-            if answer.ackack == datagram:
-                answer.again()
+            if answer.said == said:
+                self._repeat_untrusted(answer.ackacks, datagram, now)
                 return None
         if not known:
             number = ackack.receiver_id
-            return self._lone_ackack_untrusted(number, source, destination, now)
+            return self._lone_ackack_untrusted(number, crossing, now)
+        why, ends = RelayDrop.BAD_SIGNATURE, (crossing.source, crossing.destination)
         for answer in known:
-            if answer.ackack or answer.ack is None:
-                continue
-            self._checks.take_untrusted(source, now)
             syn, ack = answer.asked.syn, answer.ack
-            said = answer.asked.said, ack.said()
-            if ackack.suite != syn.suite:
-                continue  # no signature covers it: a copy of the genuine one
-            if _signed(syn.identity, ackack.signature, b"ACKACK", *said):
+            # No signature covers the suite there: a copy of the genuine one.
+            if answer.said or ack is None or ackack.suite != syn.suite:
+                continue
+            keys = syn.identity, ack.identity
+            if not self.budgets.may_check(answer.about, *keys, crossing, now):
+                why = RelayDrop.RATE
+                continue
+            texts = answer.asked.said, ack.said()
+            if _signed(syn.identity, ackack.signature, b"ACKACK", *texts):
                 ids = ack.receiver_id, ack.sender_id
-                return Introduction(*ids, source, destination, syn, ack, answer)
-        raise Refused(RelayDrop.BAD_SIGNATURE)
+                return Introduction(*ids, *ends, syn, ack, answer)
+        raise Refused(why)
 
     def _lone_ackack_untrusted(
-        self, responder_id: int, source: Remote, destination: Remote, now: float
+        self, responder_id: int, crossing: Crossing, now: float
     ) -> Introduction:
         if not self.lenient:
             raise Refused(RelayDrop.UNSEEN)
-        self._checks.take_untrusted(source, now)  # it costs as much
+        self._look_untrusted(crossing, now)
+        source, destination = crossing.source, crossing.destination
         for asked in reversed(self.asked.values()):
-            ends = asked.source[:2], asked.destination[:2]
-            if ends == (source[:2], destination[:2]) and not asked.answers:
+            if asked.answers or place_of(source) not in asked.sources:
+                continue
+            if asked.sides.went_to(destination):
                 answer, syn = Answer(asked, responder_id, None), asked.syn
                 ids = syn.sender_id, responder_id
                 return Introduction(*ids, source, destination, syn, None, answer)
@@ -286,11 +355,14 @@ class Introductions:
         answer = introduction.answer
         if answer is None:
             return
-        answer.ackack = ackack
+        said = parse_ackack_untrusted(ackack)
+        answer.said = said.suite, said.signature
+        answer.ackacks.take_untrusted(_digest(ackack), now, self.random)
         answer.asked.until = now + HALF_OPEN_LIFETIME
         if answer.ack is None:
-            self._answers.setdefault(answer.responder_id, []).append(answer)
-            answer.asked.answers.append(answer)
+            self._add(answer)
+
+    # -- time --------------------------------------------------------------------
 
     def forget_old(self, now: float) -> None:
         """Forget handshakes that came to nothing, and those that are long over."""
@@ -298,8 +370,9 @@ class Introductions:
             self._forget(asked)
 
     def _forget(self, asked: Asked) -> None:
+        self.memory -= asked.memory
         del self.asked[asked.said]
-        _remove(self._by_id, asked.sender_id, asked)
+        _remove(self._by_id, asked.syn.sender_id, asked)
         for answer in asked.answers:
             _remove(self._answers, answer.responder_id, answer)
 
@@ -308,6 +381,21 @@ def _remove(lists: dict[int, list[Any]], key: int, value: object) -> None:
     lists[key].remove(value)
     if not lists[key]:
         del lists[key]
+
+
+def _is_of_another(syn: Syn, ack: Ack) -> bool:
+    """Whether an end would take the answer: not with its own key, nonce or chains."""
+    anchors = {syn.signatures, syn.acknowledgments}
+    return (
+        syn.suite == ack.suite
+        and syn.identity != ack.identity
+        and syn.nonce != ack.nonce
+        and anchors.isdisjoint((ack.signatures, ack.acknowledgments))
+    )
+
+
+def _digest(datagram: bytes) -> bytes:
+    return sha256(datagram).digest()[:16]
 
 
 def _signed(identity: bytes, signature: bytes, label: bytes, *said: bytes) -> bool:

@@ -12,10 +12,14 @@ one field: with a limit of roots it lowers the number in bytes 12 and 13 of pass
 and ACKs, which says how many roots an S1 may carry.  They are not signed; who alters
 them can make rounds small, or have their S1 dropped here, and no more.
 
+An answer is taken only from where its question went, and a packet goes on only to where
+its answer came from: else who is alone on one side could play both ends (consent.py).
+
 A datagram is found by the connection id in it.  Two hosts may have chosen the same, and
 somebody may do so on purpose; so an id leads to a few sessions, and the one for whose
-chains the datagram is right takes it.  None of them is disturbed by the others, and a
-new one is refused when there are SAME_ID already.
+chains the datagram is right takes it.  None of them is disturbed by the others.  A new
+one is refused when there are SAME_ID already, unless one of these, but the first, never
+came to a packet: that one goes.
 
 A handshake is signed, but nothing in it is a time: who recorded all of a session could
 play it again.  So handshakes that were seen through are remembered beyond their
@@ -29,6 +33,7 @@ it can be verified, unless the policy is to let pass what is unseen.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
 from itertools import chain
 from struct import Struct
 
@@ -50,10 +55,12 @@ from alpha_trio.proto.messages import (
     Syn,
     first_word,
 )
-from alpha_trio.proto.rates import TokenBucket
+from alpha_trio.proto.rates import TokenBucket, network_of
+from alpha_trio.proto.relay.consent import Crossing, RandomBytes, WrongSide, any_of
+from alpha_trio.proto.relay.crowd import Crowd
 from alpha_trio.proto.relay.introduction import (
+    ANSWER_COST,
     COST,
-    SAME_ID,
     Introduction,
     Introductions,
 )
@@ -84,6 +91,9 @@ REPORTS_KEPT = 32  # to be made and sent
 BURST = 0.1  # s of the rate of S1s that may come at once
 LEAST_BURST = 64.0  # S1s: as many as there may be associations
 
+SAME_ID = 4  # sessions with the same connection id
+ROOM = 16  # the part of the memory that is freed at once when it is full
+
 HANDSHAKE_COST = 150
 
 _LIMIT, _LIMIT_AT = Struct("!H"), 12
@@ -95,8 +105,7 @@ class Run:
 
     view: memoryview
     stride: int
-    source: Remote
-    destination: Remote
+    crossing: Crossing
     now: float
     ranges: list[tuple[int, int]] = field(factory=list)
 
@@ -115,30 +124,34 @@ class Relay:
 
     policy: RelayPolicy
     started: float  # s, on the clock of ``now``
+    random: RandomBytes  # that nobody can foretell
     counters: RelayCounters = field(factory=RelayCounters)
     events: list[RelayEvent] = field(factory=list)  # for the caller to take
     traced: list[Traced] = field(factory=list)  # likewise, and to answer
     _handshakes: Introductions = field(init=False)
     _ends: dict[int, tuple[End, ...]] = field(factory=dict)  # by connection id
-    _rows: tuple[dict[Session, None], dict[Session, None]] = field(init=False)
-    """Sessions, unverified and verified, in about the order they were heard of."""
+    _crowds: tuple[Crowd, Crowd] = field(init=False)  # unverified and verified sessions
     _known: dict[bytes, None] = field(factory=dict)  # nonces of responders
     _paired: dict[tuple[Remote, Remote], float] = field(factory=dict)
-    """When a handshake between two addresses was verified, for the first minutes."""
+    """When a packet of a verified session first passed between two addresses, for the
+    first minutes."""
     _stray: Tally = field(factory=Tally)  # what belongs to no session
     _controls: list[bytes] = field(factory=list)  # of the witness that was just asked
     _held: int = 0  # bytes of all sessions, estimated
-    _traces: PassingTraces = field(factory=PassingTraces)
+    _traces: PassingTraces = field(init=False)
     _reports: TokenBucket = field(
         factory=lambda: TokenBucket(REPORTS_RATE, REPORTS_BURST)
     )
 
     def __attrs_post_init__(self) -> None:
-        self._rows = {}, {}
         policy = self.policy
+        self._crowds = Crowd(), Crowd()
+        self._traces = PassingTraces(policy.consent, self.random)
         # No flood of handshakes may take the place of the sessions.
-        kept = min(HANDSHAKES_WAITING, policy.memory // 4 // COST)
-        self._handshakes = Introductions(policy.keys, not policy.require_a1, kept)
+        kept = min(HANDSHAKES_WAITING, policy.memory // 4 // (COST + ANSWER_COST))
+        self._handshakes = Introductions(
+            policy.keys, not policy.require_a1, kept, policy.consent, self.random
+        )
 
     @property
     def memory(self) -> int:
@@ -160,15 +173,17 @@ class Relay:
         source: Remote,
         destination: Remote,
         now: float,
+        interface: int = 0,
     ) -> list[tuple[int, int]]:
         """Which bytes of ``view`` go on to ``destination``.
 
         ``view`` holds datagrams of one UDP flow, ``stride`` bytes apart, of which the
         last may be shorter.  It is borrowed, and must be writable for the limit of
-        roots.  Returns ranges of bytes in order, none of them next to another, each of
+        roots.  ``interface`` is the index of the link it came in by; 0: not known.
+        Returns ranges of bytes in order, none of them next to another, each of
         whole datagrams; all others are dropped and counted.
         """
-        run = Run(view, stride, source, destination, now)
+        run = Run(view, stride, Crossing(source, destination, interface), now)
         at, end = 0, len(view)
         if not end:  # that is a datagram, too
             self._drop(run, self._stray, None, RelayDrop.MALFORMED, 1)
@@ -177,6 +192,7 @@ class Relay:
             try:
                 size = self._pass_untrusted(run, at, size)
             except BadPacket as error:
+                self._note(error)
                 self._drop(run, self._stray, None, reason_of(error), 1)
             at += size
         return run.ranges
@@ -205,7 +221,7 @@ class Relay:
         self, run: Run, at: int, size: int, kind: int, ends: tuple[End, ...]
     ) -> int:
         if len(ends) > 1:  # cold path
-            there = run.destination[:2]
+            there = run.crossing.destination[:2]
             ends = tuple(sorted(ends, key=lambda end: end.address[:2] != there))
         refusal: BadPacket | None = None
         for end in ends:
@@ -219,6 +235,7 @@ class Relay:
             self._make_room()
             return size
         assert refusal is not None
+        self._note(refusal)
         if kind == Kind.S2:
             self._drop_s2s(run, ends[0], reason_of(refusal), 1)
         else:
@@ -235,37 +252,52 @@ class Relay:
         # hot path
         witness, session = end.incoming, end.session
         stride, before = run.stride, end.tally.packets
-        size, passed, forged, replayed = witness.on_s2_untrusted(run.view[at:], stride)
+        size, passed, forged, replayed = witness.on_s2_untrusted(
+            run.view[at:], stride, run.crossing.destination, run.now
+        )
         for start, until in passed:
             self._forward(run, at + start, at + until, end.tally)
         if passed:
             session.heard = run.now
+            if not session.proven:
+                self._prove(session, run)
             end.tally.s2s += end.tally.packets - before
         if forged:
             self._drop_s2s(run, end, RelayDrop.FORGED, forged)
         if replayed:
             self._drop_s2s(run, end, RelayDrop.REPLAYED, replayed)
         while self._controls:
-            self._on_control(end, self._controls.pop(), run.now)
+            self._on_control(end, self._controls.pop(), run)
         return size
+
+    def _prove(self, session: Session, run: Run) -> None:
+        """Both ends agreed to a packet: what the two had before ends soon.
+
+        A handshake alone says nothing of that: anybody can make one.
+        """
+        session.proven, room = True, len(self._paired) < HANDSHAKES_KEPT
+        if session.verified and run.now - self.started <= REFUSE_AFTER and room:
+            pair = _pair(run.crossing.source, run.crossing.destination)
+            self._paired.setdefault(pair, run.now)
 
     def _on_message_untrusted(
         self, run: Run, at: int, size: int, kind: int, end: End
     ) -> None:
         datagram, now = bytes(run.view[at : at + size]), run.now
+        crossing = run.crossing
         if kind == Kind.S1:
-            new = end.incoming.on_s1_untrusted(datagram, now)
+            new = end.incoming.on_s1_untrusted(datagram, crossing, now)
         elif kind == Kind.A1:
-            new = end.outgoing.on_a1_untrusted(datagram, now)
+            new = end.outgoing.on_a1_untrusted(datagram, crossing, now)
         else:
-            new = end.outgoing.on_a2_untrusted(datagram, now)
+            new = end.outgoing.on_a2_untrusted(datagram, crossing, now)
         if new:
             end.session.heard = now
             # Only what is new tells where they are: the rest may be a copy.
-            end.address, end.other.address = run.destination, run.source
+            end.address, end.other.address = crossing.destination, crossing.source
         self._forward(run, at, at + size, end.tally)
 
-    def _on_control(self, end: End, body: bytes, now: float) -> None:
+    def _on_control(self, end: End, body: bytes, run: Run) -> None:
         """Follow a verified control round.  The ends judge what it asks for."""
         size = CONTROL_MESSAGE.size
         for at in range(0, len(body) - len(body) % size, size):
@@ -279,16 +311,17 @@ class Relay:
             elif what == Control.CLOSE:
                 end.incoming.close(number)
             elif what == Control.TRACE:
-                self._on_trace(end, anchor, now)
+                self._on_trace(end, anchor, run)
 
-    def _on_trace(self, end: End, nonce: bytes, now: float) -> None:
+    def _on_trace(self, end: End, nonce: bytes, run: Run) -> None:
         """Answers to it may pass, and one of them may be ours."""
+        now = run.now
         if end.traces is None:
             end.traces = report_rate()
         if not end.traces.take(now):
             return
         asking = end.other
-        self._traces.add(asking.id, nonce, now)
+        self._traces.add(asking.id, nonce, end.key, run.crossing, now)
         room = self.policy.trace and len(self.traced) < REPORTS_KEPT
         if room and self._reports.take(now):
             counts = end.tally.counts, asking.tally.counts
@@ -299,7 +332,10 @@ class Relay:
             self._on_unseen_untrusted(run, at, size)
             return
         try:
-            self._traces.take_untrusted(run.view[at : at + size], run.now)
+            datagram = run.view[at : at + size]
+            self._traces.take_untrusted(datagram, run.crossing, run.now)
+        except Refused:
+            raise
         except BadPacket:
             raise Refused(RelayDrop.BAD_REPORT) from None
         self._forward(run, at, at + size, self._stray)
@@ -322,7 +358,8 @@ class Relay:
         if run.now - self.started > REFUSE_AFTER:
             return False  # whatever is alive has made a handshake since
         # The session before the verified one may still have something under way.
-        since = self._paired.get(_pair(run.source, run.destination), run.now)
+        ends = run.crossing.source, run.crossing.destination
+        since = self._paired.get(_pair(*ends), run.now)
         return run.now - since <= PREVIOUS_LIFETIME
 
     def _let_unverified(self, run: Run, at: int, size: int) -> None:
@@ -336,6 +373,10 @@ class Relay:
         self.counters.forwarded_packets += count
         self.counters.forwarded_bytes += end - start
 
+    def _note(self, error: BadPacket) -> None:
+        if isinstance(error, WrongSide):
+            self.counters.same_link += error.same_link
+
     def _drop(
         self,
         run: Run,
@@ -347,7 +388,7 @@ class Relay:
         self.counters.drops[reason] = self.counters.drops.get(reason, 0) + count
         tell = tally.drop(reason, count, run.now)
         if tell and session is None:
-            ends = run.source, run.destination
+            ends = run.crossing.source, run.crossing.destination
             self._add(
                 RelayEvent(RelayEventKind.DROPPED, *ends, (None, None), reason, tell)
             )
@@ -381,16 +422,16 @@ class Relay:
 
     def _on_handshake_untrusted(self, run: Run, at: int, size: int, kind: int) -> None:
         datagram, introduction = bytes(run.view[at : at + size]), None
-        ends, known = (run.source, run.destination), self._handshakes
+        known, crossing, now = self._handshakes, run.crossing, run.now
         try:
             if kind == Kind.SYN:
-                known.on_syn_untrusted(datagram, *ends, run.now)
+                known.on_syn_untrusted(datagram, crossing, now)
             elif kind == Kind.ACK:
-                introduction = known.on_ack_untrusted(datagram, *ends, run.now)
+                introduction = known.on_ack_untrusted(datagram, crossing, now)
             elif kind == Kind.ACKACK:
-                introduction = known.on_ackack_untrusted(datagram, *ends, run.now)
+                introduction = known.on_ackack_untrusted(datagram, crossing, now)
             elif kind == Kind.COOKIE:
-                known.on_cookie_untrusted(datagram, run.destination)
+                known.on_cookie_untrusted(datagram, crossing, now)
             else:
                 raise Refused(RelayDrop.MALFORMED)
         except Refused as refused:
@@ -401,8 +442,8 @@ class Relay:
         except BadPacket:
             raise Refused(RelayDrop.MALFORMED) from None
         if introduction is not None:
-            self._establish_untrusted(introduction, run.now)
-            known.confirm(introduction, datagram, run.now)
+            self._establish_untrusted(introduction, now)
+            known.confirm(introduction, datagram, now)
         if kind in (Kind.SYN, Kind.ACK):
             self._announce(run.view, at)
         self._forward(run, at, at + size, self._stray)
@@ -426,17 +467,30 @@ class Relay:
         here = self._ends.get(ids[0], ())
         if ack is not None and any(e.incoming.sender_nonce == ack.nonce for e in here):
             return  # of a handshake whose other half goes another way, once more
-        if any(len(self._ends.get(each, ())) >= SAME_ID for each in ids):
-            raise Refused(RelayDrop.COLLISION)
+        for each in ids:
+            self._free_untrusted(each)
         session = self._session_of(introduction, now)
-        if introduction.verified and ack is not None:
-            self._remember(ack.nonce, introduction, now)
+        one, other = (end.key for end in session.ends)
+        if one is not None and other is not None:
+            assert ack is not None
+            self._remember(ack.nonce)
+            self._handshakes.budgets.know(one, other)
             self._tell(RelayEventKind.VERIFIED, session)
         for end in session.ends:
             self._ends[end.id] = (*self._ends.get(end.id, ()), end)
-        self._rows[session.verified][session] = None
+        self._crowds[session.verified].add(session)
         self._held += session.memory
         self._make_room()
+
+    def _free_untrusted(self, number: int) -> None:
+        """Raises Refused if there is no place for one more session with this id."""
+        here = self._ends.get(number, ())
+        if len(here) < SAME_ID:
+            return
+        unproven = [end.session for end in here[1:] if not end.session.proven]
+        if not unproven:
+            raise Refused(RelayDrop.COLLISION)
+        self._forget(unproven[any_of(len(unproven), self.random)])
 
     def _session_of(self, introduction: Introduction, now: float) -> Session:
         syn, ack, meter = introduction.syn, introduction.ack, Meter()
@@ -457,8 +511,9 @@ class Relay:
             to_responder,
             to_initiator,
         )
-        verified = introduction.verified
-        session = Session(initiator, responder, verified, now, now, now, meter)
+        verified, network = introduction.verified, network_of(introduction.initiator[0])
+        times = now, now, now
+        session = Session(initiator, responder, verified, *times, meter, network)
         initiator.session = responder.session = session
         return session
 
@@ -480,60 +535,67 @@ class Relay:
             TokenBucket(rate, max(LEAST_BURST, rate * BURST)),
             meter,
             self._controls,
+            self.random,
+            self.policy.consent,
         )
         signatures = sender.signatures if sender else None
         witness.add(0, signatures, receiver.acknowledgments if receiver else None)
         return witness
 
-    def _remember(self, nonce: bytes, introduction: Introduction, now: float) -> None:
-        """This handshake has been, and what these two had before ends soon."""
+    def _remember(self, nonce: bytes) -> None:
+        """This handshake has been."""
         room = min(HANDSHAKES_KEPT, self.policy.memory // 8 // HANDSHAKE_COST)
         if len(self._known) >= room:
             del self._known[next(iter(self._known))]
         self._known[nonce] = None
-        if now - self.started <= REFUSE_AFTER and len(self._paired) < HANDSHAKES_KEPT:
-            pair = _pair(introduction.initiator, introduction.responder)
-            self._paired.setdefault(pair, now)
 
     # -- the end of sessions -----------------------------------------------------------
 
     @property
     def _count(self) -> int:
-        unverified, verified = self._rows
-        return len(unverified) + len(verified)
+        return sum(crowd.count for crowd in self._crowds)
 
     def _make_room(self) -> None:
-        policy = self.policy
-        while self._count > policy.sessions:
-            self._evict(0.0)
-        while self._count and self.memory > policy.memory:
-            self._evict(self._held / self._count)
+        while self._count > self.policy.sessions:
+            self._evict(self._crowd.largest().idlest(0.0))
+        if self._count and self.memory > self.policy.memory:
+            self._shed(self.policy.memory - self.policy.memory // ROOM)
 
-    def _evict(self, least: float) -> None:
-        """Forget the session that was idle longest, an unverified one first.
+    @property
+    def _crowd(self) -> Crowd:
+        """Those that make room first: sessions that could not be verified."""
+        unverified, verified = self._crowds
+        return unverified if unverified.count else verified
 
-        Of those that hold more than ``least`` bytes, if there are any: where memory is
-        short, a few that take much must not drive out the many that are quiet.
+    def _shed(self, limit: int) -> None:
+        """Forget sessions until there is room again.
+
+        Of the network that holds most the one that is idle longest of those that hold
+        more than the average: a few that take much must not drive out the many that are
+        quiet.  All networks are weighed at once, so not for each session.
         """
-        row = self._rows[0] or self._rows[1]
-        session = self._idlest(row, least)
+        while self._count and self.memory > limit:
+            crowd = self._crowd
+            heap = [(-n.weigh(), at, n) for at, n in enumerate(crowd.networks.values())]
+            heapify(heap)
+            while heap and self.memory > limit:
+                _, at, network = heappop(heap)
+                session = network.idlest(self._held / self._count)
+                network.held -= session.memory
+                self._evict(session)
+                if network.row:
+                    heappush(heap, (-network.held, at, network))
+
+    def _evict(self, session: Session) -> None:
         self.counters.evicted += 1
         self._tell(RelayEventKind.EVICTED, session)
         self._forget(session)
 
-    def _idlest(self, row: dict[Session, None], least: float) -> Session:
-        """Who was heard of since he got his place in the row gets one at its end."""
-        for session in (*row, *row):
-            if session.heard != session.placed:
-                del row[session]
-                session.placed = session.heard
-                row[session] = None
-            elif session.memory > least:
-                return session
-        return next(iter(row))
-
     def _forget(self, session: Session) -> None:
-        del self._rows[session.verified][session]
+        self._crowds[session.verified].remove(session)
+        one, other = (end.key for end in session.ends)
+        if one is not None and other is not None:
+            self._handshakes.budgets.forget(one, other)
         self._held -= session.memory
         for end in session.ends:
             left = tuple(other for other in self._ends[end.id] if other is not end)
@@ -553,8 +615,9 @@ class Relay:
             self._paired.clear()
 
     def _all(self) -> Iterator[Session]:
-        unverified, verified = self._rows
-        return chain(verified, unverified)
+        unverified, verified = self._crowds
+        networks = chain(verified.networks.values(), unverified.networks.values())
+        return chain.from_iterable(network.row for network in networks)
 
     # -- for the control plane -------------------------------------------------------
 

@@ -17,7 +17,7 @@ from alpha_trio.proto.traces import Counts
 EVENT_EVERY = 1.0  # s between two events about one kind of drop in one session
 
 # Estimates of memory, in bytes.
-SESSION_COST = 2_300
+SESSION_COST = 2_900
 
 
 @define(eq=False)
@@ -97,6 +97,8 @@ class Session:
     heard: float  # something new and authentic
     placed: float  # what ``heard`` was when it last got its place in the row
     meter: Meter
+    network: str  # of who began it
+    proven: bool = False  # a packet has passed that both ends agreed to
 
     @property
     def ends(self) -> tuple[End, End]:

@@ -25,6 +25,15 @@ class Unseen(StrEnum):
     handshake of theirs was verified."""
 
 
+class Consent(StrEnum):
+    """From where an answer has to come, to be one."""
+
+    LINK = "link"
+    """From the address its question went to, and by another link than that came by."""
+    ADDRESS = "address"  # from the address, by whatever link
+    ANY = "any"  # from anywhere
+
+
 @frozen
 class RelayPolicy:
     """How strict a relay is, and how much it may spend."""
@@ -41,6 +50,7 @@ class RelayPolicy:
     """Likewise, of those that hold more than the average."""
     roots: int = 0  # most roots of an S1, announced in passing handshakes; 0: no limit
     trace: bool = False  # whether to answer the traces of ends whose session passes
+    consent: Consent = Consent.LINK
 
 
 class RelayDrop(StrEnum):
@@ -52,6 +62,7 @@ class RelayDrop(StrEnum):
     PLAIN = "plain"  # DATA: nothing in it can be verified
     NOT_ALLOWED = "not-allowed"  # a handshake of a key that is not listed
     BAD_SIGNATURE = "bad-signature"  # a handshake message that its key did not sign
+    WRONG_SIDE = "wrong-side"  # an answer, or a packet, of who was not asked
     RATE = "rate"  # more handshakes than are looked at
     COLLISION = "collision"  # too many sessions with one connection id
     BAD_ROUND = "bad-round"  # S1, A1 or A2 that fits no round
@@ -84,6 +95,7 @@ class RelayCounters:
     forwarded_bytes: int = 0
     unverified_packets: int = 0  # of the forwarded, those that only the policy let pass
     drops: dict[RelayDrop, int] = Factory(dict)
+    same_link: int = 0  # answers from the right address, but by their question's link
     evicted: int = 0  # sessions forgotten to make room
     untold: int = 0  # events lost because nobody took them
 

@@ -4,44 +4,93 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from alpha_trio.proto.messages import (
-    MIN_RTO,
-    RELIABLE,
-)
+from alpha_trio.proto.messages import FIRST_CHAIN, LATER_CHAIN, MIN_RTO, RELIABLE
 from alpha_trio.proto.primitives import (
     ChainVerifier,
     Checker,
 )
+from alpha_trio.proto.relay.consent import RandomBytes, Sides, any_of
 from alpha_trio.proto.relay.verdict import Refused, RelayDrop
 
 REPEAT_AFTER = MIN_RTO / 2  # s; half, as a repetition may have travelled faster
+REPEAT_FOR = 60.0  # s in which anything of a round may be repeated; ends give up before
 
-REPEATS = 100  # of an S1 or A1: more than fit into the life of a round
+VARIANTS = 8
+"""Of one message, known at a time: what may differ in it is what we cannot check."""
 
-S2_REPEATS = 64  # of a packet in a reliable round
+
+@define(eq=False)
+class Repeats:
+    """Copies of one message, the same but for bytes that a relay cannot check.
+
+    Each that is known may pass once more REPEAT_AFTER later, however often that was.
+    So copies of the genuine one do its work, and never use up what it needs; altered
+    ones take its place at most if they came before it, and then chance gives it one.
+    """
+
+    _last: dict[bytes, float] = field(factory=dict)  # when it passed, by digest
+
+    def knows(self, digest: bytes) -> bool:
+        """Whether exactly this has passed."""
+        return digest in self._last
+
+    def take_untrusted(self, digest: bytes, now: float, random: RandomBytes) -> None:
+        """Let it pass.  Raises Refused if it has only just passed."""
+        last = self._last.get(digest)
+        if last is not None and now - last < REPEAT_AFTER:
+            raise Refused(RelayDrop.REPLAYED)
+        if last is None and len(self._last) >= VARIANTS:
+            others = list(self._last)[1:]
+            del self._last[others[any_of(len(others), random)]]
+        self._last[digest] = now
+
+
+_OF_NOTHING = Repeats()  # of rounds that are over, in which it is not asked any more
 
 
 @define(eq=False)
 class Said:
-    """An S1 or A1 that passed: what it said, and how often."""
+    """What an S1 or A1 that passed says."""
 
     digest: bytes  # of the message without its tag
-    first: float
     shape: int
     packets: int
     roots: list[bytes]  # of an A1: that of the acknowledgment tree
-    last: float = field(init=False)
-    times: int = 1
+    s1: Said | None = None  # of an A1: what it agrees to
+    agreed: bool = False  # of an S1: whether an A1 does
 
-    def __attrs_post_init__(self) -> None:
-        self.last = self.first
 
-    def again(self, now: float) -> None:
-        """Raises Refused unless it may pass once more."""
-        if now - self.last < REPEAT_AFTER or self.times >= REPEATS:
-            raise Refused(RelayDrop.REPLAYED)
-        self.last = now
-        self.times += 1
+@define(eq=False)
+class Opened:
+    """The packets of a round, by the S1s of one shape that were agreed to.
+
+    The shape is in no root: an S1 in which it was altered fits the genuine packets,
+    once it is altered in these.  So what passes of one takes nothing from another.
+    """
+
+    shape: int
+    prefix: bytes  # what its S2s begin with
+    checker: Checker | None  # as long as some packet may pass
+    others: tuple[Checker, ...]  # for S1s that were agreed to as well
+    packets: int  # at most
+    least: int  # bytes of a packet
+    seen: int = 0  # bit i: packet i passed
+    repeats: dict[int, float] | None = None  # by packet, when it passed again
+
+    def repeat(self, packet: int, now: float) -> bool:
+        """Whether a packet that passed may pass once more."""
+        if not self.shape & RELIABLE:
+            return False
+        if self.repeats is None:
+            self.repeats = {}
+        if now - self.repeats.get(packet, now - REPEAT_AFTER) < REPEAT_AFTER:
+            return False
+        self.repeats[packet] = now
+        return True
+
+    def finish(self) -> None:
+        """Nothing of it may pass any more."""
+        self.checker, self.others = None, ()
 
 
 @define(eq=False)
@@ -50,40 +99,36 @@ class WatchedRound:
 
     number: int
     element: bytes  # of its S1
-    s1s: tuple[Said, ...]  # the first and one other; after the A1 the one that counts
-    a1s: tuple[Said, ...] = ()
-    prefix: bytes = b""  # what its S2s begin with, once the key is known
-    checker: Checker | None = None  # as long as some packet may pass
-    seen: int = 0  # bit i: packet i passed
-    repeats: dict[int, int] | None = None  # by packet
+    begun: float  # s
+    sides: Sides  # where its S1 went
+    s1s: tuple[Said, ...]  # the first and some others, until an A1 came
+    s1_repeats: Repeats = field(factory=Repeats)
+    a1s: tuple[Said, ...] = ()  # the first and some others
+    a1_repeats: Repeats = field(factory=Repeats)
+    a2_repeats: Repeats | None = None
+    answered: bool = False  # an A1 passed
+    key: bytes = b""  # of its S2s, once that is known
+    opened: tuple[Opened, ...] = ()  # from then on, one for each shape agreed to
     ack_key: bytes = b""  # of its A2, once that is known
     acked: int = 0  # bit i: a verdict on packet i passed
-    a2_repeats: int = 0
     weight: int = 0  # bytes, estimated
-
-    @property
-    def counted(self) -> Said:
-        """The S1 that counts, as far as is known."""
-        return self.s1s[0]
 
     @property
     def finished(self) -> bool:
         """Whether all of it has passed, and nothing may pass again."""
-        return self.checker is None and self.prefix != b""
+        return self.key != b"" and all(each.checker is None for each in self.opened)
 
-    def repeat(self, packet: int) -> bool:
-        """Whether a packet that passed may pass once more."""
-        if self.finished or not self.counted.shape & RELIABLE:
-            return False
-        if self.repeats is None:
-            self.repeats = {}
-        times = self.repeats[packet] = self.repeats.get(packet, 0) + 1
-        return times <= S2_REPEATS
+    def of_shape(self, shape: int) -> Opened | None:
+        """What may pass of this shape, once the key is known."""
+        for each in self.opened:
+            if each.shape == shape:
+                return each
+        return None
 
     def finish(self) -> None:
         """Nothing may pass any more; what is left tells repetitions by their key."""
-        self.s1s = self.a1s = ()
-        self.checker, self.element = None, b""
+        self.a1s, self.element = (), b""
+        self.s1_repeats = self.a1_repeats = _OF_NOTHING
 
 
 @define(eq=False)
@@ -95,6 +140,11 @@ class WatchedAssociation:
     acks: ChainVerifier | None  # None: no ACCEPT passed yet
     current: WatchedRound | None = None
     previous: WatchedRound | None = None
+
+    @property
+    def length(self) -> int:
+        """Elements of its chains, beyond the anchor."""
+        return LATER_CHAIN if self.number else FIRST_CHAIN
 
     def round(self, number: int) -> WatchedRound | None:
         """The round with that number, if its S1 passed not long ago."""

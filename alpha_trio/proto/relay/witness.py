@@ -7,28 +7,32 @@ check; so of these messages a relay can be sure of some bytes, and of others not
 
 * Of an S1 it knows that the element is the sender's, and that the round is the one the
   element belongs to.  Shape, counts and roots could have been changed on the way: the
-  key that binds the roots to the packets is not known yet.  If the first S1 to come
-  were the only one to count, one altered S1 would kill its round.  So the first is
-  kept, and one other that comes REPEAT_AFTER later, as a repetition does; what an
-  attacker sends at once cannot take that place.  The A1 says which of them counts: it
-  bears the digest of the S1 that the receiver, who checked the tag, has frozen, and an
-  element of the receiver's chain which nobody else can know.  Forged roots so never
-  become roots that count: there is no A1 for them.  Who can alter every repetition as
-  well can stop the round, as he could by dropping it.
-* Of an A1 it knows everything but the tag, and in a reliable round the root of the
-  acknowledgment tree.  There, again, the first and one later root are kept, and the A2
-  that opens one of them decides.
+  key that binds the roots to the packets is not known yet.  So of the S1s of a round
+  the first is kept, and some others of which chance forgets one for each that comes
+  (VARIANTS, VERSIONS_COST), until an A1 has passed: it bears the digest of the S1 that
+  the receiver, who checked the tag, has frozen, and an element of the receiver's chain.
+* Of an A1 it knows everything but the tag, if nobody who saw the element on its way
+  here was faster.  So an A1 may be made up for an S1 that is, and neither decides yet:
+  all S1s that some A1 agrees to stay, and an S2 passes if it fits one of them.  There
+  the key is in each root: a root that was made up before the key was public fits
+  nothing, and after the first A1 no S1 is taken any more.  In a reliable round the A2
+  that opens the root of one A1 decides likewise.
 * Of an S2 it knows every byte: the head is compared, branch and packet are hashed.
 * Of an A2 it knows everything but the tag.
 
-After the A1 no other S1 counts, and the sender discloses its key only after the A1.
-So when the key is public, what it signs has long been frozen here: there is nothing
-left to forge, and each packet passes once.
+The condition is that nobody learns the key before the genuine S1 and A1 have been here:
+the sender discloses it when it has the A1, so that this holds wherever an A1 has no way
+past the relay.  Then, when the key is public, what it signs has long been frozen here:
+there is nothing left to forge, and each packet passes once.
 
-Who repeats what passed before is told from who lost it by number and time only: a
-repetition of S1 or A1 may pass every REPEAT_AFTER seconds and REPEATS times, as long as
-the round's key is not out, and an S2 of a reliable round S2_REPEATS times, even if its
-A2 has passed: that may have been lost behind us.
+All this is taken only from where the question went (consent.py): an A1 or A2 from where
+its S1 did, and an S2 only to where an A1 came from since its round began.
+
+Who repeats what passed before is told from who lost it by time only: the same S1 or A1
+may pass every REPEAT_AFTER seconds as long as the round's key is not out, and so may an
+S2 of a reliable round and an A2, which may have been lost behind us.  Copies that
+differ in the tag are told from those of the first to come (watched.Repeats), and in all
+no more of them than ``spare`` has.
 
 Lenient (``strict`` false) is for routes on which the directions part, so that only S1
 and S2, or only A1 and A2, pass here.  Then an S2 has to fit the first S1 of its round,
@@ -40,9 +44,11 @@ only the element is checked.
 from __future__ import annotations
 
 from hashlib import sha256
+from math import inf
 
 from attrs import define, field
 
+from alpha_trio.proto.batch import Remote
 from alpha_trio.proto.messages import (
     A1,
     A1_SIZE,
@@ -74,16 +80,30 @@ from alpha_trio.proto.primitives import (
     verdicts_untrusted,
 )
 from alpha_trio.proto.rates import TokenBucket
-from alpha_trio.proto.relay.verdict import Refused, RelayDrop
+from alpha_trio.proto.relay.consent import (
+    Crossing,
+    Place,
+    RandomBytes,
+    Sides,
+    WrongSide,
+    any_of,
+    place_of,
+)
+from alpha_trio.proto.relay.verdict import Consent, Refused, RelayDrop
 from alpha_trio.proto.relay.watched import (
-    REPEAT_AFTER,
+    REPEAT_FOR,
+    VARIANTS,
     Meter,
+    Opened,
+    Repeats,
     Said,
     WatchedAssociation,
     WatchedRound,
 )
 
-A2_REPEATS = 64  # for each packet of the round
+PLACES = 8  # from which A1s came lately
+SPARE_RATE, SPARE_BURST = 500.0, 100.0  # altered copies a second, at once; see Witness
+VERSIONS_COST = 16_384  # bytes, estimated, of the S1s of a round but the first
 
 CHEAP_SKIP = 8
 """Elements that may be hashed for anybody; for more there are SKIP_RATE and BURST, or a
@@ -92,11 +112,13 @@ SKIP_RATE, SKIP_BURST = 100.0, 100.0  # messages a second, at once
 
 # Estimates of memory, in bytes.
 ASSOCIATION_COST = 600
-ROUND_COST = 900
-FINISHED_COST = 350
+ROUND_COST = 2_600
+FINISHED_COST = 900
+SAID_COST = 250  # of an S1 or A1 beside the first
 ROOT_COST = 64
 
 _ZERO_AT = 3  # in an opening
+_LEAST_BODY = 8  # a frame word; control messages have none
 
 
 @define(eq=False)
@@ -111,12 +133,17 @@ class Witness:
     fresh: TokenBucket  # S1s
     meter: Meter
     controls: list[bytes]  # verified control messages, for the caller to take at once
+    random: RandomBytes
+    consent: Consent = Consent.LINK
+    spare: TokenBucket = field(factory=lambda: TokenBucket(SPARE_RATE, SPARE_BURST))
+    """Other versions of what has passed: somebody altered the one or the other."""
     skips: TokenBucket | None = None
+    places: dict[Place, float] = field(factory=dict)  # of A1s, and when they came
     associations: dict[int, WatchedAssociation] = field(factory=dict)
 
     # -- S1 ------------------------------------------------------------------------
 
-    def on_s1_untrusted(self, datagram: bytes, now: float) -> bool:
+    def on_s1_untrusted(self, datagram: bytes, crossing: Crossing, now: float) -> bool:
         """Let an S1 pass; False if it opens no new round.  Raises BadPacket if not."""
         message = datagram[:-TAG_SIZE]
         if len(message) < S1_FIXED_SIZE:
@@ -125,22 +152,28 @@ class Witness:
         association = self._association_untrusted(number)
         known = association.round(index)
         if known is not None:
-            if known.prefix or known.element != element:
+            if known.key or known.element != element:
                 raise Refused(RelayDrop.REPLAYED)
-            self._repeat_s1_untrusted(known, message, shape, now)
+            self._repeat_s1_untrusted(known, datagram, shape, now)
+            known.sides.add(crossing, self.random)
             return False
+        if 2 * index + 2 > association.length:
+            raise BadPacket  # nothing left to answer with
         self._check_untrusted(association.signatures, 2 * index + 1, element, now)
-        said = self._promise_untrusted(message, shape, now)
+        said = self._promise_untrusted(message, shape)
         if not self.fresh.take(now):
             raise Refused(RelayDrop.S1_RATE)
-        self._begin(association, index, element, said)
+        round_ = self._begin(association, index, element, said, now)
+        whole = _whole(said.digest, datagram)
+        round_.s1_repeats.take_untrusted(whole, now, self.random)
+        round_.sides.add(crossing, self.random)
         return True
 
-    def _promise_untrusted(self, message: bytes, shape: int, now: float) -> Said:
+    def _promise_untrusted(self, message: bytes, shape: int) -> Said:
         packets, roots = roots_untrusted(message, shape)
         if 0 < self.most_roots < len(roots):
             raise Refused(RelayDrop.ROOTS)
-        return Said(_digest(message), now, shape, packets, roots)
+        return Said(_digest(message), shape, packets, roots)
 
     def _association_untrusted(self, number: int) -> WatchedAssociation:
         association = self.associations.get(number)
@@ -164,42 +197,74 @@ class Witness:
         chain.check_untrusted(position, element)
 
     def _begin(
-        self, association: WatchedAssociation, index: int, element: bytes, said: Said
-    ) -> None:
+        self,
+        association: WatchedAssociation,
+        index: int,
+        element: bytes,
+        said: Said,
+        now: float,
+    ) -> WatchedRound:
         signatures, position = association.signatures, 2 * index + 1
         assert signatures is not None
         self._forget(association.previous)
         before, association.previous = association.current, None
         if before is not None and self._agreed(before) and not before.finished:
             # Its key follows from the new element: what was overtaken may still come.
-            if not before.prefix:
+            if not before.key:
                 key = signatures.derive(position, element, 2 * before.number + 2)
                 self._open(association, before, key)
             association.previous = before
         else:
             self._forget(before)
         signatures.accept(position, element)
-        association.current = WatchedRound(index, element, (said,))
-        self._hold(association.current, ROUND_COST + ROOT_COST * len(said.roots))
+        round_ = WatchedRound(index, element, now, Sides(), (said,))
+        association.current = round_
+        self._hold(round_, ROUND_COST + ROOT_COST * len(said.roots))
+        return round_
 
     def _agreed(self, round_: WatchedRound) -> bool:
         """Whether its S2s may pass."""
-        return bool(round_.prefix or round_.a1s) or not self.strict
+        return bool(round_.key or round_.a1s) or not self.strict
+
+    def _candidates(self, round_: WatchedRound) -> list[Said]:
+        """The S1s that the receiver may have agreed to; in lenient mode the first."""
+        return [s1 for s1 in round_.s1s if s1.agreed] or [round_.s1s[0]]
 
     def _repeat_s1_untrusted(
-        self, known: WatchedRound, message: bytes, shape: int, now: float
+        self, known: WatchedRound, datagram: bytes, shape: int, now: float
     ) -> None:
-        if _said_before(known.s1s, _digest(message), now):
-            return
-        if self._agreed(known):
-            raise BadPacket  # frozen
-        other = self._promise_untrusted(message, shape, now)
-        known.s1s += (other,)
-        self._hold(known, ROOT_COST * len(other.roots))
+        if now - known.begun > REPEAT_FOR:
+            raise Refused(RelayDrop.REPLAYED)
+        message = datagram[:-TAG_SIZE]
+        digest, other = _digest(message), None
+        if all(s1.digest != digest for s1 in known.s1s):
+            if self._agreed(known):
+                raise BadPacket  # frozen
+            other = self._promise_untrusted(message, shape)
+        self._repeat_untrusted(known.s1_repeats, _whole(digest, datagram), now)
+        if other is not None:
+            self._keep_s1(known, other)
+
+    def _repeat_untrusted(self, repeats: Repeats, whole: bytes, now: float) -> None:
+        """Let another version pass, or the same again.  Raises Refused if not."""
+        if not repeats.knows(whole) and not self.spare.take(now):
+            raise Refused(RelayDrop.REPLAYED)
+        repeats.take_untrusted(whole, now, self.random)
+
+    def _keep_s1(self, known: WatchedRound, other: Said) -> None:
+        """Beside the first S1, in the place of some others if there are too many."""
+        first, *rest = known.s1s
+        room, cost = VERSIONS_COST - _cost(other), sum(map(_cost, rest))
+        while rest and (len(rest) >= VARIANTS - 1 or cost > room):
+            gone = rest.pop(any_of(len(rest), self.random))
+            cost -= _cost(gone)
+            self._hold(known, -_cost(gone))
+        known.s1s = first, *rest, other
+        self._hold(known, _cost(other))
 
     # -- A1 ------------------------------------------------------------------------
 
-    def on_a1_untrusted(self, datagram: bytes, now: float) -> bool:
+    def on_a1_untrusted(self, datagram: bytes, crossing: Crossing, now: float) -> bool:
         """Let an A1 pass; False if it tells nothing new.  Raises BadPacket if not."""
         if len(datagram) != A1_SIZE:
             raise Refused(RelayDrop.MALFORMED)
@@ -209,41 +274,68 @@ class Witness:
         if association.signatures is None:
             return self._lone_answer_untrusted(association, 2 * index + 1, element, now)
         round_ = association.current
-        if round_ is not None and (index < round_.number or round_.prefix):
+        if round_ is not None and (index < round_.number or round_.key):
             raise Refused(RelayDrop.REPLAYED)
         if round_ is None or round_.number != index or zero:
             raise BadPacket
         s1 = next((s1 for s1 in round_.s1s if s1.digest == digest), None)
         if s1 is None or s1.shape != shape or (any(root) and not shape & RELIABLE):
             raise BadPacket
-        said = Said(_digest(datagram[:-TAG_SIZE]), now, shape, s1.packets, [root])
-        if round_.a1s:
-            self._repeat_a1_untrusted(association, round_, element, said)
-            return False
-        if association.acks is not None:  # else lenient, and its ACCEPT not seen
-            self._check_untrusted(association.acks, 2 * index + 1, element, now)
+        first = not round_.a1s
+        self._check_answer_untrusted(association, 2 * index + 1, element, first, now)
+        round_.sides.check_untrusted(crossing, self.consent)
+        self._agree_untrusted(round_, s1, datagram, root, now)
+        if association.acks is not None and first:
             association.acks.accept(2 * index + 1, element)
-        elif self.strict:
-            raise BadPacket
-        self._agree(round_, s1, said)
-        return True
+        self._note_place(crossing, now)
+        return first
 
-    def _repeat_a1_untrusted(
+    def _check_answer_untrusted(
         self,
         association: WatchedAssociation,
-        round_: WatchedRound,
+        position: int,
         element: bytes,
-        said: Said,
+        first: bool,
+        now: float,
     ) -> None:
-        if association.acks is not None and element != association.acks.element:
+        acks = association.acks
+        if acks is None:
+            if self.strict:
+                raise BadPacket
+            return  # its ACCEPT was not seen
+        if first:
+            self._check_untrusted(acks, position, element, now)
+        elif element != acks.element:
             raise BadPacket
-        if not _said_before(round_.a1s, said.digest, said.first):
-            round_.a1s += (said,)
 
-    def _agree(self, round_: WatchedRound, s1: Said, a1: Said) -> None:
-        others = [other for other in round_.s1s if other is not s1]
-        self._hold(round_, -sum(ROOT_COST * len(other.roots) for other in others))
-        round_.s1s, round_.a1s = (s1,), (a1,)
+    def _agree_untrusted(
+        self, round_: WatchedRound, s1: Said, datagram: bytes, root: bytes, now: float
+    ) -> None:
+        """Keep an A1 beside others; the first stays, chance decides about the rest."""
+        digest = _digest(datagram[:-TAG_SIZE])
+        whole = _whole(digest, datagram)
+        if round_.a1s and now - round_.begun > REPEAT_FOR:
+            raise Refused(RelayDrop.REPLAYED)
+        if round_.a1s:
+            self._repeat_untrusted(round_.a1_repeats, whole, now)
+        else:
+            round_.a1_repeats.take_untrusted(whole, now, self.random)
+        s1.agreed = round_.answered = True
+        if any(a1.digest == digest for a1 in round_.a1s):
+            return
+        a1s, said = list(round_.a1s), Said(digest, s1.shape, s1.packets, [root], s1)
+        if len(a1s) >= VARIANTS:
+            del a1s[1 + any_of(VARIANTS - 1, self.random)]
+        else:
+            self._hold(round_, SAID_COST * bool(a1s))
+        round_.a1s = *a1s, said
+
+    def _note_place(self, crossing: Crossing, now: float) -> None:
+        """Who is there agrees to be sent packets."""
+        places, place = self.places, place_of(crossing.source)
+        if place not in places and len(places) >= PLACES:
+            del places[min(places, key=lambda known: places[known])]
+        places[place] = now
 
     def _lone_answer_untrusted(
         self, association: WatchedAssociation, position: int, element: bytes, now: float
@@ -264,19 +356,20 @@ class Witness:
     # -- S2 ------------------------------------------------------------------------
 
     def on_s2_untrusted(
-        self, view: memoryview, stride: int
+        self, view: memoryview, stride: int, destination: Remote, now: float
     ) -> tuple[int, list[tuple[int, int]], int, int]:
         """Check the S2s at the head of ``view`` that belong to one round.
 
         Returns how many bytes were looked at, at least one datagram; what of it may
         pass, as ranges of bytes; and how many were forged and how many replayed.
-        Raises BadPacket if the first one belongs to no round, or not with this key.
+        Raises BadPacket if the first one belongs to no round, or not with this key, or
+        goes to where nobody agreed to it.
         """
-        round_ = self._round_untrusted(view[:stride])
+        round_, opened = self._round_untrusted(view[:stride], destination)
         # hot path
-        checker = round_.checker
+        checker = opened.checker
         branch = checker.depth * NODE_SIZE if checker is not None else 0
-        run = take_run(view, stride, round_.prefix, branch, S2_TAIL.size)
+        run = take_run(view, stride, opened.prefix, branch, opened.least)
         if not run.packets:  # fits its round but not the key, or is cut short
             raise Refused(RelayDrop.FORGED)
         count = len(run.packets)
@@ -286,15 +379,17 @@ class Witness:
         new = ((1 << count) - 1) << first
         if (
             last - first + 1 == count
-            and not round_.seen & new
+            and not opened.seen & new
             and checker.fits(first, run.packets, run.branches)
         ):
-            self._on_new(round_, new, run.packets[0])
+            self._on_new(round_, opened, new, run.packets[0])
             return run.size, [(0, run.size)], 0, 0
-        passed, forged, replayed = self._sift(round_, run, stride)  # cold path
-        return run.size, passed, forged, replayed
+        sifted = self._sift(round_, opened, run, stride, now)  # cold path
+        return run.size, *sifted
 
-    def _round_untrusted(self, datagram: memoryview) -> WatchedRound:
+    def _round_untrusted(
+        self, datagram: memoryview, destination: Remote
+    ) -> tuple[WatchedRound, Opened]:
         if len(datagram) < S2_SIZE:
             raise Refused(RelayDrop.MALFORMED)
         number, shape, _, index, key = ROUND.unpack_from(datagram, HEADER_SIZE)
@@ -302,55 +397,100 @@ class Witness:
         round_ = None if association is None else association.round(index)
         if association is None or round_ is None or not self._agreed(round_):
             raise Refused(RelayDrop.UNSOLICITED)
-        if not round_.prefix:
-            signatures = association.signatures
-            assert signatures is not None
-            if round_.counted.shape != shape:
-                raise BadPacket
-            signatures.check_untrusted(2 * index + 2, key)
-            signatures.accept(2 * index + 2, key)
-            self._open(association, round_, key)
-        return round_
+        # Where the receiver was before the round began may be somebody else's by now.
+        if round_.answered and not self._is_asked_for(round_, destination):
+            raise WrongSide
+        if not round_.key:
+            self._take_key_untrusted(association, round_, shape, key)
+        opened = round_.of_shape(shape)
+        if opened is None:
+            raise Refused(RelayDrop.FORGED)
+        return round_, opened
+
+    def _is_asked_for(self, round_: WatchedRound, place: Remote) -> bool:
+        """Whether an A1 came from there since the round began."""
+        if self.consent is Consent.ANY:
+            return True
+        return self.places.get(place_of(place), -inf) >= round_.begun
+
+    def _take_key_untrusted(
+        self,
+        association: WatchedAssociation,
+        round_: WatchedRound,
+        shape: int,
+        key: bytes,
+    ) -> None:
+        signatures, position = association.signatures, 2 * round_.number + 2
+        assert signatures is not None
+        if all(s1.shape != shape for s1 in self._candidates(round_)):
+            raise BadPacket
+        signatures.check_untrusted(position, key)
+        signatures.accept(position, key)
+        self._open(association, round_, key)
 
     def _open(
         self, association: WatchedAssociation, round_: WatchedRound, key: bytes
     ) -> None:
-        """The key is known, and what passes from now on is decided by it alone."""
-        assert association.signatures is not None
-        counted, shape = round_.counted, round_.counted.shape
-        name, number = association.signatures.chain_id, round_.number
-        round_.prefix = self.word + ROUND.pack(
-            association.number, shape, 0, number, key
-        )
-        promised = shape & DEPTH_MASK, counted.roots, counted.packets
-        round_.checker = Checker.with_key(name, number, key, *promised)
+        """The key is known, and what passes from now on is decided by it alone.
 
-    def _on_new(self, round_: WatchedRound, new: int, packet: memoryview) -> None:
+        Of several S1s that were agreed to, each root counts: one that was made up
+        without the key fits nothing, and a packet may fit one of which only others are.
+        """
+        assert association.signatures is not None
+        name, number = association.signatures.chain_id, round_.number
+        candidates, round_.key = self._candidates(round_), key
+        for shape in dict.fromkeys(s1.shape for s1 in candidates):
+            prefix = self.word + ROUND.pack(association.number, shape, 0, number, key)
+            alike = [s1 for s1 in candidates if s1.shape == shape]
+            first, *others = (_checker(s1, name, number, key) for s1 in alike)
+            packets = max(s1.packets for s1 in alike)
+            least = S2_TAIL.size + (0 if shape & CONTROL else _LEAST_BODY)
+            opened = Opened(shape, prefix, first, tuple(others), packets, least)
+            round_.opened = *round_.opened, opened
+        round_.s1s = ()
+        roots = sum(len(s1.roots) for s1 in candidates)
+        more = max(0, len(round_.a1s) - 1) + len(candidates) - 1
+        cost = ROUND_COST + ROOT_COST * roots + SAID_COST * more
+        self._hold(round_, cost - round_.weight)
+
+    def _on_new(
+        self, round_: WatchedRound, opened: Opened, new: int, packet: memoryview
+    ) -> None:
         """Packets pass for the first time; ``packet`` is one of them."""
-        round_.seen |= new
-        counted = round_.counted
-        if counted.shape & CONTROL:  # a round of one packet
+        opened.seen |= new
+        if opened.shape & CONTROL:  # a round of one packet
             self.controls.append(bytes(packet[S2_TAIL.size :]))
-        if round_.seen + 1 == 1 << counted.packets and not counted.shape & RELIABLE:
-            round_.finish()
-            self._hold(round_, FINISHED_COST - round_.weight)
+        if opened.seen + 1 == 1 << opened.packets and not opened.shape & RELIABLE:
+            opened.finish()
+            if round_.finished:
+                round_.finish()
+                self._hold(round_, FINISHED_COST - round_.weight)
 
     def _sift(
-        self, round_: WatchedRound, run: Run, stride: int
+        self,
+        round_: WatchedRound,
+        opened: Opened,
+        run: Run,
+        stride: int,
+        now: float,
     ) -> tuple[list[tuple[int, int]], int, int]:
         """What may pass of a run that has something else in it, and what may not."""
-        assert round_.checker is not None
+        assert opened.checker is not None
         passed: list[tuple[int, int]] = []
         forged = replayed = 0
         heads = [S2_TAIL.unpack_from(packet) for packet in run.packets]
-        authentic = round_.checker.check(heads, run.packets, run.branches)
+        authentic = opened.checker.check(heads, run.packets, run.branches)
+        for other in opened.others:
+            also = other.check(heads, run.packets, run.branches)
+            authentic = [one or two for one, two in zip(authentic, also, strict=True)]
+        late = now - round_.begun > REPEAT_FOR
         for place, (head, good) in enumerate(zip(heads, authentic, strict=True)):
             if not good:
                 forged += 1
                 continue
-            if not round_.seen >> head[0] & 1:
-                self._on_new(round_, 1 << head[0], run.packets[place])
-            elif not round_.repeat(head[0]):
+            if not opened.seen >> head[0] & 1:
+                self._on_new(round_, opened, 1 << head[0], run.packets[place])
+            elif late or not opened.repeat(head[0], now):
                 replayed += 1
                 continue
             start, until = place * stride, min((place + 1) * stride, run.size)
@@ -361,7 +501,7 @@ class Witness:
 
     # -- A2 ------------------------------------------------------------------------
 
-    def on_a2_untrusted(self, datagram: bytes, now: float) -> bool:
+    def on_a2_untrusted(self, datagram: bytes, crossing: Crossing, now: float) -> bool:
         """Let an A2 pass; False if it tells nothing new.  Raises BadPacket if not."""
         openings = datagram[ROUND_HEAD_SIZE:-TAG_SIZE]
         if len(openings) < A2_OPENING.size:
@@ -373,28 +513,49 @@ class Witness:
             return self._lone_answer_untrusted(association, 2 * index + 2, key, now)
         if acks is None or round_ is None or not round_.a1s or not shape & RELIABLE:
             raise BadPacket
-        if round_.counted.shape != shape or zero:
+        opened = round_.of_shape(shape)
+        if zero or all(a1.shape != shape for a1 in round_.a1s):
             raise BadPacket
         if not round_.ack_key:
             self._check_untrusted(acks, 2 * index + 2, key, now)
         elif round_.ack_key != key:
             raise BadPacket
-        a1, verdicts = _opened_untrusted(acks.chain_id, round_, key, openings)
-        if self.strict and verdicts & ~round_.seen:
+        self._check_side_untrusted(round_, crossing)
+        alike = [a1 for a1 in round_.a1s if a1.shape == shape]
+        place = acks.chain_id, index, key
+        a1, verdicts = _opened_untrusted(*place, alike, openings)
+        seen = 0 if opened is None else opened.seen
+        if self.strict and verdicts & ~seen:
             raise BadPacket  # about a packet that never passed
+        new = bool(verdicts & ~round_.acked)
+        self._repeat_a2_untrusted(round_, datagram, new, now)
         if not round_.ack_key:
             acks.accept(2 * index + 2, key)
+        self._hold(round_, -SAID_COST * (len(round_.a1s) - 1))
         round_.ack_key, round_.a1s = key, (a1,)
-        return self._count_verdicts(round_, verdicts)
-
-    def _count_verdicts(self, round_: WatchedRound, verdicts: int) -> bool:
-        new = bool(verdicts & ~round_.acked)
-        if not new:
-            if round_.a2_repeats >= A2_REPEATS * round_.counted.packets:
-                raise Refused(RelayDrop.REPLAYED)
-            round_.a2_repeats += 1
         round_.acked |= verdicts
         return new
+
+    def _check_side_untrusted(self, round_: WatchedRound, crossing: Crossing) -> None:
+        """An A2 comes from where its S2s went, by another link than they came by."""
+        try:
+            round_.sides.check_untrusted(crossing, self.consent)
+        except WrongSide as error:  # unless it has moved since
+            if error.same_link or not self._is_asked_for(round_, crossing.source):
+                raise
+
+    def _repeat_a2_untrusted(
+        self, round_: WatchedRound, datagram: bytes, new: bool, now: float
+    ) -> None:
+        if round_.a2_repeats is None:
+            round_.a2_repeats = Repeats()
+        if new:
+            digest = _digest(datagram)
+            round_.a2_repeats.take_untrusted(digest, now, self.random)
+        elif now - round_.begun > REPEAT_FOR:
+            raise Refused(RelayDrop.REPLAYED)
+        else:
+            self._repeat_untrusted(round_.a2_repeats, _digest(datagram), now)
 
     # -- associations ----------------------------------------------------------------
 
@@ -442,18 +603,19 @@ def _digest(message: bytes) -> bytes:
     return sha256(message).digest()[:16]
 
 
-def _said_before(said: tuple[Said, ...], digest: bytes, now: float) -> bool:
-    """Whether the message with this digest is a repetition.
+def _whole(digest: bytes, datagram: bytes) -> bytes:
+    """What tells a message from others with the same digest: the tag as well."""
+    return digest + datagram[-TAG_SIZE:]
 
-    Raises BadPacket if it is one that may not pass, or can be no second version.
-    """
-    for known in said:
-        if known.digest == digest:
-            known.again(now)
-            return True
-    if len(said) > 1 or now - said[0].first < REPEAT_AFTER:
-        raise BadPacket
-    return False
+
+def _cost(said: Said) -> int:
+    """Bytes, estimated, of an S1 beside the first."""
+    return SAID_COST + ROOT_COST * len(said.roots)
+
+
+def _checker(s1: Said, name: bytes, number: int, key: bytes) -> Checker:
+    promised = s1.shape & DEPTH_MASK, s1.roots, s1.packets
+    return Checker.with_key(name, number, key, *promised)
 
 
 def _number(packet: memoryview) -> int:
@@ -462,17 +624,17 @@ def _number(packet: memoryview) -> int:
 
 
 def _opened_untrusted(
-    name: bytes, round_: WatchedRound, key: bytes, openings: bytes
+    name: bytes, number: int, key: bytes, a1s: list[Said], openings: bytes
 ) -> tuple[Said, int]:
     """The A1 whose root the openings of an A2 belong to, and a bit for each packet.
 
     Raises BadPacket if there is none.
     """
-    packets = round_.counted.packets
-    if any(openings[_ZERO_AT :: opening_size(packets)]):
-        raise BadPacket  # no root covers it
-    for a1 in round_.a1s:
-        place = name, round_.number, key, a1.roots[0], packets
+    for a1 in a1s:
+        packets = a1.packets
+        if any(openings[_ZERO_AT :: opening_size(packets)]):
+            continue  # no root covers it
+        place = name, number, key, a1.roots[0], packets
         try:
             verdicts = verdicts_untrusted(*place, openings)
         except BadPacket:

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from alpha_trio.proto.messages import CONTROL_MESSAGE, ROUND_HEAD_SIZE, Control, Kind
 from alpha_trio.proto.primitives.chain import MAX_SKIP
-from alpha_trio.proto.relay import Relay, RelayPolicy, Unseen
+from alpha_trio.proto.relay import RelayPolicy, Unseen
 from alpha_trio.proto.relay.verdict import RelayDrop
-from alpha_trio.proto.relay.watched import REPEAT_AFTER, S2_REPEATS
-from alpha_trio.proto.relay.witness import A2_REPEATS
+from alpha_trio.proto.relay.watched import REPEAT_AFTER, REPEAT_FOR
+from alpha_trio.proto.transport.sender import RELIABLE_LIFETIME
 from tests.proto.ends import HERE, THERE, batch, changed, of_kind, packets_of
-from tests.proto.routed import STRICT, Path
+from tests.proto.routed import STRICT, Path, relay_of
 
 MODES = ("n", "c", "m", "cm")
 LENIENT = RelayPolicy(Unseen.DROP, require_a1=False)
-TAG = 8
+TAG = 16
 
 
 def introduced(mode: str = "c", **settings) -> Path:
@@ -131,15 +131,10 @@ def test_of_two_s1s_the_one_the_receiver_agreed_to_counts():
     path = introduced()
     s1, a1, s2s = path.opened()
     forged = changed(s1, ROUND_HEAD_SIZE + 8 + 3)  # in a root
-    assert path.to_two(forged) == [forged]
-    assert path.to_two(s1) == []  # too soon to be a repetition
-    path.now += REPEAT_AFTER
-    assert path.to_two(s1) == [s1]
-    path.now += REPEAT_AFTER
-    assert path.to_two(changed(s1, 50)) == []  # two are enough
+    assert path.to_two(forged, forged) == [forged]
+    assert path.to_two(s1, s1) == [s1]
     assert path.to_one(a1) == [a1]
-    path.now += REPEAT_AFTER
-    assert path.to_two(forged) == []
+    assert path.to_two(changed(s1, 50)) == []  # none since the A1
     assert path.to_two(*s2s) == s2s
 
 
@@ -185,21 +180,27 @@ def test_repetitions_of_s1_and_a1_pass_now_and_then_until_the_key_is_out():
         assert send(datagram) == [datagram]
         path.now += REPEAT_AFTER
         retagged = changed(datagram, len(datagram) - 1)
-        assert send(retagged, datagram) == [retagged]
+        assert send(retagged, datagram, retagged) == [retagged, datagram]
     path.to_two(*s2s)
     path.now += 1
     assert path.to_two(s1) == path.to_one(a1) == []
     assert set(path.drops) == {RelayDrop.REPLAYED}
 
 
-def test_repetitions_end():
+@pytest.mark.parametrize("kind", [Kind.S1, Kind.A1])
+def test_repetitions_end_when_no_end_repeats_any_more(kind):
     path = introduced()
-    s1, _a1, _ = path.opened()
-    passed = []
+    s1, a1, _ = path.opened()
+    path.to_two(s1)
+    path.to_one(a1)
+    datagram, send = (s1, path.to_two) if kind == Kind.S1 else (a1, path.to_one)
     for _ in range(500):
-        passed += path.to_two(s1)
         path.now += REPEAT_AFTER
-    assert 50 < len(passed) <= 101
+        assert send(datagram) == [datagram]
+    path.now += RELIABLE_LIFETIME  # an end gives up by then
+    assert send(datagram) == [datagram]
+    path.now += REPEAT_FOR
+    assert send(datagram) == []
 
 
 def test_s1s_of_rounds_that_were_are_refused():
@@ -292,6 +293,7 @@ def test_an_a2_about_many_packets_is_checked_opening_by_opening():
     (late,) = path.two.take(s2s[-1], now=path.now)
     assert path.to_one(late) == []  # about what did not pass
     assert path.to_two(*s2s) == s2s  # some of them again, since an A2 may be lost
+    path.now += REPEAT_AFTER
     assert path.to_one(late, early) == [late, early]
 
 
@@ -307,13 +309,19 @@ def test_the_root_of_an_a1_that_no_a2_opens_counts_for_nothing():
     assert path.to_one(a2) == [a2]
 
 
-def test_a_control_message_may_be_repeated_but_not_for_ever():
+def test_a_control_message_may_be_repeated_now_and_then():
     path = introduced()
     s1, a1, s2, a2 = path.control(CONTROL_MESSAGE.pack(Control.OPEN, 1, bytes(16)))
     path.to_two(s1)
     path.to_one(a1)
-    assert len(path.to_two(*[s2] * 100)) == 1 + S2_REPEATS
-    assert len(path.to_one(*[a2] * 100)) == 1 + A2_REPEATS
+    assert path.to_two(*[s2] * 100) == [s2, s2]
+    assert path.to_one(*[a2] * 100) == [a2]
+    for _ in range(300):  # more than once were counted
+        path.now += REPEAT_AFTER
+        assert path.to_two(s2, s2) == [s2]
+        assert path.to_one(a2, a2) == [a2]
+    path.now += REPEAT_FOR
+    assert path.to_two(s2) == path.to_one(a2) == []
     assert path.relay.sessions(path.now)[0].responder.associations == 2
 
 
@@ -374,7 +382,7 @@ def test_nothing_that_bytes_can_be_raises(data):
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(st.binary(min_size=1, max_size=300), st.integers(1, 9), st.booleans())
 def test_no_random_bytes_raise(tail, kind, lenient):
-    relay = Relay(LENIENT if lenient else STRICT, 0.0)
+    relay = relay_of(LENIENT if lenient else STRICT)
     for head_ in (bytes([kind, 1, 0, 0]), bytes([kind, 1, 0, 1]), b""):
         view = memoryview(bytearray(head_ + tail))
         relay.transit(view, len(view), HERE, THERE, 1.0)

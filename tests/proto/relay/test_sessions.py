@@ -7,7 +7,9 @@ from attrs import evolve
 
 from alpha_trio.proto.handshake import exchange
 from alpha_trio.proto.messages import (
+    MAC_SIZE,
     REFUSE_AFTER,
+    SAID_SIZE,
     SUITE_PLAIN,
     SYN_SIZE,
     Cookie,
@@ -15,22 +17,24 @@ from alpha_trio.proto.messages import (
     parse_ackack_untrusted,
     parse_syn_untrusted,
 )
-from alpha_trio.proto.relay import Relay, RelayEventKind, RelayPolicy, Unseen
-from alpha_trio.proto.relay.introduction import (
-    REPEATS,
-    SAME_ID,
-    SOURCE_CHECK_BURST,
+from alpha_trio.proto.messages.handshake import ACK_SIZE, ACKACK_SIZE
+from alpha_trio.proto.relay import RelayEventKind, RelayPolicy, Unseen
+from alpha_trio.proto.relay.budgets import (
+    ABOUT_BURST,
+    REST_BURST,
     SOURCE_SYN_BURST,
 )
-from alpha_trio.proto.relay.relay import EVENTS_KEPT, LIFETIME
+from alpha_trio.proto.relay.relay import EVENTS_KEPT, LIFETIME, SAME_ID
 from alpha_trio.proto.relay.verdict import RelayDrop
+from alpha_trio.proto.relay.watched import REPEAT_AFTER
 from tests.proto.ends import ELSEWHERE, HERE, THERE, batch, changed, packets_of
 from tests.proto.inner import Packet
-from tests.proto.routed import STRICT, Path, Routed, Watched, assert_sound
+from tests.proto.routed import STRICT, Path, Routed, Watched, assert_sound, relay_of
 from tests.proto.simulation import DELAY, Link
 
 LIMIT = range(12, 16)  # bytes of SYN and ACK that no signature covers
-PADDING = range(144, SYN_SIZE)
+FREE = {"syn": SAID_SIZE, "ack": ACK_SIZE - MAC_SIZE, "ackack": ACKACK_SIZE - MAC_SIZE}
+"""From where on the rest is for the other end alone: cookie, MAC, padding."""
 
 
 def introduced(**settings) -> Path:
@@ -41,7 +45,7 @@ def introduced(**settings) -> Path:
 
 def many(count: int, policy: RelayPolicy = STRICT, **settings) -> list[Path]:
     """Paths of different hosts through one relay, all introduced."""
-    watched = Watched(Relay(policy, 0.0))
+    watched = Watched(relay_of(policy))
     paths = []
     for number in range(count):
         ids = 2 * number + 1, 2 * number + 2
@@ -94,6 +98,7 @@ def test_a_copy_of_an_ackack_with_another_suite_keeps_out_no_genuine_one():
     assert path.to_two(copy) == []
     for _ in range(2):
         assert path.to_two(path.ackack) == [path.ackack]
+        path.now += REPEAT_AFTER
 
 
 @pytest.mark.parametrize("name", ["syn", "ack", "ackack"])
@@ -105,7 +110,7 @@ def test_no_handshake_that_was_altered_becomes_a_session(name):
         path.to_two(path.syn)
         path.to_one(path.ack)
         path.to_two(path.ackack)
-        free = (name != "ackack" and at in LIMIT) or (name == "syn" and at in PADDING)
+        free = (name != "ackack" and at in LIMIT) or at >= FREE[name]
         assert len(path.relay.sessions(path.now)) == (1 if free else 0), at
 
 
@@ -127,11 +132,13 @@ def test_an_answer_to_nothing_does_not_pass():
     assert path.drops == {RelayDrop.UNSEEN: 2}
 
 
-def test_repeated_handshake_messages_pass_but_not_for_ever():
+def test_repeated_handshake_messages_pass_now_and_then_however_often_they_came():
     path = introduced()
-    passed = path.to_one(*[path.ack] * 100) + path.to_two(*[path.ackack] * 100)
-    assert len(passed) == REPEATS
-    assert path.drops == {RelayDrop.REPLAYED: 200 - REPEATS}
+    for _ in range(100):
+        path.now += REPEAT_AFTER
+        assert path.to_one(path.ack, path.ack) == [path.ack]
+        assert path.to_two(path.ackack, path.ackack) == [path.ackack]
+    assert path.drops == {RelayDrop.REPLAYED: 200}
     assert len(path.relay.sessions(path.now)) == 1
 
 
@@ -172,7 +179,7 @@ def test_spoofed_syns_of_many_sources_fill_no_more_than_their_place():
         source = (f"10.{number >> 14}.{number >> 7 & 127}.{number & 127}", 9)
         view = memoryview(bytearray(flood))
         path.relay.transit(view, len(view), source, THERE, path.now)
-    assert path.relay.memory < 8_000_000
+    assert path.relay.memory < STRICT.memory / 4
     path.introduce()
     path.carry()
 
@@ -182,9 +189,10 @@ def test_signatures_are_checked_at_a_bounded_rate():
     path.to_two(path.syn)
     at = 150, 151  # in the signature
     forged = [changed(path.ack, place, by) for place in at for by in range(1, 200)]
-    assert path.to_one(*forged, source=ELSEWHERE) == []
-    assert path.drops[RelayDrop.RATE] == 398 - SOURCE_CHECK_BURST
-    assert path.to_one(path.ack) == [path.ack]  # from where it should
+    assert path.to_one(*forged) == []
+    assert path.drops[RelayDrop.RATE] == 398 - 1 - ABOUT_BURST
+    path.now += 1
+    assert path.to_one(path.ack) == [path.ack]
 
 
 def test_a_recorded_session_does_not_pass_again():
@@ -198,7 +206,7 @@ def test_a_recorded_session_does_not_pass_again():
         path.to_two(message)
         path.to_one(message)
     assert path.relay.sessions(path.now) == []
-    assert path.drops[RelayDrop.REPLAYED] == 2  # either way
+    assert path.drops[RelayDrop.REPLAYED] >= 2  # either way
 
 
 def test_a_recorded_handshake_does_not_pass_at_the_second_try_either():
@@ -216,7 +224,9 @@ def test_who_was_refused_for_want_of_room_may_try_again():
     for seed in range(1, SAME_ID + 1):
         path.now += 21
         path.relay.forget_idle(path.now)
-        Path(seed=seed, ids=(7, 8), watched=path.watched, now=path.now).introduce()
+        other = Path(seed=seed, ids=(7, 8), watched=path.watched, now=path.now)
+        other.introduce()
+        other.carry()  # or it would make way
     path.now += LIFETIME - 21 * (SAME_ID - 1) - 1
     path.relay.forget_idle(path.now)
     path.to_two(path.syn)
@@ -301,9 +311,9 @@ def test_memory_is_bounded(limit):
 
 
 def test_sessions_that_take_much_do_not_drive_out_those_that_are_quiet():
-    limit = 450_000
+    limit = 760_000
     paths = many(90, RelayPolicy(Unseen.DROP, memory=limit))
-    relay, quiet, greedy = paths[0].relay, paths[:60], paths[60:]
+    relay, quiet, greedy = paths[0].relay, paths[:30], paths[30:]
     relay.forget_idle(130.0)
     many_small = Packet(payload=bytes(8000), segment_size=100)
     for path in greedy:
@@ -368,7 +378,8 @@ def test_an_attacker_who_chooses_our_id_gets_nothing_and_takes_nothing(apart):
         other = Path(seed=seed, ids=(7, 8), watched=first.watched, now=first.now)
         other.to_two(other.syn)
         other.to_one(other.ack)
-        other.to_two(other.ackack)
+        if other.to_two(other.ackack):
+            other.carry()
     assert len(first.relay.sessions(first.now)) == SAME_ID
     assert RelayDrop.COLLISION in first.drops
     assert first.carry() == packets_of(batch())
@@ -400,6 +411,9 @@ def test_after_a_handshake_its_two_ends_have_no_unseen_sessions_for_long():
     assert old.to_two(s1) == [s1]
     new = Path(seed=1, watched=old.watched)
     new.introduce()
+    old.now = new.now = new.now + 20
+    assert old.to_two(s1) == [s1]  # a handshake alone may be anybody's
+    new.carry()
     assert old.to_two(s1) == [s1]  # what is under way in the session before
     old.now += 20
     assert old.to_two(s1) == []
@@ -496,10 +510,10 @@ def test_a_lenient_relay_checks_the_half_it_sees(mode):
 def test_a_lenient_relay_takes_repetitions_of_half_a_handshake_for_what_they_are():
     to_two, to_one = Path(policy=LENIENT), Path(policy=LENIENT)
     to_two.to_two(to_two.syn)
-    ackacks = [to_two.ackack] * 5
-    assert to_two.to_two(*ackacks) == ackacks
-    acks = [to_one.ack] * (SAME_ID + 1)
-    assert to_one.to_one(*acks) == acks
+    for _ in range(SAME_ID + 1):
+        assert to_two.to_two(to_two.ackack) == [to_two.ackack]
+        assert to_one.to_one(to_one.ack) == [to_one.ack]
+        to_two.now += REPEAT_AFTER
     for path in (to_two, to_one):
         assert len(path.relay.sessions(path.now)) == 1
         assert path.drops == {}
@@ -510,7 +524,7 @@ def test_half_handshakes_are_looked_at_at_a_bounded_rate():
     path.to_two(path.syn)
     made_up = [path.ackack[:4] + n.to_bytes(4) + path.ackack[8:] for n in range(9, 609)]
     assert path.to_two(*made_up, source=ELSEWHERE) == []
-    assert path.drops[RelayDrop.RATE] == 600 - SOURCE_CHECK_BURST
+    assert path.drops[RelayDrop.RATE] == 600 - REST_BURST
 
 
 def test_a_strict_relay_lets_no_half_session_pass():
@@ -551,7 +565,7 @@ def test_drops_are_told_once_a_second_for_each_session_and_reason():
 
 
 def test_events_nobody_takes_are_counted():
-    relay = Relay(STRICT, 0.0)
+    relay = relay_of(STRICT)
     for number in range(2 * EVENTS_KEPT):
         relay.transit(memoryview(bytearray(8)), 8, HERE, THERE, 2.0 * number)
     assert len(relay.events) == EVENTS_KEPT

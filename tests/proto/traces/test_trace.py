@@ -2,6 +2,7 @@
 
 from ipaddress import ip_address
 from itertools import product
+from random import Random
 
 import pytest
 from attrs import evolve
@@ -12,8 +13,9 @@ from alpha_trio.proto.batch import Drop, EventKind
 from alpha_trio.proto.messages import REFUSE_AFTER, BadPacket, Kind
 from alpha_trio.proto.peers.session import REKEY_AFTER
 from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.relay.consent import Crossing, WrongSide
 from alpha_trio.proto.relay.traces import PassingTraces
-from alpha_trio.proto.relay.verdict import RelayDrop
+from alpha_trio.proto.relay.verdict import Consent, RelayDrop
 from alpha_trio.proto.traces import (
     MAX_HOPS,
     TRACE_LIFETIME,
@@ -26,6 +28,7 @@ from alpha_trio.proto.traces import (
 )
 from alpha_trio.proto.traces.report import REPORT_BURST, REPORT_RATE, REPORT_SIZE
 from alpha_trio.proto.traces.trace import MAX_CHECKS, PROBES_KEPT
+from tests.proto.ends import HERE, THERE
 from tests.proto.routed import Path
 from tests.proto.simulation import remote_of
 from tests.proto.traced import (
@@ -461,24 +464,64 @@ def test_reports_and_signatures_of_one_trace_are_bounded():
 # At a relay
 
 
+ASKING = Crossing(HERE, THERE, 1)  # how the TRACE crosses the relay
+ANSWERING = Crossing(THERE, HERE, 2)
+
+
+def passing(nonce, key=None):
+    """A relay's TRACEs, of which this is the latest, to the end with that key."""
+    traces = PassingTraces(Consent.LINK, Random(0).randbytes)
+    traces.add(5, nonce, key, ASKING, 10.0)
+    return traces
+
+
 def test_relays_let_pass_what_was_asked_for_and_no_more():
-    traces = PassingTraces()
     nonce = bytes(range(16))
     report = Report(5, nonce, KEY.public, Role.RELAY, Counts(), Counts())
     datagram = report.signed(KEY)
-    traces.add(5, nonce, 10.0)
-    for _ in range(MAX_HOPS):
-        traces.take_untrusted(datagram, 10.0 + TRACE_LIFETIME)
+    traces = passing(nonce)
+    for _ in range(MAX_HOPS - 1):
+        traces.take_untrusted(datagram, ANSWERING, 10.0 + TRACE_LIFETIME)
     with pytest.raises(BadPacket):
-        traces.take_untrusted(datagram, 10.0)
+        traces.take_untrusted(datagram, ANSWERING, 10.0)
     for wrong in (evolve(report, receiver_id=6), evolve(report, nonce=bytes(16))):
-        traces.add(5, nonce, 10.0)
+        traces.add(5, nonce, None, ASKING, 10.0)
         with pytest.raises(BadPacket):
-            traces.take_untrusted(wrong.pack(), 10.0)
+            traces.take_untrusted(wrong.pack(), ANSWERING, 10.0)
     with pytest.raises(BadPacket):
-        traces.take_untrusted(datagram, 10.1 + TRACE_LIFETIME)
+        traces.take_untrusted(datagram, ANSWERING, 10.1 + TRACE_LIFETIME)
     traces.forget_old(10.1 + TRACE_LIFETIME)
     assert len(traces) == 0
+
+
+def test_reports_of_others_do_not_take_the_place_of_the_other_ends():
+    nonce, stranger = bytes(range(16)), Identity(b"s" * 32)
+    fields = Role.END, Counts(), Counts()
+    genuine = Report(5, nonce, KEY.public, *fields).signed(KEY)
+    others = Report(5, nonce, stranger.public, *fields).signed(stranger)
+    made_up = genuine[:-1] + bytes([genuine[-1] ^ 1])
+    traces, passed = passing(nonce, KEY.public), []
+    for number in range(100):
+        for datagram in (others, made_up):
+            try:
+                traces.take_untrusted(datagram, ANSWERING, 10.0 + number / 100)
+            except BadPacket:
+                continue
+            passed.append(datagram)
+    assert passed == [others] * (MAX_HOPS - 1)
+    traces.take_untrusted(genuine, ANSWERING, 11.5)
+    with pytest.raises(BadPacket):
+        traces.take_untrusted(genuine, ANSWERING, 12.0)
+
+
+@pytest.mark.parametrize("crossing", [ASKING, Crossing(THERE, HERE, 1)])
+def test_a_report_comes_from_where_the_trace_went(crossing):
+    nonce = bytes(range(16))
+    report = Report(5, nonce, KEY.public, Role.RELAY, Counts(), Counts()).signed(KEY)
+    traces = passing(nonce)
+    with pytest.raises(WrongSide):
+        traces.take_untrusted(report, crossing, 10.0)
+    traces.take_untrusted(report, ANSWERING, 10.0)
 
 
 def test_a_relay_is_sure_of_whom_a_report_is_for():
@@ -486,11 +529,10 @@ def test_a_relay_is_sure_of_whom_a_report_is_for():
     report = Report(5, nonce, KEY.public, Role.RELAY, Counts(), Counts()).signed(KEY)
     refused = []
     for at in range(REPORT_SIZE):
-        traces = PassingTraces()
-        traces.add(5, nonce, 10.0)
+        traces = passing(nonce)
         altered = report[:at] + bytes([report[at] ^ 0x80]) + report[at + 1 :]
         try:
-            traces.take_untrusted(altered, 10.0)
+            traces.take_untrusted(altered, ANSWERING, 10.0)
         except BadPacket:
             refused.append(at)
     header_and_nonce, role = range(24), 73
