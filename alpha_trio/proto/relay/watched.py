@@ -13,6 +13,7 @@ from alpha_trio.proto.relay.consent import RandomBytes, Sides, any_of
 from alpha_trio.proto.relay.verdict import Refused, RelayDrop
 
 REPEAT_AFTER = MIN_RTO / 2  # s; half, as a repetition may have travelled faster
+S2S_AT_ONCE = 3  # repetitions of an S2: those of a size probe go together
 REPEAT_FOR = 60.0  # s in which anything of a round may be repeated; ends give up before
 
 VARIANTS = 8
@@ -75,7 +76,7 @@ class Opened:
     packets: int  # at most
     least: int  # bytes of a packet
     seen: int = 0  # bit i: packet i passed
-    repeats: dict[int, float] | None = None  # by packet, when it passed again
+    repeats: dict[int, float] | None = None  # by packet: how far its time is spent
 
     def repeat(self, packet: int, now: float) -> bool:
         """Whether a packet that passed may pass once more."""
@@ -83,9 +84,10 @@ class Opened:
             return False
         if self.repeats is None:
             self.repeats = {}
-        if now - self.repeats.get(packet, now - REPEAT_AFTER) < REPEAT_AFTER:
+        spent = max(self.repeats.get(packet, now), now)
+        if spent - now > (S2S_AT_ONCE - 1) * REPEAT_AFTER:
             return False
-        self.repeats[packet] = now
+        self.repeats[packet] = spent + REPEAT_AFTER
         return True
 
     def finish(self) -> None:
