@@ -33,7 +33,7 @@ SOURCE_RATE, SOURCE_BURST = 300.0, 300.0
 KNOWN_RATE, KNOWN_BURST = 250.0, 50.0
 
 # Copies that differ from what passed where no signature is: of all handshakes.
-SPARE_RATE, SPARE_BURST = 500.0, 250.0
+SPARE_RATE, SPARE_BURST = 200.0, 100.0
 
 Keys = tuple[bytes, bytes]
 

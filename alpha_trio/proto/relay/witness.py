@@ -102,7 +102,7 @@ from alpha_trio.proto.relay.watched import (
 )
 
 PLACES = 8  # from which A1s came lately
-SPARE_RATE, SPARE_BURST = 500.0, 100.0  # altered copies a second, at once; see Witness
+SPARE_RATE, SPARE_BURST = 200.0, 64.0  # altered copies a second, at once; see Witness
 VERSIONS_COST = 16_384  # bytes, estimated, of the S1s of a round but the first
 
 CHEAP_SKIP = 8
