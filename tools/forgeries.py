@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from random import Random
 from struct import Struct
 
+from attrs import evolve
+
 from alpha_trio.proto.messages import (
     A1_SIZE,
     CONTROL,
@@ -32,6 +34,7 @@ from alpha_trio.proto.messages import (
     Syn,
 )
 from alpha_trio.proto.messages.handshake import ANCHOR_SIZE
+from alpha_trio.proto.primitives import Guard
 from tools.attacker import Forgery, Sight
 
 _LONGEST = 1500 - 20 - 8  # bytes of a datagram that a link takes
@@ -267,7 +270,9 @@ def forged_syn(identity: bytes, dice: Random) -> bytes:
     """Well formed, from somebody who does not have the key of ``identity``."""
     anchors = dice.randbytes(ANCHOR_SIZE), dice.randbytes(ANCHOR_SIZE)
     nonce, share = dice.randbytes(NONCE_SIZE), dice.randbytes(KEY_SIZE)
-    return Syn(dice.randrange(1, 1 << 32), nonce, identity, share, *anchors).pack()
+    syn = Syn(dice.randrange(1, 1 << 32), nonce, identity, share, *anchors)
+    # As at first contact: this anybody can make.
+    return evolve(syn, mac=Guard(bytes(KEY_SIZE), None).mac(syn.guarded())).pack()
 
 
 # -- parts ----------------------------------------------------------------------------

@@ -85,7 +85,7 @@ class Opened:
         if self.repeats is None:
             self.repeats = {}
         spent = max(self.repeats.get(packet, now), now)
-        if spent - now > (S2S_AT_ONCE - 1) * REPEAT_AFTER:
+        if spent - now > (S2S_AT_ONCE - 0.5) * REPEAT_AFTER:
             return False
         self.repeats[packet] = spent + REPEAT_AFTER
         return True
