@@ -35,7 +35,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from itertools import chain
-from os import urandom
 from struct import Struct
 
 from attrs import define, field
@@ -125,7 +124,7 @@ class Relay:
 
     policy: RelayPolicy
     started: float  # s, on the clock of ``now``
-    random: RandomBytes = urandom  # that nobody can foretell
+    random: RandomBytes  # that nobody can foretell
     counters: RelayCounters = field(factory=RelayCounters)
     events: list[RelayEvent] = field(factory=list)  # for the caller to take
     traced: list[Traced] = field(factory=list)  # likewise, and to answer
