@@ -271,7 +271,7 @@ class Stranger:
         private = next((own for asked, own in self.asked if asked == syn), None)
         if private is None:
             return self.random.randbytes(MAC_SIZE)
-        tagger = _tagger(private, syn, ack, self.psk)
+        tagger = tagger_of(private, syn, ack, self.psk)
         return tagger.tag(ackack.guarded())
 
     def _sent(self, choices: Choices, data: bytes) -> bytes:
@@ -296,7 +296,9 @@ def _public(private: X25519PrivateKey) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _tagger(private: X25519PrivateKey, syn: Syn, ack: Ack, psk: bytes | None) -> Tagger:
+def tagger_of(
+    private: X25519PrivateKey, syn: Syn, ack: Ack, psk: bytes | None
+) -> Tagger:
     """What makes the MAC of the initiator's ACKACK; of none, if there is no secret."""
     try:
         shared = private.exchange(X25519PublicKey.from_public_bytes(ack.share))
