@@ -62,7 +62,7 @@ POLICIES = tuple(
     for unseen, strict, memory, roots in product(
         (Unseen.DROP, Unseen.UNTIL_HANDSHAKE),
         (True, False),
-        (64 << 20, 1 << 20),
+        (64 << 20, 48 << 10),
         (0, 4),
     )
 )
