@@ -41,9 +41,9 @@ from tools import measure
 from tools.bench import number
 from tools.contenders import next_hop
 from tools.daemons import Daemon, peers_config
+from tools.fuzz_world import World, packet
 from tools.lab import Host, Lab, LabError, run_tool, wait_until
 from tools.measure import Figures
-from tools.targets import World, packet
 
 PORT = 1234
 NETWORK = "10.0.0.0/8"  # where the addresses of the peers are

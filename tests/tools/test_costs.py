@@ -1,40 +1,69 @@
-"""tools/costs: each kind of datagram is refused for what it is meant to show."""
+"""That what tools/costs measures is what it says; times themselves prove nothing."""
+
+from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 
-from alpha_trio.proto.relay.verdict import RelayDrop
-from tools.costs import Scene, kinds_of
+from alpha_trio.proto.messages import Kind
+from tools import costs
+from tools.costs import AT_A_RELAY, AT_AN_END, Case, Cost
 
-REASONS = {
-    "noise": RelayDrop.MALFORMED,
-    "SYN of a stranger": RelayDrop.RATE,
-    "COOKIE nobody waits for": RelayDrop.UNSEEN,
-    "ACK by the link of its SYN": RelayDrop.WRONG_SIDE,
-    "ACK with a wrong signature": RelayDrop.RATE,
-    "ACKACK with a wrong signature": RelayDrop.BAD_SIGNATURE,
-    "S1 with a made-up element": RelayDrop.BAD_ROUND,
-    "S1 far ahead": RelayDrop.S1_RATE,
-    "S1 with other roots": RelayDrop.REPLAYED,
-    "S1 with another tag": RelayDrop.REPLAYED,
-    "A1 with a made-up element": RelayDrop.BAD_ROUND,
-    "A1 by the link of its S1": RelayDrop.WRONG_SIDE,
-    "S2 nobody agreed to": RelayDrop.UNSOLICITED,
-    "S2 of a round that is over": RelayDrop.UNSOLICITED,
-    "REPORT nobody asked for": RelayDrop.BAD_REPORT,
-}
-SENT = 1_000
+CALLS = 40
 
 
-def test_every_kind_has_its_reason():
-    assert set(kinds_of(Scene.make())) == set(REASONS)
+@pytest.mark.parametrize(
+    "case",
+    [*AT_AN_END, *AT_A_RELAY],
+    ids=[
+        f"{place}-{number}-{case.what}"
+        for place, cases in (("end", AT_AN_END), ("relay", AT_A_RELAY))
+        for number, case in enumerate(cases)
+    ],
+)
+def test_each_datagram_meets_the_fate_that_is_measured(case):
+    trial = case.prepare(CALLS)
+    before = trial.drops()
+    assert trial.run() > 0
+    expected = {case.reason: len(trial.datagrams)} if case.reason else {}
+    assert trial.drops() - before == expected
 
 
-@pytest.mark.parametrize("name", REASONS)
-def test_most_of_it_is_refused_for_that(name):
-    scene = Scene.make()
-    number, row = kinds_of(scene)[name]
-    assert scene.relay.counters.drops == {}
-    passed = sum(scene.send(next(row), number) for _ in range(SENT))
-    drops = scene.relay.counters.drops
-    assert passed + sum(drops.values()) == SENT
-    assert max(drops, key=drops.get) is REASONS[name]
+@pytest.mark.parametrize("cases", [AT_AN_END, AT_A_RELAY])
+def test_every_kind_of_datagram_is_there(cases):
+    told = {case.what.replace(",", " ").split()[0] for case in cases}
+    assert {kind.name for kind in Kind} <= told
+
+
+def test_what_comes_beyond_a_limit_has_a_row_of_its_own():
+    for cases in (AT_AN_END, AT_A_RELAY):
+        for case, following in pairwise(cases):
+            if following.what == "the same, too many":
+                assert case.limit
+                assert not following.limit
+
+
+def test_the_cheapest_is_the_measure():
+    cheap, dear = AT_AN_END[0], next(c for c in AT_AN_END if c.what == "SYN, answered")
+    one, other = costs.measured([cheap, dear], 20, 1)
+    assert (one.case, other.case) == (cheap, dear)
+    assert min(one.times, other.times) == 1.0
+
+
+def test_a_table_has_what_was_measured():
+    case = Case("SYN, made up", None, AT_AN_END[0].prepare, "5/s")
+    table = costs.printed("At an end", [Cost(case, 12.34, 5.67)])
+    assert [list(column.cells) for column in table.columns] == [
+        ["SYN, made up"],
+        ["5/s"],
+        ["12.3"],
+        ["5.7"],
+    ]
+
+
+def test_the_command_prints_both_tables(capsys):
+    assert costs.main(["--calls", "2", "--repetitions", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "At an end" in printed
+    assert "At a relay" in printed

@@ -7,12 +7,21 @@ from itertools import islice
 
 import pytest
 
+from alpha_trio.proto.handshake import exchange
+from alpha_trio.proto.messages import BadPacket
 from alpha_trio.proto.peers import Session, State
 from alpha_trio.proto.peers.waiting import QUEUE_PACKETS
+from alpha_trio.proto.primitives import ChainVerifier, Checker
+from alpha_trio.proto.primitives.chain import MAX_SKIP
+from alpha_trio.proto.relay import Relay, introduction
+from alpha_trio.proto.relay.witness import Witness
+from alpha_trio.proto.transport import receiver
 from tools import fuzz, targets
-from tools.targets import MODES, TARGETS, Broken, World
+from tools.fuzz_world import MODES, Broken, World, fed
+from tools.targets import TARGETS
 
 SECONDS = 0.25  # for each target
+DATAGRAMS = 200  # of each kind and role
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -20,7 +29,28 @@ def test_made_up_bytes_break_no_rule(name):
     target = TARGETS[name]
     for seed in target.seeds:
         target.run(seed)
-    assert fuzz.mutate(target.run, target.seeds, SECONDS, seed=1) > 0
+    assert fuzz.mutate(target, 1, fuzz.lasting(SECONDS)) > 0
+
+
+@pytest.mark.parametrize("name", fuzz.COUNTED)
+def test_datagrams_of_who_has_the_keys_break_no_rule(name):
+    target = TARGETS[name]
+    fed.clear()
+    fuzz.mutate(target, 2, fuzz.until_fed(target, DATAGRAMS))
+    assert target.counted
+    assert all(fed[cell] >= DATAGRAMS for cell in target.counted)
+
+
+def test_what_is_counted_is_told(tmp_path, capsys):
+    assert fuzz.unguided("relay", 0, 1, tmp_path, datagrams=1) == 0
+    told = capsys.readouterr().out
+    assert all(kind in told for _, kind in TARGETS["relay"].counted)
+
+
+def test_only_what_is_counted_runs_until_there_was_enough(capsys):
+    with pytest.raises(SystemExit):
+        fuzz.main(["settings", "--datagrams", "5"])
+    assert "authentic, signed, relay" in capsys.readouterr().err
 
 
 def test_every_target_can_be_chosen():
@@ -97,3 +127,63 @@ def test_a_deadline_that_recurs_is_noticed(world, monkeypatch):
     end.table._plan(end.session)
     with pytest.raises(Broken, match="is over"):
         world.wait(1.0)
+
+
+def allow(*_args, **_settings):
+    """In the place of a check that raises or returns falsehood."""
+    return True
+
+
+def allow_near(chain, position, _element):
+    """The same for elements of chains, but not for those that are too far away."""
+    if not 0 < position - chain.position <= MAX_SKIP:
+        raise BadPacket
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "check", "rule", "instead"),
+    [
+        ("authentic", ChainVerifier, "check_untrusted", "was sent", allow_near),
+        ("signed", exchange, "verify_untrusted", "the stranger has no session", allow),
+        ("relay", introduction, "_signed", "ACKACK that passes is signed", allow),
+        ("relay", ChainVerifier, "check_untrusted", "its sender's", allow_near),
+        ("relay", Checker, "_climb", "what its sender signed", allow),
+    ],
+)
+def test_a_check_that_is_left_out_is_noticed(
+    name, where, check, rule, instead, monkeypatch
+):
+    monkeypatch.setattr(where, check, instead)
+    fed.clear()
+    target = TARGETS[name]
+    with pytest.raises(Broken, match=rule):
+        fuzz.mutate(target, 1, fuzz.until_fed(target, 4 * DATAGRAMS))
+
+
+def test_a_packet_taken_twice_is_noticed(monkeypatch):
+    take = receiver.Receiver._round_untrusted
+
+    def forgetful(self, datagram):
+        association, found = take(self, datagram)
+        found.seen = 0
+        return association, found
+
+    monkeypatch.setattr(receiver.Receiver, "_round_untrusted", forgetful)
+    fed.clear()
+    target = TARGETS["authentic"]
+    with pytest.raises(Broken, match="only once"):
+        fuzz.mutate(target, 1, fuzz.until_fed(target, 4 * DATAGRAMS))
+
+
+def test_wrong_sums_of_a_relay_are_noticed(monkeypatch):
+    monkeypatch.setattr(Witness, "_forget", allow)
+    fed.clear()
+    target = TARGETS["relay"]
+    with pytest.raises(Broken, match="a session knows what it holds"):
+        fuzz.mutate(target, 1, fuzz.until_fed(target, DATAGRAMS))
+
+
+def test_a_genuine_session_that_is_disturbed_is_noticed(monkeypatch):
+    monkeypatch.setattr(Relay, "_on_round", lambda self, run, at, size, *_: size)
+    with pytest.raises(Broken, match="is not disturbed"):
+        TARGETS["relay"].run(TARGETS["relay"].seeds[0])
