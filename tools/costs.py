@@ -1,9 +1,10 @@
-"""What a hostile datagram costs who gets it: an end, or a relay on the way.
+"""What a hostile datagram costs who gets it.
 
-Each kind is handed in a few thousand times by a bare loop, in one thread and to a core
-without sockets, again and again with everything made anew; the median is printed, and
-how many times the cheapest it is.  That is a datagram with an unknown id, and somebody
-who sends as many of those needs nothing but an address.
+An end is measured here, a relay by ``relay_costs.py``.  Each kind is handed in a few
+thousand times by a bare loop, in one thread and to a core without sockets, again and
+again with everything made anew; the median is printed, and how many times the cheapest
+it is.  That is a datagram with an unknown id, and somebody who sends as many of those
+needs nothing but an address.
 
 What costs more has to be limited, or it is worth more to an attacker than a flood: the
 column in the middle says by what.  Where there is a rate, what comes beyond it is a row
@@ -16,7 +17,6 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import sha256
 from itertools import cycle, islice
 from random import Random
 from statistics import median
@@ -42,7 +42,6 @@ from alpha_trio.proto.messages import (
     ROUND,
     ROUND_HEAD_SIZE,
     SUITE_ALPHA,
-    TAG_SIZE,
     VERSION,
     Ack,
     AckAck,
@@ -52,13 +51,10 @@ from alpha_trio.proto.messages import (
     parse_cookie_untrusted,
 )
 from alpha_trio.proto.primitives import Guard, Identity
-from alpha_trio.proto.primitives.chain import MAX_SKIP
-from alpha_trio.proto.relay import Relay, RelayPolicy, Unseen
-from alpha_trio.proto.relay import introduction as seen
 from alpha_trio.proto.relay.verdict import RelayDrop
-from alpha_trio.proto.relay.witness import CHEAP_SKIP, SKIP_BURST, SKIP_RATE
 from alpha_trio.proto.traces import Counts, Report, Role
 from alpha_trio.proto.traces.trace import MAX_CHECKS
+from tools import relay_costs
 from tools.fuzz_handshakes import tagger_of
 from tools.fuzz_world import PORT, End, World
 
@@ -530,310 +526,6 @@ AT_AN_END = (
 )
 
 
-# -- a relay ---------------------------------------------------------------------------
-
-
-@define(eq=False)
-class Passage:
-    """A relay, the genuine session that passes it, and attackers beside it."""
-
-    target: Target = field(init=False)
-    relay: Relay = field(init=False)
-    losing: bool = False  # all S2s of a round but the first, before they get here
-
-    def __attrs_post_init__(self) -> None:
-        world = World("adaptive", Random(1), known=True, through=self._through)
-        self.relay = Relay(RelayPolicy(unseen=Unseen.DROP), world.now)
-        self.target = Target(world, world.ends[1])
-
-    @classmethod
-    def met(cls) -> Passage:
-        """After the handshake."""
-        passage = cls()
-        passage.target.world.meet(8)
-        return passage
-
-    def _through(self, end: End, datagram: bytes) -> list[bytes]:
-        if self.losing and self.target.world.old[-2][0] == datagram[0] == Kind.S2:
-            return []
-        view, size = memoryview(bytearray(datagram)), len(datagram)
-        world = self.target.world
-        way = (world.other(end).address, PORT), (end.address, PORT)
-        ranges = self.relay.transit(view, size, *way, world.now)
-        return [bytes(view[start:until]) for start, until in ranges]
-
-    def trial(
-        self,
-        datagrams: Iterable[bytes],
-        remotes: Sequence[Remote] = (_STRANGER,),
-        apart: float = 0.0,
-        there: Remote | None = None,
-    ) -> Trial:
-        """The relay gets them from now on, on their way to the end if not elsewhere."""
-        transit = self.relay.transit
-        there = there or (self.target.end.address, PORT)
-
-        def call(view: memoryview, remote: Remote, now: float) -> None:
-            transit(view, len(view), remote, there, now)
-
-        now = self.target.world.now
-        return Trial(call, self._drops, [*datagrams], now, apart, remotes)
-
-    def _drops(self) -> Counter[Drop | RelayDrop]:
-        return Counter(self.relay.counters.drops)
-
-    def drained(self, data: bytes, times: int) -> None:
-        """So many come before."""
-        self.trial([data] * times).run()
-
-    def asked(self) -> Syn:
-        """A SYN of the attacker's has passed."""
-        syn = self.target.syn(self.target.own.public)
-        self.drained(syn.pack(), 1)
-        return syn
-
-    def answered(self, syn: Syn, sender_id: int = 77) -> Ack:
-        """And an ACK of his to it."""
-        own = self.target.own
-        ack = evolve(_answer(self.target, syn), sender_id=sender_id)
-        signature = own.sign(b"ACK", syn.said(), ack.unsigned())
-        ack = evolve(ack, signature=signature)
-        self.drained(ack.pack(), 1)
-        return ack
-
-    def introduction(self, one: int, other: int) -> bytes:
-        """The ACKACK of a session of his with these ids; what is before has passed."""
-        own = self.target.own
-        syn = evolve(self.target.syn(own.public), sender_id=one)
-        self.drained(syn.pack(), 1)
-        ack = self.answered(syn, other)
-        signature = own.sign(b"ACKACK", syn.said(), ack.said())
-        return AckAck(other, signature).pack()
-
-
-def _answer(target: Target, syn: Syn) -> Ack:
-    """With a signature for something else."""
-    share = target.share.public_key().public_bytes_raw()
-    anchors = target.noise(NODE_SIZE), target.noise(NODE_SIZE)
-    said = target.noise(NONCE_SIZE), target.own.public, share, *anchors
-    return Ack(syn.sender_id, 77, *said, target.signature())
-
-
-def _unseen(kind: Kind) -> Case:
-    """Of no handshake that passed."""
-
-    def prepare(count: int) -> Trial:
-        passage = Passage.met()
-        return passage.trial([_of_kind(kind, passage.target)] * count)
-
-    return Case(f"{kind.name}, unknown id", RelayDrop.UNSEEN, prepare)
-
-
-def _malformed(count: int) -> Trial:
-    return Passage.met().trial([bytes(100)] * count)
-
-
-def _passing_syn(*, apart: float = 0.0) -> Callable[[int], Trial]:
-    def prepare(count: int) -> Trial:
-        passage = Passage.met()
-        syns = (evolve(passage.target.syn(), sender_id=9 + n) for n in range(count))
-        data = [syn.pack() for syn in syns]
-        if not apart:
-            passage.drained(data[0], int(seen.SOURCE_SYN_BURST) + 1)
-        return passage.trial(data, apart=apart)
-
-    return prepare
-
-
-def _repeated(kind: Kind) -> Callable[[int], Trial]:
-    """A genuine ACK or ACKACK, more often than it may pass."""
-
-    def prepare(count: int) -> Trial:
-        passage = Passage.met()
-        data = next(old for old in passage.target.world.old if old[0] == kind)
-        passage.drained(data, seen.REPEATS)
-        return passage.trial([data] * count)
-
-    return prepare
-
-
-def _missigned_ack(*, apart: float = 0.0) -> Callable[[int], Trial]:
-    def prepare(count: int) -> Trial:
-        passage = Passage.met()
-        data = _answer(passage.target, passage.asked()).pack()
-        if not apart:
-            passage.drained(data, int(seen.SOURCE_CHECK_BURST) + 1)
-        return passage.trial([data] * count, apart=apart)
-
-    return prepare
-
-
-def _missigned_ackack(*, apart: float = 0.0) -> Callable[[int], Trial]:
-    def prepare(count: int) -> Trial:
-        passage = Passage.met()
-        ack = passage.answered(passage.asked())
-        data = AckAck(ack.sender_id, passage.target.signature()).pack()
-        if not apart:
-            passage.drained(data, int(seen.SOURCE_CHECK_BURST) + 1)
-        return passage.trial([data] * count, apart=apart)
-
-    return prepare
-
-
-def _cookie_past(*, asked: bool) -> Callable[[int], Trial]:
-    def prepare(count: int) -> Trial:
-        passage = Passage.met()
-        syn, target = passage.asked(), passage.target
-        nonce = syn.nonce if asked else target.noise(NONCE_SIZE)
-        cookie = Cookie(syn.sender_id, nonce, target.noise(COOKIE_SIZE)).pack()
-        there = _STRANGER if asked else None
-        passage.trial([cookie] * seen.REPEATS, there=there).run()
-        return passage.trial([cookie] * count, there=there)
-
-    return prepare
-
-
-def _introducing(count: int) -> Trial:
-    """The last message of a handshake of the attacker's; the others passed before."""
-    passage, data = Passage.met(), []
-    for number in range(_few(count)):
-        passage.target.world.now += 1.0
-        data.append(passage.introduction(1_000 + number, 500_000 + number))
-    return passage.trial(data, apart=1 / seen.SOURCE_CHECK_RATE)
-
-
-def _round(
-    kind: Kind, ahead: int, *, apart: float = 0.0, sessions: int = 1
-) -> Callable[[int], Trial]:
-    """A round's message of nobody's, so many elements ahead of the last one known.
-
-    ``sessions`` have the same id.
-    """
-
-    def prepare(count: int) -> Trial:
-        passage = Passage.met()
-        target = passage.target
-        for number in range(1, sessions):
-            passage.drained(passage.introduction(1_000 + number, target.id), 1)
-        target.world.speak(target.peer, [bytes(64)] * 4)
-        s1 = target.genuine(Kind.S1)
-        number = ROUND.unpack_from(s1, HEADER_SIZE)[3] + ahead // 2
-        head = HEADER.pack(kind, VERSION, 0, target.id)
-        if kind == Kind.A1:
-            head = HEADER.pack(kind, VERSION, 0, _peers_id(target))
-        shape = s1[HEADER_SIZE + 2]
-        head += ROUND.pack(0, shape, 0, number, target.noise(NODE_SIZE))
-        rest = s1[ROUND_HEAD_SIZE:]
-        if kind == Kind.A1:
-            digest = sha256(s1[:-TAG_SIZE]).digest()[:NODE_SIZE]
-            rest = digest + bytes(NODE_SIZE) + bytes(TAG_SIZE)
-        data = head + rest
-        if not apart:
-            passage.drained(data, int(SKIP_BURST) + 1)
-        return passage.trial([data] * count, apart=apart)
-
-    return prepare
-
-
-def _peers_id(target: Target) -> int:
-    assert target.peer.session.current is not None
-    return target.peer.session.current.local_id
-
-
-def _copied_s1(count: int) -> Trial:
-    passage = Passage.met()
-    target = passage.target
-    target.world.speak(target.peer, [bytes(64)] * 4)
-    return passage.trial([target.genuine(Kind.S1)] * count)
-
-
-def _s2_past(*, copied: bool, size: int) -> Callable[[int], Trial]:
-    def prepare(count: int) -> Trial:
-        passage = Passage.met()
-        target, world = passage.target, passage.target.world
-        passage.losing = True  # where nothing more may pass, nothing is hashed
-        world.speak(target.peer, [bytes(64)] * 4)
-        world.carry(target.end)
-        world.carry(target.peer)
-        head = target.genuine(Kind.S2)[:ROUND_HEAD_SIZE]
-        if not copied:
-            head = head[:HEADER_SIZE] + ROUND.pack(0, 0, 0, 10_000, bytes(NODE_SIZE))
-        return passage.trial([head + target.noise(size - len(head))] * count)
-
-    return prepare
-
-
-def _report_past(count: int) -> Trial:
-    passage = Passage.met()
-    target = passage.target
-    nonce = target.noise(NONCE_SIZE)
-    who = target.own.public, Role.RELAY, Counts(), Counts()
-    data = Report(target.id, nonce, *who).pack()
-    return passage.trial([data] * count)
-
-
-_PER_SOURCE = f"{seen.SOURCE_CHECK_RATE:g}/s and address, {seen.CHECK_RATE:g}/s"
-
-AT_A_RELAY = (
-    *(_unseen(kind) for kind in _OF_KIND),
-    Case("no message of the protocol", RelayDrop.VERSION, _malformed),
-    Case(
-        "SYN",
-        None,
-        _passing_syn(apart=1 / seen.SOURCE_SYN_RATE),
-        f"{seen.SOURCE_SYN_RATE:g}/s and address, {seen.SYN_RATE:g}/s",
-    ),
-    Case("SYN, too many", RelayDrop.RATE, _passing_syn()),
-    Case(
-        "ACK, wrong signature",
-        RelayDrop.BAD_SIGNATURE,
-        _missigned_ack(apart=1 / seen.SOURCE_CHECK_RATE),
-        _PER_SOURCE,
-    ),
-    Case("the same, too many", RelayDrop.RATE, _missigned_ack()),
-    Case("ACK, repeated", RelayDrop.REPLAYED, _repeated(Kind.ACK)),
-    Case(
-        "ACKACK, wrong signature",
-        RelayDrop.BAD_SIGNATURE,
-        _missigned_ackack(apart=1 / seen.SOURCE_CHECK_RATE),
-        _PER_SOURCE,
-    ),
-    Case("the same, too many", RelayDrop.RATE, _missigned_ackack()),
-    Case("ACKACK of a session", None, _introducing, _PER_SOURCE),
-    Case("ACKACK, repeated", RelayDrop.REPLAYED, _repeated(Kind.ACKACK)),
-    Case("COOKIE, wrong nonce", RelayDrop.UNSEEN, _cookie_past(asked=False)),
-    Case("COOKIE, repeated", RelayDrop.REPLAYED, _cookie_past(asked=True)),
-    Case(
-        f"S1, forged, up to {CHEAP_SKIP} ahead",
-        RelayDrop.BAD_ROUND,
-        _round(Kind.S1, CHEAP_SKIP - 2, apart=1e-6),
-    ),
-    Case(
-        f"the same, {seen.SAME_ID} sessions of its id",
-        RelayDrop.BAD_ROUND,
-        _round(Kind.S1, CHEAP_SKIP - 2, apart=1e-6, sessions=seen.SAME_ID),
-    ),
-    Case(
-        f"S1, forged, {MAX_SKIP - 2} ahead",
-        RelayDrop.BAD_ROUND,
-        _round(Kind.S1, MAX_SKIP - 2, apart=1 / SKIP_RATE),
-        f"{SKIP_RATE:g}/s and direction of a session",
-    ),
-    Case("the same, too many", RelayDrop.S1_RATE, _round(Kind.S1, MAX_SKIP - 2)),
-    Case("S1, repeated", RelayDrop.REPLAYED, _copied_s1),
-    Case("A1, forged", RelayDrop.BAD_ROUND, _round(Kind.A1, 0, apart=1e-6)),
-    Case("A2, forged", RelayDrop.BAD_ROUND, _round(Kind.A2, 0, apart=1e-6)),
-    Case("S2, unsolicited", RelayDrop.UNSOLICITED, _s2_past(copied=False, size=100)),
-    Case("S2, copied head", RelayDrop.FORGED, _s2_past(copied=True, size=100)),
-    Case(
-        "S2 of 1,400 bytes, copied head",
-        RelayDrop.FORGED,
-        _s2_past(copied=True, size=_LARGE),
-    ),
-    Case("REPORT, nobody asked", RelayDrop.BAD_REPORT, _report_past),
-)
-
-
 # -- the table -------------------------------------------------------------------------
 
 
@@ -853,7 +545,7 @@ def printed(title: str, costs: Sequence[Cost]) -> Table:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure both, and print a table of each."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(prog="tools/costs", description=__doc__)
     add = parser.add_argument
     add("--calls", type=int, default=CALLS, help=f"of each kind (default: {CALLS})")
@@ -863,11 +555,15 @@ def main(arguments: Sequence[str]) -> int:
         default=REPETITIONS,
         help=f"of which the median is taken (default: {REPETITIONS})",
     )
+    add("--relay", action="store_true", help="what passes by a relay, instead")
     options = parser.parse_args(arguments)
     console = Console()
-    for title, cases in (("At an end", AT_AN_END), ("At a relay", AT_A_RELAY)):
-        costs = measured(cases, options.calls, options.repetitions)
-        console.print(printed(title, costs))
+    if options.relay:
+        for name, cost in relay_costs.measure_relay().items():
+            console.print(f"{cost:10,.1f}  {name}", highlight=False)
+        return 0
+    costs = measured(AT_AN_END, options.calls, options.repetitions)
+    console.print(printed("At an end", costs))
     return 0
 
 

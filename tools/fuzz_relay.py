@@ -107,7 +107,7 @@ class Scene:
     def __attrs_post_init__(self) -> None:
         random = self.random
         self.world = World("adaptive", random, through=self._through)
-        self.relay = Relay(self.policy, self.world.now)
+        self.relay = Relay(self.policy, self.world.now, Random(7).randbytes)
         own = [Identity(random.randbytes(32)) for _ in range(3)]
         self.stranger = Stranger(random, own, None, self._anchors)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from tools.targets import World
+from tools.fuzz_world import World
 
 _PACKETS, _SIZE = 8, 1000  # of a round
 _APART = 0.05  # s between two rounds, by the ends' own clock
