@@ -290,7 +290,7 @@ def test_what_a_relay_cannot_tell_leads_to_no_delivery(ground):
         _, arrived = observed.all()
     passed = Counter(flood.marks[seen.mark] for seen in arrived if seen.mark)
     assert passed.keys() <= UNTELLABLE.keys()
-    assert 0 < passed.total() < FEWER / 2
+    assert 0 < passed.total() < FEWER
     assert_genuine(ground, flows)
     assert relay_of(ground.daemons[2])["sessions"] == sessions
 

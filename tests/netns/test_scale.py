@@ -12,7 +12,7 @@ from tools import scale
 pytestmark = pytest.mark.netns
 
 SESSIONS = 100
-RELAYED_SESSION_KB = 4
+RELAYED_SESSION_KB = 5
 IDLE_SESSION_KB = 200
 LOADED_SESSION_KB = 8_000
 
