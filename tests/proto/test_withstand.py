@@ -400,6 +400,27 @@ def test_a_flood_of_syns_to_many_peers_is_answered_at_one_rate():
     assert sim.established("spoke0", "hub")
 
 
+def test_a_renewal_is_answered_whatever_is_sent_in_the_peers_name():
+    """It is spared the rate that all who know the public keys can use up."""
+    sim, one, two = pair(6)
+    sim.ping("vm1", "vm2")
+    sim.run(REKEY_AFTER - sim.now)
+    random, before = Random(3).randbytes, sim.session("vm2", "vm1").current
+    handed = []
+    for step in range(2000):
+        rest = random(32), random(16), random(16)
+        syn = Syn(7, random(16), one.identity.public, *rest)
+        syn = guarded(syn, two.identity.public)
+        sim.inject("vm2", remote_of(one.address), syn.pack())
+        if step % 20 == 0:
+            handed += sim.send("vm1", "vm2")
+        sim.run(0.005)
+    sim.run(1)
+    assert two.drops()[Drop.RATE] > 100
+    assert sim.session("vm2", "vm1").current is not before
+    assert set(handed) <= set(two.payloads())
+
+
 def test_an_observer_of_a_handshake_cannot_have_ackacks_checked():
     """Its MAC takes the session's keys, so the genuine one still counts."""
     sim, one, two = pair(link=WithoutAckAcks())

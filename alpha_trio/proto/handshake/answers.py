@@ -31,6 +31,7 @@ class Shown(IntEnum):
     NOTHING = 0  # it came from anywhere
     PLACE = 1  # it came from where the peer is known to be, or so it seems
     SECRET = 2  # only the peer can have made it, at some time
+    SESSION = 3  # the same, since our present session with it began
 
 
 @define(eq=False)

@@ -281,13 +281,22 @@ class Negotiation:
                 # It may be elsewhere than we think, and where we ask nobody hear us.
                 self.initiation.hurry(Place(remote, local), now)
             return
-        elif not (shown and any(syn.cookie)) and not self._answering.take(now):
+        elif not self._is_spared(syn, shown) and not self._answering.take(now):
             self.counters.drop(Drop.RATE)
             return
         else:
             half_open = self._answer(syn, remote, local, now, out)
             self.answers.put(half_open, shown)
         send_control(out, remote, local, self.counters, half_open.ack.pack())
+
+    def _is_spared(self, syn: Syn, shown: Shown) -> bool:
+        """Whether the rate is not for it: who wants to use that up could not send it.
+
+        A pre-shared key alone does not say so: it may be an old SYN once more.
+        """
+        return shown is Shown.SESSION or (
+            shown is not Shown.NOTHING and any(syn.cookie)
+        )
 
     def _wins_against(self, other: Syn) -> bool:
         """The tie-break when both ends began; the other end computes the opposite.

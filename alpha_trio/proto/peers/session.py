@@ -419,9 +419,9 @@ class Session:
 
     def shown(self, syn: Syn, remote: Remote, now: float) -> Shown:
         """What ``syn``, whose MAC is good, shows of who sent it."""
-        if self.negotiation.psk is not None:
-            return Shown.SECRET
         if self.is_renewal(syn) and self._spares(syn, now):
+            return Shown.SESSION
+        if self.negotiation.psk is not None:
             return Shown.SECRET
         return Shown.PLACE if self.is_at(remote) else Shown.NOTHING
 

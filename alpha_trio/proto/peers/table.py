@@ -427,9 +427,9 @@ class PeerTable:
                 session.negotiation.note_wrong_mac()
             return
         shown = session.shown(syn, remote, now)
-        secret, answers = shown is Shown.SECRET, session.negotiation.answers
+        secret, answers = shown >= Shown.SECRET, session.negotiation.answers
         admitted: bool | None = True
-        if not session.is_renewal(syn):
+        if shown is not Shown.SESSION:
             admitted = self._door.admit(
                 remote,
                 syn.cookie,
@@ -450,7 +450,7 @@ class PeerTable:
             self._plan(session, now)
 
     def _may_answer(self, session: Session, syn: Syn, shown: Shown, now: float) -> bool:
-        if shown is Shown.SECRET or (shown is Shown.PLACE and any(syn.cookie)):
+        if shown >= Shown.SECRET or (shown is Shown.PLACE and any(syn.cookie)):
             return True
         again = session.negotiation.answers.to(syn) is not None
         return again or self._door.answers(now)
