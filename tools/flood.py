@@ -23,7 +23,7 @@ from random import Random
 from statistics import median
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from alpha_trio.proto.messages import (
     VERSION,
@@ -31,11 +31,10 @@ from alpha_trio.proto.messages import (
     AckAck,
     Cookie,
     Kind,
-    Syn,
 )
-from alpha_trio.proto.primitives import Guard
 from tools import measure
 from tools.daemons import Daemon
+from tools.forgeries import forged_syn
 from tools.lab import Host, Lab
 
 _PORT, _CLOSED = 1234, 9
@@ -51,14 +50,7 @@ def _kinds(ours: bytes, peers: bytes) -> dict[str, Make]:
     """By who knows all public keys: ``ours`` of vm2, ``peers`` of vm1."""
 
     def syn(identity: bytes | None, key: bytes) -> Make:
-        def make(dice: Random) -> bytes:
-            who = dice.randbytes(32) if identity is None else identity
-            rest = dice.randbytes(32), dice.randbytes(16), dice.randbytes(16)
-            asked = Syn(dice.randrange(1, 1 << 32), dice.randbytes(16), who, *rest)
-            mac = Guard(key, None).mac(asked.guarded())
-            return evolve(asked, mac=mac).pack()
-
-        return make
+        return lambda dice: forged_syn(identity or dice.randbytes(32), dice, key)
 
     def ack(dice: Random) -> bytes:
         here, there = dice.randrange(1, 1 << 32), dice.randrange(1, 1 << 32)

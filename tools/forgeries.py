@@ -266,13 +266,16 @@ def unsigned(message: bytes, number: int, dice: Random) -> bytes:
     return message[:start] + signature + message[end:]
 
 
-def forged_syn(identity: bytes, dice: Random) -> bytes:
-    """Well formed, from somebody who does not have the key of ``identity``."""
+def forged_syn(identity: bytes, dice: Random, asked: bytes = bytes(KEY_SIZE)) -> bytes:
+    """Well formed, from somebody who does not have the key of ``identity``.
+
+    ``asked``: the key of who is to answer; without, as at first contact, what anybody
+    can make.
+    """
     anchors = dice.randbytes(ANCHOR_SIZE), dice.randbytes(ANCHOR_SIZE)
     nonce, share = dice.randbytes(NONCE_SIZE), dice.randbytes(KEY_SIZE)
     syn = Syn(dice.randrange(1, 1 << 32), nonce, identity, share, *anchors)
-    # As at first contact: this anybody can make.
-    return evolve(syn, mac=Guard(bytes(KEY_SIZE), None).mac(syn.guarded())).pack()
+    return evolve(syn, mac=Guard(asked, None).mac(syn.guarded())).pack()
 
 
 # -- parts ----------------------------------------------------------------------------

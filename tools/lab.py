@@ -56,13 +56,14 @@ class LabError(AlphaTrioError):
     """A host, a command on it or a daemon did not do what the lab asked for."""
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout: float = 10) -> None:
-    """Return once ``condition()`` is true; LabError(what) after ``timeout`` s."""
+def wait_until(condition: Callable[[], T], what: str, timeout: float = 10) -> T:
+    """What ``condition()`` is once it is true; LabError(what) after ``timeout`` s."""
     deadline = time.monotonic() + timeout
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > deadline:
             raise LabError(f"{what}: not within {timeout:g} s")
         time.sleep(0.01)
+    return found
 
 
 def _execute(

@@ -346,10 +346,8 @@ class UdpSocket:
         And all that has none of the numbers ``but`` in its bytes 4 to 7.  False if the
         kernel cannot; then it chooses as before, at first as it likes.
         """
-        here, apart = (
-            (_BPF_RETURN, 0, 0, 0),
-            (_BPF_RETURN, 0, 0, 1),
-        )  # as they are bound
+        # By their numbers, in the order in which the two were bound.
+        here, apart = (_BPF_RETURN, 0, 0, 0), (_BPF_RETURN, 0, 0, 1)
         program = b"".join(
             _BPF.pack(*instruction)
             for instruction in (

@@ -36,13 +36,19 @@ class TokenBucket:
 def bucket_of(
     buckets: dict[str, TokenBucket], remote: Remote, rate: float, burst: float
 ) -> TokenBucket:
-    """The bucket of an address, made if there is none; all go when there are many."""
-    network = network_of(remote[0])
-    bucket = buckets.get(network)
+    """The bucket of an address."""
+    return bucket_named(buckets, network_of(remote[0]), rate, burst)
+
+
+def bucket_named(
+    buckets: dict[str, TokenBucket], name: str, rate: float, burst: float
+) -> TokenBucket:
+    """The bucket of a name, made if there is none; all go when there are many."""
+    bucket = buckets.get(name)
     if bucket is None:
         if len(buckets) >= ADDRESSES_KEPT:
             buckets.clear()
-        bucket = buckets[network] = TokenBucket(rate, burst)
+        bucket = buckets[name] = TokenBucket(rate, burst)
     return bucket
 
 

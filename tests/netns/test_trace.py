@@ -135,21 +135,31 @@ def test_nothing_is_blamed_on_links_that_are_good(ground, talk):
     assert min(segment["packets"] for segment in segments) > PACKETS / 2
 
 
+def said_between(ground, link, kind):
+    """The lines on links, of a look long enough for something to have happened."""
+
+    def lines():
+        text = ground.daemons[0].cli("trace", "vm2", "--seconds", "0.5").stdout
+        found = [line for line in text.splitlines() if line.startswith("  between")]
+        return found if kind in found[link].replace("nothing of", "") else None
+
+    return wait_until(lines, f"{kind} is said of link {link}")
+
+
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_link_where_it_happens_is_named(ground, talk, link, kind):
     deed = Deed(KINDS[kind])
     with ground.doing(link, deed):
         wait_until(lambda: deed.done > 5, "something happens")
-        text = ground.daemons[0].cli("trace", "vm2", "--seconds", "0.5").stdout
         segments = ground.trace("--seconds", "1")["segments"]
+        lines = said_between(ground, link, kind)
     for number, segment in enumerate(segments):
         if number != link:
             assert kinds(segment) == FINE
     blamed = kinds(segments[link])
     assert blamed.pop(kind) > PACKETS / 20
     assert set(blamed.values()) == {0}
-    lines = [line for line in text.splitlines() if line.startswith("  between")]
     assert [kind in line.replace("nothing of", "") for line in lines] == [
         number == link or kind == "lost" for number in LINKS
     ]

@@ -11,8 +11,8 @@ becomes of it is not known here.
 """
 
 from alpha_trio.proto.handshake.answers import Shown
-from alpha_trio.proto.handshake.cookies import Doorkeeper
-from alpha_trio.proto.handshake.exchange import GIVE_UP_AFTER, Agreement, RandomBytes
+from alpha_trio.proto.handshake.cookies import Doorkeeper, sealed_cookie
+from alpha_trio.proto.handshake.exchange import GIVE_UP_AFTER, Agreement
 from alpha_trio.proto.handshake.negotiation import Negotiation, send_control
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "Agreement",
     "Doorkeeper",
     "Negotiation",
-    "RandomBytes",
     "Shown",
+    "sealed_cookie",
     "send_control",
 ]

@@ -15,8 +15,9 @@ from math import inf
 
 from attrs import define, field
 
-from alpha_trio.proto.handshake.exchange import HalfOpen, RandomBytes
+from alpha_trio.proto.handshake.exchange import HalfOpen
 from alpha_trio.proto.messages import HALF_OPEN_LIFETIME, Syn
+from alpha_trio.proto.primitives import RandomBytes, any_of
 from alpha_trio.proto.rates import network_of
 
 MOST_ANSWERS = 8  # of each kind of Shown
@@ -90,7 +91,7 @@ class Answers:
         self._kept[half_open] = place
 
     def _any(self, some: list[HalfOpen]) -> HalfOpen:
-        return some[self.random(1)[0] % len(some)]
+        return some[any_of(len(some), self.random)]
 
     def take(self, half_open: HalfOpen) -> None:
         """It became a session, which has its id now."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hmac
 from hashlib import sha256
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from alpha_trio.proto.batch import Remote
-from alpha_trio.proto.handshake.exchange import RandomBytes
-from alpha_trio.proto.messages import COOKIE_SIZE
+from alpha_trio.proto.messages import COOKIE_SIZE, Cookie, Syn
+from alpha_trio.proto.primitives import Guard, RandomBytes
 from alpha_trio.proto.rates import TokenBucket, bucket_of
 
 SECRET_LIFETIME = 120.0  # s; a cookie is good for one to two of them
@@ -101,6 +101,12 @@ class Doorkeeper:
             before = self._secrets[0] if age < 2 * SECRET_LIFETIME else b""
             self._secrets = self.random(32), before
             self._since = now
+
+
+def sealed_cookie(syn: Syn, cookie: bytes, guard: Guard) -> Cookie:
+    """What brings a cookie to who sent ``syn``, whose MAC ``guard`` made."""
+    message = Cookie(syn.sender_id, syn.nonce, guard.seal(cookie, syn.nonce))
+    return evolve(message, mac=guard.mac(message.guarded()))
 
 
 def _cookie(secret: bytes, remote: Remote) -> bytes:

@@ -57,6 +57,7 @@ from alpha_trio.proto.messages import (
     BadPacket,
     Cookie,
     Syn,
+    is_reflected,
 )
 from alpha_trio.proto.primitives import (
     ACKNOWLEDGMENT_CHAIN,
@@ -65,6 +66,7 @@ from alpha_trio.proto.primitives import (
     Guard,
     HashChain,
     Identity,
+    RandomBytes,
     SessionKeys,
     Tagger,
     chain_id,
@@ -87,8 +89,6 @@ FIRST_SPACING = 32
 """Of the chains of association 0: 1,024 elements, 511 rounds, made in 0.6 ms."""
 
 _BLIND_EVERY = 3  # SYNs
-
-RandomBytes = Callable[[int], bytes]
 
 
 def _first_chain(nonce: bytes, kind: bytes, random: RandomBytes) -> HashChain:
@@ -316,8 +316,8 @@ class Initiation:
         """
         if ack.receiver_id != self.syn.sender_id or ack.suite != self.syn.suite:
             raise BadPacket
-        if ack.nonce == self.syn.nonce or self._anchors & _anchors_of(ack):
-            raise BadPacket  # a chain of ours: our own word would pass for the peer's
+        if is_reflected(self.syn, ack):
+            raise BadPacket
         said = self.syn.said()
         if not self.ours.fits(said + ack.said(), ack.mac):
             raise BadPacket
@@ -336,10 +336,6 @@ class Initiation:
         self.offer.forget_share()
         ids = ack.receiver_id, ack.sender_id
         return Agreement(*ids, remote, local, self._keys, self.offer, ack)
-
-    @property
-    def _anchors(self) -> set[bytes]:
-        return _anchors_of(self.syn)
 
 
 @define(eq=False)
@@ -417,7 +413,3 @@ class HalfOpen:
         ids, keys = (self.ack.sender_id, self.syn.sender_id), self._keys
         place = remote, local
         return Agreement(*ids, *place, keys, self.offer, self.syn, self.lost)
-
-
-def _anchors_of(said: Syn | Ack) -> set[bytes]:
-    return {said.signatures, said.acknowledgments}

@@ -21,7 +21,6 @@ from alpha_trio.proto.handshake.exchange import (
     Agreement,
     HalfOpen,
     Initiation,
-    RandomBytes,
 )
 from alpha_trio.proto.messages import (
     KEY_SIZE,
@@ -33,7 +32,7 @@ from alpha_trio.proto.messages import (
     Cookie,
     Syn,
 )
-from alpha_trio.proto.primitives import Guard, Identity, key_text
+from alpha_trio.proto.primitives import Guard, Identity, RandomBytes, key_text
 from alpha_trio.proto.rates import TokenBucket
 
 # In seconds.

@@ -120,6 +120,16 @@ class Ack:
         return self.said() + self.mac
 
 
+def is_reflected(syn: Syn, ack: Ack) -> bool:
+    """Whether an answer has the nonce, or a chain, of who asks.
+
+    Then the asker's own word could pass for the answerer's; nobody takes it.
+    """
+    anchors = {syn.signatures, syn.acknowledgments}
+    theirs = ack.signatures, ack.acknowledgments
+    return ack.nonce == syn.nonce or not anchors.isdisjoint(theirs)
+
+
 @frozen
 class AckAck:
     """Ends the handshake."""

@@ -30,7 +30,6 @@ from alpha_trio.proto.handshake import (
     GIVE_UP_AFTER,
     Agreement,
     Negotiation,
-    RandomBytes,
     Shown,
 )
 from alpha_trio.proto.messages import (
@@ -49,7 +48,7 @@ from alpha_trio.proto.peers.pathmtu import PathMtu, Phase, Source
 from alpha_trio.proto.peers.statistics import State, Statistics
 from alpha_trio.proto.peers.waiting import WaitingFrames
 from alpha_trio.proto.peers.whereabouts import Whereabouts
-from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.primitives import Identity, RandomBytes
 from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.traces import Trace, parse_report_untrusted
 from alpha_trio.proto.transport import (
@@ -541,11 +540,8 @@ class Session:
             self.next = None
         self.gave_up = False
         self.wrong_address = None
-        both = (
-            isinstance(transport, AlphaTransport),
-            isinstance(self._usable(now), AlphaTransport),
-        )
-        if all(both):
+        old = self._usable(now)
+        if isinstance(old, AlphaTransport) and isinstance(transport, AlphaTransport):
             self.next = transport
             self._wake_by(min(now + NEXT_LIFETIME, transport.deadline))
         else:
@@ -689,8 +685,10 @@ class Session:
 
     def on_report_untrusted(self, datagram: bytes, now: float) -> None:
         """Take an answer to a TRACE.  Raises BadPacket if it is none."""
+        if self.tracing is None:  # as for nearly all that strangers send
+            raise BadPacket
         report = parse_report_untrusted(datagram)
-        if self.tracing is None or report.receiver_id != self.tracing.session:
+        if report.receiver_id != self.tracing.session:
             raise BadPacket
         self.tracing.on_report_untrusted(report, now)
         self._wake_by(self.tracing.deadline)

@@ -15,17 +15,16 @@ from itertools import count
 from math import inf
 from struct import Struct
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from alpha_trio.proto.batch import Counters, Drop, EventKind, Outbox, Remote
-from alpha_trio.proto.handshake import Doorkeeper, RandomBytes, Shown, send_control
+from alpha_trio.proto.handshake import Doorkeeper, Shown, sealed_cookie, send_control
 from alpha_trio.proto.messages import (
     DATA_SIZE,
     HEADER_SIZE,
     ID_SIZE,
     VERSION,
     BadPacket,
-    Cookie,
     Kind,
     Syn,
     parse_ack_untrusted,
@@ -36,7 +35,7 @@ from alpha_trio.proto.messages import (
 from alpha_trio.proto.packets import frames, icmp
 from alpha_trio.proto.peers.prefixes import IPNetwork, Prefixes
 from alpha_trio.proto.peers.session import ConnectionIds, Session
-from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.primitives import Identity, RandomBytes
 from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.traces import Trace
 from alpha_trio.proto.transport import ECN, Transport
@@ -427,22 +426,20 @@ class PeerTable:
                 session.negotiation.note_wrong_mac()
             return
         shown = session.shown(syn, remote, now)
-        secret, answers = shown >= Shown.SECRET, session.negotiation.answers
         admitted: bool | None = True
         if shown is not Shown.SESSION:
             admitted = self._door.admit(
                 remote,
                 syn.cookie,
                 now,
-                wary=answers.is_other(syn),
-                secret=secret,
+                wary=session.negotiation.answers.is_other(syn),
+                secret=shown is Shown.SECRET,
                 blind=session.negotiation.is_blind(guard),
             )
         cookie = self._door.cookie(remote, now) if admitted is None else None
         if cookie is not None:
-            answer = Cookie(syn.sender_id, syn.nonce, guard.seal(cookie, syn.nonce))
-            answer = evolve(answer, mac=guard.mac(answer.guarded()))
-            send_control(out, remote, local, session.counters, answer.pack())
+            answer = sealed_cookie(syn, cookie, guard).pack()
+            send_control(out, remote, local, session.counters, answer)
         elif not admitted or not self._may_answer(session, syn, shown, now):
             session.counters.drop(Drop.RATE)
         else:

@@ -4,6 +4,7 @@ In come bytes and positions; out go hashes, verdicts on hashes, and encrypted by
 Nothing here knows a session, a peer or a message.
 
     identity    the key pair of a host: signing, verifying, keys as text
+    chance      random bytes, and choices by them
     chain       hash chains: the owner's side and the checking one
     presign     pre-signatures of a round's packets: codes and hash trees
     acks        the tree by which a receiver commits to ack or nack
@@ -25,7 +26,9 @@ from alpha_trio.proto.primitives.chain import (
     ChainVerifier,
     HashChain,
     chain_id,
+    digest_of,
 )
+from alpha_trio.proto.primitives.chance import RandomBytes, any_of
 from alpha_trio.proto.primitives.cipher import (
     PSK_SIZE,
     ROOM,
@@ -58,10 +61,13 @@ __all__ = [
     "Identity",
     "Keystream",
     "Presigner",
+    "RandomBytes",
     "SessionKeys",
     "Tagger",
+    "any_of",
     "chain_id",
     "depth_for",
+    "digest_of",
     "fingerprint",
     "key_text",
     "opening_size",

@@ -21,6 +21,7 @@ from struct import Struct
 
 from attrs import define, field
 
+from alpha_trio.proto.batch import Buffer
 from alpha_trio.proto.messages import BadPacket
 
 ELEMENT_SIZE = 16
@@ -42,9 +43,14 @@ def step(prefix: bytes, position: int, following: bytes) -> bytes:
     return sha256(prefix + _POSITION.pack(position) + following).digest()[:ELEMENT_SIZE]
 
 
+def digest_of(message: Buffer) -> bytes:
+    """The first 16 bytes of SHA-256, which docs/protocol.md calls H."""
+    return sha256(message).digest()[:16]
+
+
 def chain_id(nonce: bytes, use: bytes, association: int) -> bytes:
     """16 bytes that name a chain: its owner's handshake nonce, its use, its number."""
-    return sha256(_NAME.pack(b"chain ", use, association, nonce)).digest()[:16]
+    return digest_of(_NAME.pack(b"chain ", use, association, nonce))
 
 
 def prefixes(chain_id: bytes) -> tuple[bytes, bytes]:

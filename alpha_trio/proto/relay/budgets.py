@@ -12,7 +12,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from alpha_trio.proto.batch import Remote
-from alpha_trio.proto.rates import ADDRESSES_KEPT, TokenBucket, bucket_of, network_of
+from alpha_trio.proto.rates import TokenBucket, bucket_named, bucket_of, network_of
 from alpha_trio.proto.relay.consent import Crossing
 from alpha_trio.proto.relay.verdict import Refused, RelayDrop
 
@@ -64,7 +64,8 @@ class Budgets:
     _renewals: TokenBucket = field(
         factory=lambda: TokenBucket(RENEWAL_RATE, RENEWAL_BURST)
     )
-    _spare: TokenBucket = field(factory=lambda: TokenBucket(SPARE_RATE, SPARE_BURST))
+    spare: TokenBucket = field(factory=lambda: TokenBucket(SPARE_RATE, SPARE_BURST))
+    """For other versions of what has passed."""
     _syn_sources: dict[str, TokenBucket] = field(factory=dict)
     _sources: dict[str, TokenBucket] = field(factory=dict)
     _pairs: dict[str, TokenBucket] = field(factory=dict)
@@ -130,19 +131,10 @@ class Budgets:
         bucket = bucket_of(self._sources, source, SOURCE_RATE, SOURCE_BURST)
         return bucket.take(now) and self._rest.take(now)
 
-    def may_vary(self, now: float) -> bool:
-        """Whether another version of what has passed may pass as well."""
-        return self._spare.take(now)
-
     def _pair(self, crossing: Crossing) -> TokenBucket:
         ends = crossing.source[0], crossing.destination[0]
         name = " ".join(map(network_of, ends))
-        bucket = self._pairs.get(name)
-        if bucket is None:
-            if len(self._pairs) >= ADDRESSES_KEPT:
-                self._pairs.clear()
-            bucket = self._pairs[name] = TokenBucket(PAIR_RATE, PAIR_BURST)
-        return bucket
+        return bucket_named(self._pairs, name, PAIR_RATE, PAIR_BURST)
 
 
 def _sorted(one: bytes, other: bytes) -> Keys:

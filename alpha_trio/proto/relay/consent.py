@@ -13,16 +13,14 @@ chance decides, or copies that are sent elsewhere would displace the right one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from attrs import define, frozen
 
 from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.primitives import RandomBytes, any_of
 from alpha_trio.proto.relay.verdict import Consent, Refused, RelayDrop
 
 PLACES = 8  # to which one question went
 
-RandomBytes = Callable[[int], bytes]
 Place = tuple[str, int]  # address and port
 
 
@@ -38,11 +36,6 @@ class Crossing:
 def place_of(remote: Remote) -> Place:
     """Address and port."""
     return remote[0], remote[1]
-
-
-def any_of(count: int, random: RandomBytes) -> int:
-    """A number below ``count``, by chance."""
-    return int.from_bytes(random(4)) % count
 
 
 @define(eq=False)

@@ -28,7 +28,6 @@ so they leave out what of a message is for the other end alone: cookie, renewal,
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import Any
 
 from attrs import define, field, frozen
@@ -39,20 +38,19 @@ from alpha_trio.proto.messages import (
     Ack,
     BadPacket,
     Syn,
+    is_reflected,
     parse_ack_untrusted,
     parse_ackack_untrusted,
     parse_cookie_untrusted,
     parse_syn_untrusted,
 )
-from alpha_trio.proto.primitives import verify_untrusted
+from alpha_trio.proto.primitives import RandomBytes, any_of, digest_of, verify_untrusted
 from alpha_trio.proto.relay.budgets import About, Budgets
 from alpha_trio.proto.relay.consent import (
     Crossing,
     Place,
-    RandomBytes,
     Sides,
     WrongSide,
-    any_of,
     place_of,
 )
 from alpha_trio.proto.relay.verdict import Consent, Refused, RelayDrop
@@ -190,10 +188,8 @@ class Introductions:
         raise Refused(RelayDrop.UNSEEN)
 
     def _repeat_untrusted(self, repeats: Repeats, datagram: bytes, now: float) -> None:
-        digest = _digest(datagram)
-        if not repeats.knows(digest) and not self.budgets.may_vary(now):
-            raise Refused(RelayDrop.REPLAYED)
-        repeats.take_untrusted(digest, now, self.random)
+        spare, digest = self.budgets.spare, digest_of(datagram)
+        repeats.again_untrusted(digest, spare, now, self.random)
 
     # -- ACK ---------------------------------------------------------------------
 
@@ -219,7 +215,7 @@ class Introductions:
         own = self.budgets.are_partners(asked.syn.identity, ack.identity)
         answer = Answer(asked, ack.sender_id, ack, own)
         self._keep_untrusted(answer, now)
-        answer.acks.take_untrusted(_digest(datagram), now, self.random)
+        answer.acks.take_untrusted(digest_of(datagram), now, self.random)
         return None
 
     def _asked_of_untrusted(
@@ -357,7 +353,7 @@ class Introductions:
             return
         said = parse_ackack_untrusted(ackack)
         answer.said = said.suite, said.signature
-        answer.ackacks.take_untrusted(_digest(ackack), now, self.random)
+        answer.ackacks.take_untrusted(digest_of(ackack), now, self.random)
         answer.asked.until = now + HALF_OPEN_LIFETIME
         if answer.ack is None:
             self._add(answer)
@@ -385,17 +381,8 @@ def _remove(lists: dict[int, list[Any]], key: int, value: object) -> None:
 
 def _is_of_another(syn: Syn, ack: Ack) -> bool:
     """Whether an end would take the answer: not with its own key, nonce or chains."""
-    anchors = {syn.signatures, syn.acknowledgments}
-    return (
-        syn.suite == ack.suite
-        and syn.identity != ack.identity
-        and syn.nonce != ack.nonce
-        and anchors.isdisjoint((ack.signatures, ack.acknowledgments))
-    )
-
-
-def _digest(datagram: bytes) -> bytes:
-    return sha256(datagram).digest()[:16]
+    other = syn.suite == ack.suite and syn.identity != ack.identity
+    return other and not is_reflected(syn, ack)
 
 
 def _signed(identity: bytes, signature: bytes, label: bytes, *said: bytes) -> bool:

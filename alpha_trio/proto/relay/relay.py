@@ -55,8 +55,9 @@ from alpha_trio.proto.messages import (
     Syn,
     first_word,
 )
+from alpha_trio.proto.primitives import RandomBytes, any_of
 from alpha_trio.proto.rates import TokenBucket, network_of
-from alpha_trio.proto.relay.consent import Crossing, RandomBytes, WrongSide, any_of
+from alpha_trio.proto.relay.consent import Crossing, WrongSide
 from alpha_trio.proto.relay.crowd import Crowd
 from alpha_trio.proto.relay.introduction import (
     ANSWER_COST,

@@ -6,8 +6,9 @@ from attrs import define, field
 
 from alpha_trio.proto.batch import Buffer
 from alpha_trio.proto.messages import BadPacket
+from alpha_trio.proto.primitives import RandomBytes
 from alpha_trio.proto.rates import TokenBucket
-from alpha_trio.proto.relay.consent import Crossing, RandomBytes, Sides
+from alpha_trio.proto.relay.consent import Crossing, Sides
 from alpha_trio.proto.relay.verdict import Consent
 from alpha_trio.proto.traces import (
     MAX_HOPS,

@@ -8,8 +8,11 @@ from alpha_trio.proto.messages import FIRST_CHAIN, LATER_CHAIN, MIN_RTO, RELIABL
 from alpha_trio.proto.primitives import (
     ChainVerifier,
     Checker,
+    RandomBytes,
+    any_of,
 )
-from alpha_trio.proto.relay.consent import RandomBytes, Sides, any_of
+from alpha_trio.proto.rates import TokenBucket
+from alpha_trio.proto.relay.consent import Sides
 from alpha_trio.proto.relay.verdict import Refused, RelayDrop
 
 REPEAT_AFTER = MIN_RTO / 2  # s; half, as a repetition may have travelled faster
@@ -31,10 +34,6 @@ class Repeats:
 
     _last: dict[bytes, float] = field(factory=dict)  # when it passed, by digest
 
-    def knows(self, digest: bytes) -> bool:
-        """Whether exactly this has passed."""
-        return digest in self._last
-
     def take_untrusted(self, digest: bytes, now: float, random: RandomBytes) -> None:
         """Let it pass.  Raises Refused if it has only just passed."""
         last = self._last.get(digest)
@@ -44,6 +43,17 @@ class Repeats:
             others = list(self._last)[1:]
             del self._last[others[any_of(len(others), random)]]
         self._last[digest] = now
+
+    def again_untrusted(
+        self, digest: bytes, spare: TokenBucket, now: float, random: RandomBytes
+    ) -> None:
+        """The same once more, or another version as far as there are to ``spare``.
+
+        Raises Refused if it must not pass.
+        """
+        if digest not in self._last and not spare.take(now):
+            raise Refused(RelayDrop.REPLAYED)
+        self.take_untrusted(digest, now, random)
 
 
 _OF_NOTHING = Repeats()  # of rounds that are over, in which it is not asked any more

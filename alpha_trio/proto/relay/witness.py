@@ -43,7 +43,6 @@ only the element is checked.
 
 from __future__ import annotations
 
-from hashlib import sha256
 from math import inf
 
 from attrs import define, field
@@ -75,7 +74,10 @@ from alpha_trio.proto.primitives import (
     SIGNATURE_CHAIN,
     ChainVerifier,
     Checker,
+    RandomBytes,
+    any_of,
     chain_id,
+    digest_of,
     opening_size,
     verdicts_untrusted,
 )
@@ -83,10 +85,8 @@ from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.relay.consent import (
     Crossing,
     Place,
-    RandomBytes,
     Sides,
     WrongSide,
-    any_of,
     place_of,
 )
 from alpha_trio.proto.relay.verdict import Consent, Refused, RelayDrop
@@ -173,7 +173,7 @@ class Witness:
         packets, roots = roots_untrusted(message, shape)
         if 0 < self.most_roots < len(roots):
             raise Refused(RelayDrop.ROOTS)
-        return Said(_digest(message), shape, packets, roots)
+        return Said(digest_of(message), shape, packets, roots)
 
     def _association_untrusted(self, number: int) -> WatchedAssociation:
         association = self.associations.get(number)
@@ -236,20 +236,15 @@ class Witness:
         if now - known.begun > REPEAT_FOR:
             raise Refused(RelayDrop.REPLAYED)
         message = datagram[:-TAG_SIZE]
-        digest, other = _digest(message), None
+        digest, other = digest_of(message), None
         if all(s1.digest != digest for s1 in known.s1s):
             if self._agreed(known):
                 raise BadPacket  # frozen
             other = self._promise_untrusted(message, shape)
-        self._repeat_untrusted(known.s1_repeats, _whole(digest, datagram), now)
+        whole = _whole(digest, datagram)
+        known.s1_repeats.again_untrusted(whole, self.spare, now, self.random)
         if other is not None:
             self._keep_s1(known, other)
-
-    def _repeat_untrusted(self, repeats: Repeats, whole: bytes, now: float) -> None:
-        """Let another version pass, or the same again.  Raises Refused if not."""
-        if not repeats.knows(whole) and not self.spare.take(now):
-            raise Refused(RelayDrop.REPLAYED)
-        repeats.take_untrusted(whole, now, self.random)
 
     def _keep_s1(self, known: WatchedRound, other: Said) -> None:
         """Beside the first S1, in the place of some others if there are too many."""
@@ -312,12 +307,12 @@ class Witness:
         self, round_: WatchedRound, s1: Said, datagram: bytes, root: bytes, now: float
     ) -> None:
         """Keep an A1 beside others; the first stays, chance decides about the rest."""
-        digest = _digest(datagram[:-TAG_SIZE])
+        digest = digest_of(datagram[:-TAG_SIZE])
         whole = _whole(digest, datagram)
         if round_.a1s and now - round_.begun > REPEAT_FOR:
             raise Refused(RelayDrop.REPLAYED)
         if round_.a1s:
-            self._repeat_untrusted(round_.a1_repeats, whole, now)
+            round_.a1_repeats.again_untrusted(whole, self.spare, now, self.random)
         else:
             round_.a1_repeats.take_untrusted(whole, now, self.random)
         s1.agreed = round_.answered = True
@@ -549,13 +544,13 @@ class Witness:
     ) -> None:
         if round_.a2_repeats is None:
             round_.a2_repeats = Repeats()
+        digest = digest_of(datagram)
         if new:
-            digest = _digest(datagram)
             round_.a2_repeats.take_untrusted(digest, now, self.random)
         elif now - round_.begun > REPEAT_FOR:
             raise Refused(RelayDrop.REPLAYED)
         else:
-            self._repeat_untrusted(round_.a2_repeats, _digest(datagram), now)
+            round_.a2_repeats.again_untrusted(digest, self.spare, now, self.random)
 
     # -- associations ----------------------------------------------------------------
 
@@ -597,10 +592,6 @@ class Witness:
     def _forget(self, round_: WatchedRound | None) -> None:
         if round_ is not None:
             self.meter.held -= round_.weight
-
-
-def _digest(message: bytes) -> bytes:
-    return sha256(message).digest()[:16]
 
 
 def _whole(digest: bytes, datagram: bytes) -> bytes:

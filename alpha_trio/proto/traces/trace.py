@@ -21,13 +21,13 @@ both are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from math import inf
 
 from attrs import define, field, frozen
 
 from alpha_trio.proto.messages import NONCE_SIZE, BadPacket
+from alpha_trio.proto.primitives import RandomBytes, any_of
 from alpha_trio.proto.traces.report import (
     MAX_HOPS,
     REPORT_RATE,
@@ -53,7 +53,7 @@ class Probe:
 
     nonce: bytes
     asked: float
-    random: Callable[[int], bytes]
+    random: RandomBytes
     sent: Counts | None = None  # ours, as it left; None: it waits for its A1
     back: Counts = field(factory=Counts)  # what we had from the peer when we asked
     reports: dict[bytes, Report] = field(factory=dict)  # by key
@@ -71,10 +71,10 @@ class Probe:
         checks = self.peer_checks if theirs else self.checks
         if self.sent is None or checks >= MAX_CHECKS:
             raise BadPacket
-        self.checks, self.peer_checks = (
-            self.checks + (not theirs),
-            self.peer_checks + theirs,
-        )
+        if theirs:
+            self.peer_checks += 1
+        else:
+            self.checks += 1
         report.verify_untrusted()
         if not theirs:
             self._make_room(peer)
@@ -84,7 +84,7 @@ class Probe:
         """Anybody can sign as a relay: who came first has no right to stay."""
         relays = [key for key in self.reports if key != peer]
         if len(relays) >= MAX_HOPS - 1:
-            del self.reports[relays[self.random(1)[0] % len(relays)]]
+            del self.reports[relays[any_of(len(relays), self.random)]]
 
 
 @frozen
@@ -129,7 +129,7 @@ class Trace:
     started: float
     seconds: float  # how long to compare; 0: all since the session began
     rtt: float  # s, expected
-    random: Callable[[int], bytes]
+    random: RandomBytes
     probes: list[Probe] = field(factory=list)
     done: bool = False
     _next: float = field(init=False)

@@ -7,7 +7,6 @@ from struct import Struct
 from attrs import define, field
 
 from alpha_trio.proto.batch import Drop, Outbox, Place
-from alpha_trio.proto.handshake import RandomBytes
 from alpha_trio.proto.messages import (
     LEAST_ROOTS,
     MAX_ROOTS,
@@ -18,7 +17,7 @@ from alpha_trio.proto.messages import (
     Syn,
     first_word,
 )
-from alpha_trio.proto.primitives import Identity, Keystream, Tagger
+from alpha_trio.proto.primitives import Identity, Keystream, RandomBytes, Tagger
 from alpha_trio.proto.transport.transport import Way
 
 ROUND_KINDS = (Kind.S1, Kind.A1, Kind.S2, Kind.A2)

@@ -19,7 +19,6 @@ What may not happen, and where it is prevented:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import sha256
 from itertools import compress
 
 from attrs import define, field
@@ -52,6 +51,7 @@ from alpha_trio.proto.primitives import (
     ChainVerifier,
     Checker,
     HashChain,
+    digest_of,
     opening_size,
 )
 from alpha_trio.proto.traces import Counts
@@ -160,7 +160,7 @@ class Receiver:
         association = self.associations.get(number)
         if association is None:
             raise BadPacket
-        digest = sha256(message).digest()[:16]
+        digest = digest_of(message)
         elsewhere = self.line.elsewhere(remote, local)
         known = association.round(index)
         if known is not None:

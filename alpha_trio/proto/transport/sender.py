@@ -24,7 +24,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from hashlib import sha256
 from math import inf
 
 from attrs import define, field
@@ -51,7 +50,7 @@ from alpha_trio.proto.messages import (
     Kind,
 )
 from alpha_trio.proto.packets import Cut, flow_of
-from alpha_trio.proto.primitives import Presigner, depth_for
+from alpha_trio.proto.primitives import Presigner, depth_for, digest_of
 from alpha_trio.proto.traces import Counts, Probe
 from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group
 from alpha_trio.proto.transport.line import Line
@@ -322,7 +321,7 @@ class Sender:
             + S1_COUNTS.pack(datagrams.packets, len(presigner.roots), 0)
             + b"".join(presigner.roots)
         )
-        s1, digest = self.line.tagged(message), sha256(message).digest()[:16]
+        s1, digest = self.line.tagged(message), digest_of(message)
         round_ = Round(association, number, shape, datagrams, s1, digest, now, now)
         round_.asked_at = place
         association.round = round_
