@@ -121,6 +121,8 @@ class Counters:
     rx_packets: int = 0
     rx_bytes: int = 0
     reliable_rounds: int = 0  # ours, of packets
+    early_sent: int = 0  # of the packets: those that went in an S1
+    early_received: int = 0  # likewise
     split_packets: int = 0  # sent in fragments, as the path takes less than IPv6 needs
     drops: dict[Drop, int] = Factory(dict)
 

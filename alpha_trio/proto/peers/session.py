@@ -57,6 +57,7 @@ from alpha_trio.proto.transport import (
     OUTER_HEADERS,
     AlphaTransport,
     Arrival,
+    EarlyState,
     Line,
     Outcome,
     PlainTransport,
@@ -108,6 +109,7 @@ class Session:
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
     reliable: bool = False  # packets are repeated until they are acknowledged
+    early: bool = True  # small packets may travel inside S1
     mtu: int = 1280  # largest inner packet, bytes
     fixed_mtu: int = 0  # the same, if the operator knows better; 0: find it out
     path: PathMtu = field(factory=PathMtu)
@@ -165,6 +167,15 @@ class Session:
         for transport in self._transports:
             if isinstance(transport, AlphaTransport):
                 transport.sender.reliable = reliable
+
+    def allow_early(self, early: bool) -> None:
+        """Whether small packets may travel inside S1."""
+        self.early = early
+
+    @property
+    def early_state(self) -> EarlyState:
+        """Whether they do, or why not."""
+        return EarlyState.TRYING
 
     # -- the path's MTU ------------------------------------------------------
 

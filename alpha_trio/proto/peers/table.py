@@ -119,6 +119,7 @@ class PeerTable:
         reliable: bool = False,
         waits: bool = False,
         psk: bytes | None = None,
+        early: bool = True,
     ) -> Session:
         """Enter a new peer; whether names or prefixes clash is for the caller."""
         ids = ConnectionIds(self._take_id, self._free_id, self._bind, self._taken)
@@ -131,9 +132,8 @@ class PeerTable:
             visible=self.visible,
         )
         self.sessions[name] = session
-        self.configure(
-            session, remotes, prefixes, keepalive, key, mode, reliable, waits, psk
-        )
+        how = keepalive, key, mode, reliable, waits, psk, early
+        self.configure(session, remotes, prefixes, *how)
         return session
 
     def configure(
@@ -147,18 +147,21 @@ class PeerTable:
         reliable: bool = False,
         waits: bool = False,
         psk: bytes | None = None,
+        early: bool = True,
     ) -> None:
         """Change how a peer is reached and what it must show; its session lives on.
 
         Without ``key`` the first contact decides.  ``psk``: PSK_SIZE bytes that it has,
         too, if any.  A new key, psk or mode holds for the next session: to end the
         present one is for the caller.  ``reliable`` holds for
-        the next round.  ``waits``: it has no remotes, and will have none: it calls.
+        the next round; ``early``, whether small packets may travel inside S1, at once
+        for what is sent, and with the next session for what is taken.  ``waits``: it has no remotes, and will have none: it calls.
         """
         session.negotiation.move(tuple(remotes))
         session.negotiation.waits = waits
         session.require(key, mode, psk)
         session.rely(reliable)
+        session.allow_early(early)
         session.keepalive = keepalive
         session.wake = min(session.wake, session.next_wake())
         self._prefixes_of[session.name] = tuple(prefixes)

@@ -19,6 +19,7 @@ here, and what must be true of what follows.
 from alpha_trio.proto.relay.relay import Relay
 from alpha_trio.proto.relay.verdict import (
     Consent,
+    RelayEarly,
     RelayEnd,
     RelayEvent,
     RelayEventKind,
@@ -31,6 +32,7 @@ from alpha_trio.proto.relay.verdict import (
 __all__ = [
     "Consent",
     "Relay",
+    "RelayEarly",
     "RelayEnd",
     "RelayEvent",
     "RelayEventKind",

@@ -34,6 +34,14 @@ class Consent(StrEnum):
     ANY = "any"  # from anywhere
 
 
+class RelayEarly(StrEnum):
+    """What happens to packets that travel inside an S1, before they can be checked."""
+
+    LIMITED = "limited"
+    """They pass, as far as what was not proven yet stays within a rate."""
+    OFF = "off"  # both ends are told not to, and what comes all the same is dropped
+
+
 @frozen
 class RelayPolicy:
     """How strict a relay is, and how much it may spend."""
@@ -51,6 +59,7 @@ class RelayPolicy:
     roots: int = 0  # most roots of an S1, announced in passing handshakes; 0: no limit
     trace: bool = False  # whether to answer the traces of ends whose session passes
     consent: Consent = Consent.LINK
+    early: RelayEarly = RelayEarly.LIMITED
 
 
 class RelayDrop(StrEnum):
@@ -68,6 +77,9 @@ class RelayDrop(StrEnum):
     BAD_ROUND = "bad-round"  # S1, A1 or A2 that fits no round
     ROOTS = "too-many-roots"  # S1 above the limit that was announced
     S1_RATE = "s1-rate"  # more S1 than one session may send
+    EARLY = "early"  # S1 with packets inside, which may not pass here
+    EARLY_RATE = "early-rate"  # likewise, more than may pass before they are proven
+    EARLY_FALSE = "early-false"  # the key shows that packets in an S1 were not signed
     UNSOLICITED = "unsolicited"  # S2 the receiver did not agree to
     FORGED = "forged"  # S2 that does not match its pre-signature
     REPLAYED = "replayed"  # passed before, and once more is of no use
@@ -141,6 +153,7 @@ class RelayEventKind(StrEnum):
     VERIFIED = "relay-verified"  # a handshake; its session may pass
     DROPPED = "relay-dropped"
     EVICTED = "relay-evicted"  # a session, to make room
+    EARLY_FALSE = "relay-early-false"  # no packets inside an S1 any more, this way
 
 
 @frozen

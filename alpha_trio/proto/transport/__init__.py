@@ -6,6 +6,7 @@ Transport; the way of a packet through the first is, in this order:
 
     alpha       both directions of one session, and its associations
     sender      our rounds: S1, the wait for A1, S2, verdicts, repetition
+    early       small packets inside S1
     queue       packets that wait for a round
     layout      a round's S2s, one after the other in one buffer
     round       a round under way, and the association it runs on
@@ -19,6 +20,7 @@ Transport; the way of a packet through the first is, in this order:
 """
 
 from alpha_trio.proto.transport.alpha import AlphaTransport
+from alpha_trio.proto.transport.early import EarlyState
 from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.modes import MODES, OUTER_HEADERS, overhead
 from alpha_trio.proto.transport.plain import PlainTransport
@@ -31,6 +33,7 @@ __all__ = [
     "OUTER_HEADERS",
     "AlphaTransport",
     "Arrival",
+    "EarlyState",
     "Line",
     "Outcome",
     "PlainTransport",
