@@ -23,14 +23,18 @@ class TokenBucket:
     def __attrs_post_init__(self) -> None:
         self._tokens = self.burst
 
-    def take(self, now: float) -> bool:
-        """Whether one more event is within the rate."""
+    def take(self, now: float, events: float = 1) -> bool:
+        """Whether one more event, or so many, are within the rate."""
         grown = self._tokens + max(0.0, now - self._filled) * self.rate
         self._tokens, self._filled = min(self.burst, grown), now
-        if self._tokens < 1:
+        if self._tokens < events:
             return False
-        self._tokens -= 1
+        self._tokens -= events
         return True
+
+    def give_back(self, events: float) -> None:
+        """They were not what the rate is for."""
+        self._tokens = min(self.burst, self._tokens + events)
 
 
 def bucket_of(

@@ -395,7 +395,7 @@ def test_rule_8_an_element_of_one_association_is_none_of_another(kind):
 
 def open_association(ends: Ends, number: int) -> None:
     """Have it opened, at the receiving end."""
-    ends.one.sender.send_control(opening(ends, number), 0.0, ends.one.out)
+    ends.one.sender.send_controls([opening(ends, number)], 0.0, ends.one.out)
     ends.settle()
 
 
@@ -569,7 +569,7 @@ def test_rule_11_a_peer_that_never_answers_is_not_owed_more_and_more():
     ends = Ends.make()
     for number in range(1, 3 * MAX_ASSOCIATIONS):
         for message in (opening(ends, number), closing(number)):
-            ends.one.sender.send_control(message, 0.0, ends.one.out)
+            ends.one.sender.send_controls([message], 0.0, ends.one.out)
             (s1,) = ends.one.sent()
             (s2,) = ends.one.take(*of_kind(Kind.A1, ends.two.take(s1)))
             answers = ends.two.take(s2) + ends.two.serve(0.0)

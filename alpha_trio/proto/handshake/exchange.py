@@ -50,7 +50,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import (
 from alpha_trio.proto.batch import Place, Remote
 from alpha_trio.proto.messages import (
     COOKIE_SIZE,
+    EARLY,
     KEY_SIZE,
+    NO_EARLY,
     NONCE_SIZE,
     Ack,
     AckAck,
@@ -152,6 +154,7 @@ class Agreement:
     offer: Offer  # ours
     theirs: Syn | Ack  # nonce and anchors of the peer
     lost: bool = False  # the tie against another one: it is there to receive only
+    takes_early: bool = False  # as we have told the peer
 
 
 @define(eq=False)
@@ -194,14 +197,16 @@ class Initiation:
         *,
         key: bytes | None = None,
         psk: bytes | None = None,
+        early: bool = False,
     ) -> Initiation:
         """A SYN that is due at once.
 
         ``renewal``: what shows, for what the SYN says, that we have a session with the
-        peer.  ``key``: the peer's, if it is known.
+        peer.  ``key``: the peer's, if it is known.  ``early``: we take early data.
         """
         offer = Offer.make(random)
-        syn = Syn(local_id, offer.nonce, identity.public, *offer.public, suite=suite)
+        said = local_id, offer.nonce, identity.public, *offer.public
+        syn = Syn(*said, suite=suite, options=EARLY * early)
         if renewal is not None:
             syn = evolve(syn, renewal=renewal(syn.said()))
         blind, ours = Guard(bytes(KEY_SIZE), psk), Guard(identity.public, psk)
@@ -334,8 +339,10 @@ class Initiation:
         """The session, once ``ack`` has finished it."""
         assert self._keys is not None
         self.offer.forget_share()
-        ids = ack.receiver_id, ack.sender_id
-        return Agreement(*ids, remote, local, self._keys, self.offer, ack)
+        ids, early = (ack.receiver_id, ack.sender_id), bool(self.syn.options & EARLY)
+        place = remote, local
+        keys = self._keys
+        return Agreement(*ids, *place, keys, self.offer, ack, takes_early=early)
 
 
 @define(eq=False)
@@ -368,9 +375,15 @@ class HalfOpen:
         local: bytes,
         now: float,
         psk: bytes | None = None,
+        *,
+        early: bool = False,
     ) -> HalfOpen:
-        """Accept ``syn`` which came from ``remote`` to our address ``local``."""
+        """Accept ``syn`` which came from ``remote`` to our address ``local``.
+
+        ``early``: we take early data, unless a relay asked not to send any.
+        """
         offer = Offer.make(random)
+        early = early and not syn.marks & NO_EARLY
         ack = Ack(
             syn.sender_id,
             local_id,
@@ -378,6 +391,7 @@ class HalfOpen:
             identity.public,
             *offer.public,
             suite=syn.suite,
+            options=EARLY * early,
         )
         signature = identity.sign(b"ACK", syn.said(), ack.unsigned())
         ack = evolve(ack, signature=signature)
@@ -410,6 +424,14 @@ class HalfOpen:
         """
         assert self._keys is not None
         self.offer.forget_share()
-        ids, keys = (self.ack.sender_id, self.syn.sender_id), self._keys
-        place = remote, local
-        return Agreement(*ids, *place, keys, self.offer, self.syn, self.lost)
+        return Agreement(
+            self.ack.sender_id,
+            self.syn.sender_id,
+            remote,
+            local,
+            self._keys,
+            self.offer,
+            self.syn,
+            self.lost,
+            takes_early=bool(self.ack.options & EARLY),
+        )

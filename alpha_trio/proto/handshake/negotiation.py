@@ -84,6 +84,8 @@ class Negotiation:
         default=None, repr=False
     )  # PSK_SIZE bytes, if we have one
 
+    early: bool = False  # whether we take early data
+
     initiation: Initiation | None = None
     answers: Answers = field(init=False)
     rtt: float | None = None  # s, of the last handshake in which one was certain
@@ -175,6 +177,7 @@ class Negotiation:
             renewal,
             key=self.key,
             psk=self.psk,
+            early=self.early and self.suite == SUITE_ALPHA,
         )
         self.initiation.hinted = hinted
         if self.answers:
@@ -322,6 +325,7 @@ class Negotiation:
             local,
             now,
             self.psk,
+            early=self.early and self.suite == SUITE_ALPHA,
         )
         if self.initiation is not None and not self.answers:
             # Ours lost the tie.  It stays valid, should the peer's break off.  Only

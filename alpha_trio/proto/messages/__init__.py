@@ -7,6 +7,7 @@ Nothing here knows a key, a session or a time.  Functions that read network byte
     header      what every datagram begins with; kinds, versions, suites
     handshake   SYN, ACK, ACKACK, COOKIE
     data        S1, A1, S2 and A2 of a round; DATA of mode plain
+    early       packets inside an S1
     control     control messages, which an S2 may carry
     runs        many equal pieces in one buffer, taken apart and joined by one call
     limits      times and limits that ends and relays share
@@ -21,6 +22,7 @@ from alpha_trio.proto.messages.data import (
     DATA,
     DATA_SIZE,
     DEPTH_MASK,
+    EARLY_ROUND,
     NODE_SIZE,
     RELIABLE,
     ROUND,
@@ -32,9 +34,18 @@ from alpha_trio.proto.messages.data import (
     TAG_SIZE,
     data_word,
 )
+from alpha_trio.proto.messages.early import (
+    EARLY_LENGTH,
+    Pieces,
+    early_of,
+    join_early,
+    take_early_untrusted,
+)
 from alpha_trio.proto.messages.handshake import (
     COOKIE_SIZE,
+    EARLY,
     MAC_SIZE,
+    NO_EARLY,
     SAID_SIZE,
     SYN_SIZE,
     Ack,
@@ -68,6 +79,7 @@ from alpha_trio.proto.messages.limits import (
     LEAST_ROOTS,
     MAX_ASSOCIATIONS,
     MAX_DEPTH,
+    MAX_EARLY,
     MAX_PACKETS,
     MAX_RELIABLE,
     MAX_ROOTS,
@@ -95,6 +107,9 @@ __all__ = [
     "DATA",
     "DATA_SIZE",
     "DEPTH_MASK",
+    "EARLY",
+    "EARLY_LENGTH",
+    "EARLY_ROUND",
     "FIRST_CHAIN",
     "HALF_OPEN_LIFETIME",
     "HEADER",
@@ -106,12 +121,14 @@ __all__ = [
     "MAC_SIZE",
     "MAX_ASSOCIATIONS",
     "MAX_DEPTH",
+    "MAX_EARLY",
     "MAX_PACKETS",
     "MAX_RELIABLE",
     "MAX_ROOTS",
     "MIN_RTO",
     "NODE_SIZE",
     "NONCE_SIZE",
+    "NO_EARLY",
     "PREVIOUS_LIFETIME",
     "REFUSE_AFTER",
     "RELIABLE",
@@ -135,11 +152,14 @@ __all__ = [
     "Control",
     "Cookie",
     "Kind",
+    "Pieces",
     "Run",
     "Syn",
     "data_word",
+    "early_of",
     "first_word",
     "is_reflected",
+    "join_early",
     "join_frames",
     "parse_ack_untrusted",
     "parse_ackack_untrusted",
@@ -148,5 +168,6 @@ __all__ = [
     "roots_untrusted",
     "split",
     "take_bodies",
+    "take_early_untrusted",
     "take_run",
 ]

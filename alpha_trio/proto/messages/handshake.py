@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Any
 
 from attrs import field, frozen
 
@@ -20,8 +21,8 @@ ANCHOR_SIZE = 16
 COOKIE_SIZE = 16
 MAC_SIZE = 16
 
-# header | sender's id, limit, zero | nonce | identity | share | anchors
-_SAID = Struct("!BBHI IH2x 16s 32s 32s 16s 16s")
+# header | sender's id, limit, marks, options | nonce | identity | share | anchors
+_SAID = Struct("!BBHI IHBB 16s 32s 32s 16s 16s")
 _SYN_TAIL = Struct("!16s 16s 16s 32x")  # cookie | renewal | mac | pad
 _ACK_TAIL = Struct("!64s 16s")  # signature | mac
 # header | signature | mac
@@ -36,6 +37,12 @@ SAID_SIZE = _SAID.size
 # gets no more bytes thrown at it than were spent on asking.
 SYN_SIZE, ACK_SIZE = SAID_SIZE + _SYN_TAIL.size, SAID_SIZE + _ACK_TAIL.size
 ACKACK_SIZE = _ACKACK.size
+
+NO_EARLY = 0x01
+"""A mark of relays, which nobody signs: no early data on this way."""
+EARLY = 0x01
+"""An option of ends, which is signed: we take early data.  In an ACK also: and the SYN
+had no mark against it."""
 
 
 @frozen
@@ -53,9 +60,11 @@ class Syn:
     mac: bytes = field(default=bytes(MAC_SIZE), eq=False)  # by who knows the responder
     suite: int = SUITE_ALPHA
     limit: int = field(default=0, eq=False)  # most roots of an S1, by relays; 0: none
+    marks: int = field(default=0, eq=False)  # by relays
+    options: int = 0
 
     def said(self) -> bytes:
-        """SAID_SIZE bytes: what both ends sign, and so without limit."""
+        """SAID_SIZE bytes: what both ends sign, and so without limit and marks."""
         return _SAID.pack(
             Kind.SYN,
             VERSION,
@@ -63,6 +72,8 @@ class Syn:
             0,
             self.sender_id,
             0,
+            0,
+            self.options,
             self.nonce,
             self.identity,
             self.share,
@@ -94,6 +105,8 @@ class Ack:
     mac: bytes = field(default=bytes(MAC_SIZE), eq=False)  # by who knows the initiator
     suite: int = SUITE_ALPHA
     limit: int = field(default=0, eq=False)  # as in a SYN
+    marks: int = field(default=0, eq=False)
+    options: int = 0
 
     def unsigned(self) -> bytes:
         """SAID_SIZE bytes: what the responder signs of it."""
@@ -104,6 +117,8 @@ class Ack:
             self.receiver_id,
             self.sender_id,
             0,
+            0,
+            self.options,
             self.nonce,
             self.identity,
             self.share,
@@ -172,11 +187,11 @@ def parse_syn_untrusted(datagram: Buffer) -> Syn:
     """Raises BadPacket if ``datagram`` is not exactly a SYN of a suite we speak."""
     if len(datagram) != SYN_SIZE:
         raise BadPacket
-    _, _, suite, receiver_id, sender_id, limit, *rest = _SAID.unpack_from(datagram)
+    suite, receiver_id, sender_id, about, said = _parse_said(datagram)
     if suite not in SUITES or receiver_id or not sender_id:
         raise BadPacket
     tail = _SYN_TAIL.unpack_from(datagram, SAID_SIZE)
-    fields = sender_id, *rest, *tail, suite, limit
+    fields = sender_id, *said, *tail, suite, *about
     return Syn(*fields)
 
 
@@ -184,12 +199,22 @@ def parse_ack_untrusted(datagram: Buffer) -> Ack:
     """Raises BadPacket if ``datagram`` is not exactly an ACK of a suite we speak."""
     if len(datagram) != ACK_SIZE:
         raise BadPacket
-    _, _, suite, receiver_id, sender_id, limit, *rest = _SAID.unpack_from(datagram)
+    suite, receiver_id, sender_id, about, said = _parse_said(datagram)
     if suite not in SUITES or not sender_id:
         raise BadPacket
     tail = _ACK_TAIL.unpack_from(datagram, SAID_SIZE)
-    fields = receiver_id, sender_id, *rest, *tail, suite, limit
+    fields = receiver_id, sender_id, *said, *tail, suite, *about
     return Ack(*fields)
+
+
+def _parse_said(
+    datagram: Buffer,
+) -> tuple[int, int, int, tuple[int, int, int], list[Any]]:
+    """Suite, the two ids, limit with marks and options, and what is random bytes."""
+    _, _, suite, receiver_id, sender_id, limit, marks, options, *said = (
+        _SAID.unpack_from(datagram)
+    )
+    return suite, receiver_id, sender_id, (limit, marks, options), said
 
 
 def parse_ackack_untrusted(datagram: Buffer) -> AckAck:

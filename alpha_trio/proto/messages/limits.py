@@ -26,5 +26,6 @@ LEAST_ROOTS = 4
 MAX_DEPTH = 6  # of a round's trees
 MAX_PACKETS = 4096
 """Of one round: what has to be remembered of it stays below half a megabyte."""
+MAX_EARLY = 1400  # bytes of early data in an S1
 MAX_RELIABLE = 64
 """Packets of a reliable round: its A1 costs the receiver two leaves for each."""

@@ -17,6 +17,7 @@ from alpha_trio.proto.batch import Buffer
 from alpha_trio.proto.messages.data import (
     CONTROL,
     DEPTH_MASK,
+    EARLY_ROUND,
     NODE_SIZE,
     RELIABLE,
     ROUND_HEAD_SIZE,
@@ -27,6 +28,7 @@ from alpha_trio.proto.messages.data import (
 from alpha_trio.proto.messages.header import BadPacket
 from alpha_trio.proto.messages.limits import (
     MAX_DEPTH,
+    MAX_EARLY,
     MAX_PACKETS,
     MAX_RELIABLE,
     MAX_ROOTS,
@@ -53,6 +55,12 @@ def roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
     """Packets and roots of an S1.  Raises BadPacket if they do not fit together."""
     packets, count, _ = S1_COUNTS.unpack_from(message, ROUND_HEAD_SIZE)
     roots, depth = message[S1_FIXED_SIZE:], shape & DEPTH_MASK
+    if shape & EARLY_ROUND:
+        if shape & (RELIABLE | CONTROL | DEPTH_MASK) or packets != 1:
+            raise BadPacket
+        if len(roots) > NODE_SIZE + MAX_EARLY:
+            raise BadPacket
+        roots = roots[:NODE_SIZE]
     if depth > MAX_DEPTH or not 0 < packets <= MAX_PACKETS:
         raise BadPacket
     if count > MAX_ROOTS or len(roots) != count * NODE_SIZE:

@@ -170,12 +170,21 @@ class Session:
 
     def allow_early(self, early: bool) -> None:
         """Whether small packets may travel inside S1."""
-        self.early = early
+        self.early = self.negotiation.early = early
+        for transport in self._transports:
+            if isinstance(transport, AlphaTransport):
+                transport.sender.early.allowed = early
 
     @property
     def early_state(self) -> EarlyState:
         """Whether they do, or why not."""
-        return EarlyState.TRYING
+        if self.reliable or self.mode != "adaptive":
+            return EarlyState.NO_USE
+        if not self.early:
+            return EarlyState.OFF_HERE
+        if not isinstance(self.current, AlphaTransport):
+            return EarlyState.NO_SESSION
+        return self.current.sender.early.state
 
     # -- the path's MTU ------------------------------------------------------
 
@@ -532,6 +541,7 @@ class Session:
         transport = AlphaTransport(line, now, now)
         transport.sender.restrict(self.mode, self.modes)
         transport.sender.reliable = self.reliable
+        transport.sender.early.allowed = self.early
         if self.negotiation.rtt is not None:
             transport.sender.rtt.begin(self.negotiation.rtt)
         if self.path.phase is not Phase.OFF:

@@ -155,7 +155,8 @@ class PeerTable:
         too, if any.  A new key, psk or mode holds for the next session: to end the
         present one is for the caller.  ``reliable`` holds for
         the next round; ``early``, whether small packets may travel inside S1, at once
-        for what is sent, and with the next session for what is taken.  ``waits``: it has no remotes, and will have none: it calls.
+        for what is sent, and with the next session for what is taken.
+        ``waits``: it has no remotes, and will have none: it calls.
         """
         session.negotiation.move(tuple(remotes))
         session.negotiation.waits = waits

@@ -30,6 +30,7 @@ from alpha_trio.proto.primitives.chain import (
 )
 from alpha_trio.proto.primitives.chance import RandomBytes, any_of
 from alpha_trio.proto.primitives.cipher import (
+    EARLY_USE,
     PSK_SIZE,
     ROOM,
     Keystream,
@@ -43,11 +44,17 @@ from alpha_trio.proto.primitives.identity import (
     key_text,
     verify_untrusted,
 )
-from alpha_trio.proto.primitives.presign import Checker, Presigner, depth_for
+from alpha_trio.proto.primitives.presign import (
+    Checker,
+    Presigner,
+    depth_for,
+    early_packet,
+)
 
 __all__ = [
     "ACK",
     "ACKNOWLEDGMENT_CHAIN",
+    "EARLY_USE",
     "ELEMENT_SIZE",
     "NACK",
     "PSK_SIZE",
@@ -68,6 +75,7 @@ __all__ = [
     "chain_id",
     "depth_for",
     "digest_of",
+    "early_packet",
     "fingerprint",
     "key_text",
     "opening_size",

@@ -6,11 +6,12 @@ a tag of its own: one call for a whole round.
 
 A keystream position is never used twice.  The 16 bytes AES encrypts are::
 
-    association (2) | zero (2) | round (4) | block number (8)      big-endian
+    association (2) | use (2) | round (4) | block number (8)      big-endian
 
-The key belongs to one direction of one session, an association number is used for
-one pair of chains in it, a round number for one round, and inside a round the
-offsets of the packets do not overlap.
+Use is 0 for the packets of a round's S2s, 1 for the early data of its S1.  The key
+belongs to one direction of one session, an association number is used for one pair of
+chains in it, a round number for one round, and inside a round the offsets of the
+packets do not overlap.
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ from alpha_trio.proto.messages import TAG_SIZE
 
 KEY_SIZE = 32
 PSK_SIZE = 32
+
+EARLY_USE = 1
+"""Of a round's keystream: early data."""
 
 _BLOCK = 16
 ROOM = _BLOCK - 1
@@ -77,13 +81,13 @@ class Keystream:
         self._context = Cipher(AES256(self.key), CTR(bytes(_BLOCK))).encryptor()
 
     def apply(
-        self, association: int, number: int, offset: int, data: Buffer
+        self, association: int, number: int, offset: int, data: Buffer, use: int = 0
     ) -> memoryview:
         """``data`` with the keystream of round ``number`` from byte ``offset`` on.
 
         The result is writable and belongs to the caller.
         """
-        context = self._at(association, number, offset)
+        context = self._at(association, number, offset, use)
         result = bytearray(len(data) + ROOM)
         return memoryview(result)[: context.update_into(data, result)]
 
@@ -98,10 +102,12 @@ class Keystream:
         self._at(association, number, 0).update_into(view, buffer)
         return view
 
-    def _at(self, association: int, number: int, offset: int) -> CipherContext:
+    def _at(
+        self, association: int, number: int, offset: int, use: int = 0
+    ) -> CipherContext:
         block, skip = divmod(offset, _BLOCK)
         # A new context for each round would cost half as much again.
-        self._context.reset_nonce(_COUNTER.pack(association, 0, number, block))
+        self._context.reset_nonce(_COUNTER.pack(association, use, number, block))
         if skip:
             self._context.update(bytes(skip))
         return self._context

@@ -38,7 +38,8 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from alpha_trio.proto.batch import Buffer
-from alpha_trio.proto.messages import NODE_SIZE
+from alpha_trio.proto.messages import NODE_SIZE, ROUND_HEAD_SIZE, S2_TAIL
+from alpha_trio.proto.primitives.chain import digest_of
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -57,6 +58,14 @@ def key_block(chain_id: bytes, number: int, key: bytes) -> bytes:
 def leaf_block(chain_id: bytes, number: int) -> bytes:
     """64 bytes: what leaf hashes of round ``number`` begin with."""
     return _BLOCK.pack(b"l", chain_id, number, _NOTHING)
+
+
+def early_packet(early: Buffer) -> bytes:
+    """What is pre-signed for early data: the head of its S2's packet, and its digest.
+
+    So nobody has to keep the data itself until the key is out.
+    """
+    return S2_TAIL.pack(0, 0, ROUND_HEAD_SIZE) + digest_of(early)
 
 
 def depth_for(packets: int, roots: int) -> int:

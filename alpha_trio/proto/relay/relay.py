@@ -45,6 +45,7 @@ from alpha_trio.proto.messages import (
     HEADER,
     HEADER_SIZE,
     LEAST_ROOTS,
+    NO_EARLY,
     PREVIOUS_LIFETIME,
     REFUSE_AFTER,
     VERSION,
@@ -71,6 +72,7 @@ from alpha_trio.proto.relay.verdict import (
     Refused,
     RelayCounters,
     RelayDrop,
+    RelayEarly,
     RelayEvent,
     RelayEventKind,
     RelayPolicy,
@@ -97,7 +99,7 @@ ROOM = 16  # the part of the memory that is freed at once when it is full
 
 HANDSHAKE_COST = 150
 
-_LIMIT, _LIMIT_AT = Struct("!H"), 12
+_LIMIT, _LIMIT_AT, _MARKS_AT = Struct("!H"), 12, 14
 
 
 @define(eq=False)
@@ -450,7 +452,12 @@ class Relay:
         self._forward(run, at, at + size, self._stray)
 
     def _announce(self, view: memoryview, at: int) -> None:
-        """Tell the ends how many roots an S1 may have, unless others want less."""
+        """Tell the ends how many roots an S1 may have, unless others want less.
+
+        And whether it may have early data.
+        """
+        if self.policy.early is RelayEarly.OFF:
+            view[at + _MARKS_AT] |= NO_EARLY
         if self.policy.roots:
             (others,) = _LIMIT.unpack_from(view, at + _LIMIT_AT)
             ours = self._most_roots
@@ -538,6 +545,7 @@ class Relay:
             self._controls,
             self.random,
             self.policy.consent,
+            self.policy.early,
         )
         signatures = sender.signatures if sender else None
         witness.add(0, signatures, receiver.acknowledgments if receiver else None)

@@ -153,7 +153,6 @@ class RelayEventKind(StrEnum):
     VERIFIED = "relay-verified"  # a handshake; its session may pass
     DROPPED = "relay-dropped"
     EVICTED = "relay-evicted"  # a session, to make room
-    EARLY_FALSE = "relay-early-false"  # no packets inside an S1 any more, this way
 
 
 @frozen

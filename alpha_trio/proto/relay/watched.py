@@ -19,6 +19,8 @@ REPEAT_AFTER = MIN_RTO / 2  # s; half, as a repetition may have travelled faster
 S2S_AT_ONCE = 3  # repetitions of an S2: those of a size probe go together
 REPEAT_FOR = 60.0  # s in which anything of a round may be repeated; ends give up before
 
+EARLY_RATE, EARLY_BURST = 4096.0, 8192.0  # bytes a second, at once
+
 VARIANTS = 8
 """Of one message, known at a time: what may differ in it is what we cannot check."""
 
@@ -69,6 +71,8 @@ class Said:
     roots: list[bytes]  # of an A1: that of the acknowledgment tree
     s1: Said | None = None  # of an A1: what it agrees to
     agreed: bool = False  # of an S1: whether an A1 does
+    early: bytes = b""  # of an S1: what is pre-signed in the place of early data
+    early_size: int = 0  # bytes of that
 
 
 @define(eq=False)
@@ -85,6 +89,7 @@ class Opened:
     others: tuple[Checker, ...]  # for S1s that were agreed to as well
     packets: int  # at most
     least: int  # bytes of a packet
+    early: bytes = b""  # what it has in the place of its packet, if that went early
     seen: int = 0  # bit i: packet i passed
     repeats: dict[int, float] | None = None  # by packet: how far its time is spent
 
@@ -144,6 +149,18 @@ class WatchedRound:
 
 
 @define(eq=False)
+class EarlyBuckets:
+    """How many bytes of early data may pass an association before they are proven.
+
+    What proves to be the sender's costs nothing.  Copies and other versions have a
+    bucket of their own: who makes them takes nothing from what comes first.
+    """
+
+    first: TokenBucket = field(factory=lambda: TokenBucket(EARLY_RATE, EARLY_BURST))
+    others: TokenBucket = field(factory=lambda: TokenBucket(EARLY_RATE, EARLY_BURST))
+
+
+@define(eq=False)
 class WatchedAssociation:
     """A signature chain of the sender's, an acknowledgment chain of the receiver's."""
 
@@ -152,6 +169,7 @@ class WatchedAssociation:
     acks: ChainVerifier | None  # None: no ACCEPT passed yet
     current: WatchedRound | None = None
     previous: WatchedRound | None = None
+    early: EarlyBuckets | None = None  # since an S1 had early data
 
     @property
     def length(self) -> int:

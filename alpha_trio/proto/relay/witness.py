@@ -54,6 +54,7 @@ from alpha_trio.proto.messages import (
     A2_OPENING,
     CONTROL,
     DEPTH_MASK,
+    EARLY_ROUND,
     HEADER_SIZE,
     MAX_ASSOCIATIONS,
     NODE_SIZE,
@@ -66,6 +67,7 @@ from alpha_trio.proto.messages import (
     TAG_SIZE,
     BadPacket,
     Run,
+    early_of,
     roots_untrusted,
     take_run,
 )
@@ -78,6 +80,7 @@ from alpha_trio.proto.primitives import (
     any_of,
     chain_id,
     digest_of,
+    early_packet,
     opening_size,
     verdicts_untrusted,
 )
@@ -89,10 +92,16 @@ from alpha_trio.proto.relay.consent import (
     WrongSide,
     place_of,
 )
-from alpha_trio.proto.relay.verdict import Consent, Refused, RelayDrop
+from alpha_trio.proto.relay.verdict import (
+    Consent,
+    Refused,
+    RelayDrop,
+    RelayEarly,
+)
 from alpha_trio.proto.relay.watched import (
     REPEAT_FOR,
     VARIANTS,
+    EarlyBuckets,
     Meter,
     Opened,
     Repeats,
@@ -112,6 +121,7 @@ SKIP_RATE, SKIP_BURST = 100.0, 100.0  # messages a second, at once
 
 # Estimates of memory, in bytes.
 ASSOCIATION_COST = 600
+EARLY_COST = 350  # of its buckets for early data
 ROUND_COST = 2_600
 FINISHED_COST = 900
 SAID_COST = 250  # of an S1 or A1 beside the first
@@ -135,6 +145,7 @@ class Witness:
     controls: list[bytes]  # verified control messages, for the caller to take at once
     random: RandomBytes
     consent: Consent = Consent.LINK
+    early: RelayEarly = RelayEarly.LIMITED  # OFF as well once some was not signed
     spare: TokenBucket = field(factory=lambda: TokenBucket(SPARE_RATE, SPARE_BURST))
     """Other versions of what has passed: somebody altered the one or the other."""
     skips: TokenBucket | None = None
@@ -154,7 +165,7 @@ class Witness:
         if known is not None:
             if known.key or known.element != element:
                 raise Refused(RelayDrop.REPLAYED)
-            self._repeat_s1_untrusted(known, datagram, shape, now)
+            self._repeat_s1_untrusted(association, known, datagram, shape, now)
             known.sides.add(crossing, self.random)
             return False
         if 2 * index + 2 > association.length:
@@ -163,6 +174,7 @@ class Witness:
         said = self._promise_untrusted(message, shape)
         if not self.fresh.take(now):
             raise Refused(RelayDrop.S1_RATE)
+        self._let_early_untrusted(association, said, now, first=True)
         round_ = self._begin(association, index, element, said, now)
         whole = _whole(said.digest, datagram)
         round_.s1_repeats.take_untrusted(whole, now, self.random)
@@ -173,7 +185,27 @@ class Witness:
         packets, roots = roots_untrusted(message, shape)
         if 0 < self.most_roots < len(roots):
             raise Refused(RelayDrop.ROOTS)
-        return Said(digest_of(message), shape, packets, roots)
+        said = Said(digest_of(message), shape, packets, roots)
+        if shape & EARLY_ROUND:
+            early = early_of(message)
+            said.early, said.early_size = early_packet(early), len(early)
+        return said
+
+    def _let_early_untrusted(
+        self, association: WatchedAssociation, said: Said, now: float, *, first: bool
+    ) -> None:
+        """Raises Refused if the early data of an S1 may not pass, or not now."""
+        if not said.early:
+            return
+        if self.early is RelayEarly.OFF:
+            raise Refused(RelayDrop.EARLY)
+        if association.early is None:
+            association.early = EarlyBuckets()
+            self.meter.held += EARLY_COST
+        buckets = association.early
+        bucket = buckets.first if first else buckets.others
+        if not bucket.take(now, said.early_size):
+            raise Refused(RelayDrop.EARLY_RATE)
 
     def _association_untrusted(self, number: int) -> WatchedAssociation:
         association = self.associations.get(number)
@@ -231,20 +263,28 @@ class Witness:
         return [s1 for s1 in round_.s1s if s1.agreed] or [round_.s1s[0]]
 
     def _repeat_s1_untrusted(
-        self, known: WatchedRound, datagram: bytes, shape: int, now: float
+        self,
+        association: WatchedAssociation,
+        known: WatchedRound,
+        datagram: bytes,
+        shape: int,
+        now: float,
     ) -> None:
         if now - known.begun > REPEAT_FOR:
             raise Refused(RelayDrop.REPLAYED)
         message = datagram[:-TAG_SIZE]
-        digest, other = digest_of(message), None
-        if all(s1.digest != digest for s1 in known.s1s):
+        digest = digest_of(message)
+        said = next((s1 for s1 in known.s1s if s1.digest == digest), None)
+        other = said is None
+        if said is None:
             if self._agreed(known):
                 raise BadPacket  # frozen
-            other = self._promise_untrusted(message, shape)
+            said = self._promise_untrusted(message, shape)
         whole = _whole(digest, datagram)
         known.s1_repeats.again_untrusted(whole, self.spare, now, self.random)
-        if other is not None:
-            self._keep_s1(known, other)
+        self._let_early_untrusted(association, said, now, first=False)
+        if other:
+            self._keep_s1(known, said)
 
     def _keep_s1(self, known: WatchedRound, other: Said) -> None:
         """Beside the first S1, in the place of some others if there are too many."""
@@ -361,6 +401,8 @@ class Witness:
         goes to where nobody agreed to it.
         """
         round_, opened = self._round_untrusted(view[:stride], destination)
+        if opened.shape & EARLY_ROUND:
+            return self._take_proof_untrusted(view[:stride], round_, opened)
         # hot path
         checker = opened.checker
         branch = checker.depth * NODE_SIZE if checker is not None else 0
@@ -441,12 +483,52 @@ class Witness:
             packets = max(s1.packets for s1 in alike)
             least = S2_TAIL.size + (0 if shape & CONTROL else _LEAST_BODY)
             opened = Opened(shape, prefix, first, tuple(others), packets, least)
+            if shape & EARLY_ROUND:
+                checkers = zip(alike, (first, *others), strict=True)
+                opened.early = self._prove_early(association, round_, [*checkers])
             round_.opened = *round_.opened, opened
         round_.s1s = ()
         roots = sum(len(s1.roots) for s1 in candidates)
         more = max(0, len(round_.a1s) - 1) + len(candidates) - 1
         cost = ROUND_COST + ROOT_COST * roots + SAID_COST * more
         self._hold(round_, cost - round_.weight)
+
+    def _prove_early(
+        self,
+        association: WatchedAssociation,
+        round_: WatchedRound,
+        s1s: list[tuple[Said, Checker]],
+    ) -> bytes:
+        """The key shows what of early data that passed was signed.
+
+        That is what of the S1s that were agreed to fits.  If none does, the sender has
+        sent, and the receiver taken, what nobody can check: no more of it.
+        """
+        for s1, checker in s1s:
+            if checker.fits(0, [s1.early], None):
+                if association.early is not None:
+                    first = s1 is round_.s1s[0]
+                    buckets = association.early
+                    bucket = buckets.first if first else buckets.others
+                    bucket.give_back(s1.early_size)
+                return s1.early
+        if any(s1.agreed for s1, _ in s1s):
+            self.early = RelayEarly.OFF
+        return b""
+
+    def _take_proof_untrusted(
+        self, datagram: memoryview, round_: WatchedRound, opened: Opened
+    ) -> tuple[int, list[tuple[int, int]], int, int]:
+        """The S2 of early data: it brings the key, and no packet."""
+        if not opened.early:
+            raise Refused(RelayDrop.EARLY_FALSE)
+        if datagram != opened.prefix + opened.early[: S2_TAIL.size]:
+            raise Refused(RelayDrop.FORGED)
+        size = len(datagram)
+        if opened.seen:
+            return size, [], 0, 1
+        self._on_new(round_, opened, 1, datagram)
+        return size, [(0, size)], 0, 0
 
     def _on_new(
         self, round_: WatchedRound, opened: Opened, new: int, packet: memoryview
@@ -584,6 +666,8 @@ class Witness:
             self._forget(association.current)
             self._forget(association.previous)
             self.meter.held -= ASSOCIATION_COST
+            if association.early is not None:
+                self.meter.held -= EARLY_COST
 
     def _hold(self, round_: WatchedRound, size: int) -> None:
         round_.weight += size

@@ -60,13 +60,15 @@ from alpha_trio.proto.transport.transport import Arrival, OwnsSource, Transport
 
 LATER_SPACING = 64  # 4,096 elements, 2,047 rounds: made in slices
 START_ASSOCIATIONS = 4  # as soon as one was too few
-LONG_WAY = 0.025  # s of round-trip time on which one is too few from the start
+LONG_WAY = 0.025  # s of round-trip time on which one is too few from the start,
+ONE_EVERY = 0.015  # and of which each further one is good for as much
 MOST_ASSOCIATIONS = 16  # of ours; the peer may have more
 OPENING_LIFETIME = 5.0  # s until an OPEN without an ACCEPT is given up
 RENEW_BELOW = 0.3  # share of a chain's rounds that is left when its successor opens
 
 _LAST_ASSOCIATION = 0xFFFF
 _RENEW_EVERY = 16  # rounds: often enough, and no work for each one
+_AT_FIRST = 2  # of these, as one may be the first of which the way is known to be long
 
 
 @define(eq=False)
@@ -83,6 +85,7 @@ class AlphaTransport(Transport):
     _next_association: int = 1
     _making: list[tuple[Control, int, HashChain, bytes]] = field(factory=list)
     """Chains being made: what to say when done, association, chain, peer's anchor."""
+    _made: list[bytes] = field(factory=list)  # what to say when all of them are done
     _opening: dict[int, tuple[HashChain, float]] = field(factory=dict)
     """OPEN sent and when, no ACCEPT yet, by association."""
     _reports: TokenBucket | None = None  # since there is somebody who asks
@@ -147,24 +150,26 @@ class AlphaTransport(Transport):
             return consumed, arrival
         datagram = bytes(view[:stride])
         try:
-            new = self._on_message_untrusted(datagram, remote, local, now, out)
+            if datagram[0] == Kind.S1:
+                place, more = (remote, local), (owns_source, out)
+                arrival = self.receiver.on_s1_untrusted(datagram, *place, *more)
+                return len(datagram), arrival
+            new = self._on_answer_untrusted(datagram, remote, local, now, out)
         except BadPacket:
             self.line.counters.drop(Drop.BAD_ROUND)
             new = False
         # Only what is new is a sign of life: the rest anybody could have repeated.
         return len(datagram), Arrival.KEEPALIVE if new else Arrival.NOTHING
 
-    def _on_message_untrusted(
+    def _on_answer_untrusted(
         self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> bool:
         if len(datagram) < ROUND_HEAD_SIZE:
             raise BadPacket
-        if datagram[0] == Kind.S1:
-            return self.receiver.on_s1_untrusted(datagram, remote, local, out)
         if datagram[0] != Kind.A1:
             return self.sender.on_a2_untrusted(datagram, now, out)
         new = self.sender.on_a1_untrusted(datagram, remote, local, now, out)
-        if self._answers % _RENEW_EVERY == 1:
+        if self._answers % _RENEW_EVERY < _AT_FIRST:
             self._renew(now, out)
         self._answers += 1
         return new
@@ -214,14 +219,16 @@ class AlphaTransport(Transport):
 
     def _renew(self, now: float, out: Outbox) -> None:
         """Open successors of associations that run out, forget those that did."""
-        if LONG_WAY < self.sender.rtt.least < inf:  # of two measurements, at least
-            self._wanted = max(self._wanted, START_ASSOCIATIONS)
+        least = self.sender.rtt.least
+        if LONG_WAY < least < inf and self.sender.rtt.measured > 1:
+            useful = max(START_ASSOCIATIONS, int(least / ONE_EVERY))
+            self._wanted = max(self._wanted, min(useful, MOST_ASSOCIATIONS))
         for number, (_, since) in list(self._opening.items()):
             if now - since >= OPENING_LIFETIME:  # refused, or the ACCEPT was lost
                 del self._opening[number]
                 self._close(number, now, out)
         for association in list(self.sender.associations.values()):
-            if association.rounds_left > 0 or association.round is not None:
+            if association.rounds_left > 0 or association.open_rounds:
                 continue
             if len(self.sender.associations) > 1:
                 del self.sender.associations[association.number]
@@ -230,7 +237,7 @@ class AlphaTransport(Transport):
 
     def _close(self, number: int, now: float, out: Outbox) -> None:
         close = CONTROL_MESSAGE.pack(Control.CLOSE, number, b"")
-        self.sender.send_control(close, now, out)
+        self.sender.send_controls([close], now, out)
 
     def _make_some(self, now: float, out: Outbox) -> None:
         what, number, chain, anchor = self._making[0]
@@ -241,8 +248,10 @@ class AlphaTransport(Transport):
             self._opening[number] = chain, now
         else:
             self._add_in(number, chain, anchor)
-        message = CONTROL_MESSAGE.pack(what, number, chain.anchor)
-        self.sender.send_control(message, now, out)
+        self._made.append(CONTROL_MESSAGE.pack(what, number, chain.anchor))
+        if not self._making:  # all in one round
+            self.sender.send_controls(self._made, now, out)
+            self._made.clear()
 
     def _on_control(self, message: ControlMessage, now: float, out: Outbox) -> None:
         try:

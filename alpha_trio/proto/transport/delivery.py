@@ -12,6 +12,7 @@ from alpha_trio.proto.batch import (
 from alpha_trio.proto.messages import (
     BadPacket,
     Bodies,
+    Pieces,
 )
 from alpha_trio.proto.packets import (
     GSO_NONE,
@@ -26,7 +27,7 @@ _GSO_SHIFT = 56
 
 def deliver_untrusted(
     frames: tuple[int, ...],
-    bodies: Bodies,
+    bodies: Bodies | Pieces,
     owns_source: OwnsSource,
     out: Outbox,
     counters: Counters,
@@ -79,7 +80,7 @@ def _segments_after(frames: tuple[int, ...], at: int) -> int:
     return next(i for i, (frame, due) in enumerate(pairs) if frame != due)
 
 
-def _end_of_flow(frames: tuple[int, ...], bodies: Bodies, at: int) -> int:
+def _end_of_flow(frames: tuple[int, ...], bodies: Bodies | Pieces, at: int) -> int:
     """One past the last whole packet that can share a super-packet with ``at``'s."""
     frame, first, size = frames[at], bodies[at], len(bodies[at])
     until, room = at + 1, min(len(frames), at + MAX_DATAGRAMS)

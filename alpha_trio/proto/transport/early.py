@@ -9,13 +9,34 @@ but that: the bytes are encrypted, and the S1's tag is theirs alone.
 from __future__ import annotations
 
 from enum import StrEnum
+from math import inf
+
+from attrs import define
+
+from alpha_trio.proto.handshake import Agreement
+from alpha_trio.proto.messages import (
+    EARLY,
+    MAX_EARLY,
+    NO_EARLY,
+    NODE_SIZE,
+    S1_FIXED_SIZE,
+    TAG_SIZE,
+)
+
+# Rounds with early data at once: one, and one more for each ...
+EARLY_EVERY = 0.004  # s of round-trip time.  Meanwhile packets gather for the next one.
+
+TRIALS = 3  # empty ones without an answer, while other rounds had one, until we stop
+LOSSES = 2  # rounds in a row that were given up with packets in them
+TRIES = 6  # of one S1, while other rounds are answered, until we think it cannot pass
+TRIAL_PAUSE = 1.0  # s before another trial
 
 
 class EarlyState(StrEnum):
     """Whether small packets travel inside S1, or why not; the value is for machines."""
 
     ON = "on"
-    TRYING = "trying"  # nothing was tried yet, or the answer is to come
+    TRYING = "trying"  # some did not arrive: another is tried, without a packet
     OFF_HERE = "off-here"  # by our own settings
     OFF_PEER = "off-peer"  # the peer does not take it
     OFF_RELAY = "off-relay"  # a relay on the way asks not to
@@ -31,7 +52,7 @@ class EarlyState(StrEnum):
 
 _TEXTS = {
     EarlyState.ON: "small packets that come alone go early",
-    EarlyState.TRYING: "the path is being tried",
+    EarlyState.TRYING: "some did not arrive, the path is being tried",
     EarlyState.OFF_HERE: "switched off for this peer here (peers set NAME --early on)",
     EarlyState.OFF_PEER: "the peer has it switched off for us",
     EarlyState.OFF_RELAY: (
@@ -43,3 +64,85 @@ _TEXTS = {
     EarlyState.NO_SESSION: "there is no session",
     EarlyState.NO_USE: "there is none with reliable, nor in a mode other than adaptive",
 }
+
+
+def room_for_early(datagram_size: int) -> int:
+    """Bytes of early data that an S1 takes in a datagram so large."""
+    return min(MAX_EARLY, datagram_size - S1_FIXED_SIZE - NODE_SIZE - TAG_SIZE)
+
+
+@define(eq=False)
+class Early:
+    """What a Sender knows of whether early data arrives in its session."""
+
+    state: EarlyState
+    allowed: bool = True  # by our own settings
+    under_way: int = 0  # rounds whose A1 has not come, but is not overdue either
+    _failed: int = 0  # trials that got no answer
+    _lost: int = 0  # rounds that were given up since one was answered
+    _pause: float = -inf  # until when nothing is tried
+    _heard: float = -inf  # when another round was answered last
+
+    @classmethod
+    def agreed(cls, agreement: Agreement) -> Early:
+        """As the handshake has it.
+
+        Without anything against it there is no need to try: relays that check sessions
+        have checked the signatures under which both ends said so, and would have put
+        their mark on it.
+        """
+        theirs = agreement.theirs
+        if theirs.marks & NO_EARLY:
+            return cls(EarlyState.OFF_RELAY)
+        if not theirs.options & EARLY:
+            return cls(EarlyState.OFF_PEER)
+        return cls(EarlyState.ON)
+
+    @property
+    def usable(self) -> bool:
+        """Whether packets may go so."""
+        return self.state is EarlyState.ON and self.allowed
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to try the path, with an S1 that has none in it."""
+        untried = self.state is EarlyState.TRYING and self.allowed
+        return untried and now >= self._pause
+
+    def has_room(self, round_trip: float | None) -> bool:
+        """Whether one more round may go at once."""
+        return self.under_way <= (round_trip or 0.0) / EARLY_EVERY
+
+    def on_answer(self, packets: int) -> None:
+        """The A1 of such a round came, of a trial if it had no packets."""
+        if self.state is EarlyState.TRYING:
+            self.state, self._failed = EarlyState.ON, 0
+        if packets:
+            self._lost = 0
+
+    def on_other_answer(self, now: float) -> None:
+        """So the peer is there, and the path lets S1 and A1 pass."""
+        self._heard = now
+
+    def on_silence(self, started: float, tries: int) -> bool:
+        """Its S1 went ``tries`` times; whether that says that none will arrive.
+
+        A trial may then make way for what waits.  That packets in others did not
+        arrive is not sure: these go on being repeated, but no further ones follow.
+        """
+        if tries < TRIES or self._heard <= started:
+            return False
+        if self.state is EarlyState.ON:
+            self.state = EarlyState.LOST
+        return True
+
+    def on_lost(self, packets: int, started: float, now: float) -> None:
+        """A round was given up."""
+        if packets:
+            self._lost += 1
+        elif self._heard > started:
+            self._failed += 1
+        self._pause = now + TRIAL_PAUSE
+        if self._failed >= TRIALS or self._lost >= LOSSES:
+            self.state = EarlyState.LOST
+        elif self.state is EarlyState.ON:
+            self.state = EarlyState.TRYING

@@ -27,7 +27,7 @@ from alpha_trio.proto.messages import (
     S2_TAIL,
     join_frames,
 )
-from alpha_trio.proto.packets import FRAME_WORD_SIZE, traffic_class_of
+from alpha_trio.proto.packets import FRAME_WORD_SIZE
 from alpha_trio.proto.primitives import ROOM, Keystream, Presigner
 from alpha_trio.proto.transport.queue import Waiting
 
@@ -173,10 +173,7 @@ def _lay_out(
         piece = join_frames(gap, waiting.word, headers, segments)
         pieces.append(piece)
         until, end, stride = index + len(segments), begin + len(piece), len(piece)
-        head = headers or segments[0]
-        # hot path: IPv4, where it is one byte
-        old = head and head[0] >> 4 == 4
-        traffic_class = head[1] if old else traffic_class_of(head)
+        traffic_class = waiting.traffic_class
         if len(segments) > 1:
             stride = gap + FRAME_WORD_SIZE + len(headers) + len(segments[0])
         elif spans and spans[-1][4] == stride and spans[-1][5] == traffic_class:

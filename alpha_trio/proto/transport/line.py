@@ -88,10 +88,19 @@ class Line(Way):
         """Whether the peer made ``syn``, to renew this session."""
         return self._tag_in.fits(_RENEWAL + syn.said(), syn.renewal)
 
-    def send(self, message: bytes, out: Outbox, place: Place | None = None) -> None:
-        """Send one message that carries no inner packet, to ``place`` if given."""
+    def send(
+        self,
+        message: bytes,
+        out: Outbox,
+        place: Place | None = None,
+        traffic_class: int = 0,
+    ) -> None:
+        """Send one message other than an S2, to ``place`` if given."""
         remote, local = place or (self.remote, self.local)
-        out.send(remote, local, self.counters, message, len(message))
+        shown = traffic_class & self.visible
+        out.send(
+            remote, local, self.counters, message, len(message), traffic_class=shown
+        )
 
 
 def _first_words(receiver_id: int) -> dict[Kind, bytes]:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
 from struct import Struct
 
 from attrs import define, field
 
-from alpha_trio.proto.packets import FRAME_WORD_SIZE
+from alpha_trio.proto.messages import EARLY_LENGTH
+from alpha_trio.proto.packets import FRAME_WORD_SIZE, traffic_class_of
 
 _WORD = Struct("!Q")
+_EARLY_HEADS = EARLY_LENGTH.size + FRAME_WORD_SIZE
 _OBJECTS, _SEGMENT = 210, 50  # bytes of the objects that hold a frame, and a segment
+
+
+MOST_LOOKED_AT = 32
+"""Frames among which early data is sought: more are a load, and fill rounds."""
 
 
 @define(eq=False)
@@ -41,6 +47,27 @@ class Waiting:
         count = len(self.segments)
         payload = (count - 1) * len(self.segments[0]) + len(self.segments[-1])
         return payload + len(self.headers) + _OBJECTS + _SEGMENT * count
+
+    @property
+    def traffic_class(self) -> int:
+        """Of all its packets."""
+        head = self.headers or self.segments[0]
+        # hot path: IPv4, where it is one byte
+        if head and head[0] >> 4 == 4:
+            return head[1]
+        return traffic_class_of(head)
+
+    @property
+    def early_size(self) -> int:
+        """Bytes of it as early data."""
+        count = len(self.segments)
+        payload = (count - 1) * len(self.segments[0]) + len(self.segments[-1])
+        return payload + count * (_EARLY_HEADS + len(self.headers))
+
+    def bodies(self) -> Iterator[bytes]:
+        """Each packet with its frame word in front."""
+        for number, segment in enumerate(self.segments):
+            yield _WORD.pack(self.word + number) + self.headers + segment
 
     def split(self, count: int) -> tuple[Waiting, Waiting]:
         """The first ``count`` packets, and the rest."""
@@ -90,6 +117,43 @@ class FlowQueue:
     def popleft(self) -> Waiting:
         """Take the frame whose turn it is.  Raises IndexError if none waits."""
         return self._taken((self._front or self._back).popleft())
+
+    def take_early(self, room: int, held: Collection[bytes]) -> list[Waiting]:
+        """Take what may go ahead of all else, in ``room`` bytes of early data.
+
+        That is what overtakes nothing of its flow: none of the flows ``held``, and of
+        each other one what waits in front of anything that is too large.  All of it has
+        one traffic class, which the datagram bears as well.
+        """
+        taken: list[Waiting] = []
+        blocked = set(held)
+        for row in (self._front, self._back):
+            if len(row) > MOST_LOOKED_AT:
+                break
+            left: list[Waiting] = []
+            for waiting in row:
+                size = waiting.early_size if waiting.packets else room + 1
+                other = taken and waiting.traffic_class != taken[0].traffic_class
+                if other or size > room or waiting.flow in blocked:
+                    blocked.add(waiting.flow)
+                    left.append(waiting)
+                else:
+                    room -= size
+                    taken.append(self._taken(waiting))
+            if len(left) < len(row):
+                row.clear()
+                row.extend(left)
+        return taken
+
+    def is_small(self, room: int) -> bool:
+        """Whether all of it would fit into ``room`` bytes of early data."""
+        if len(self) > MOST_LOOKED_AT:
+            return False
+        for waiting in self:
+            room -= waiting.early_size
+            if room < 0 or not waiting.packets:
+                return False
+        return True
 
     def pop_oldest(self) -> Waiting:
         """Take the frame that has waited longest."""

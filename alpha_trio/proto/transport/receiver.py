@@ -28,6 +28,7 @@ from alpha_trio.proto.messages import (
     A1,
     CONTROL,
     DEPTH_MASK,
+    EARLY_ROUND,
     HEADER_SIZE,
     NODE_SIZE,
     RELIABLE,
@@ -38,20 +39,25 @@ from alpha_trio.proto.messages import (
     TAG_SIZE,
     BadPacket,
     Kind,
+    Pieces,
     Run,
+    early_of,
     roots_untrusted,
     take_bodies,
+    take_early_untrusted,
     take_run,
 )
 from alpha_trio.proto.packets import FRAME_WORD_SIZE
 from alpha_trio.proto.primitives import (
     ACK,
+    EARLY_USE,
     NACK,
     AckTree,
     ChainVerifier,
     Checker,
     HashChain,
     digest_of,
+    early_packet,
     opening_size,
 )
 from alpha_trio.proto.traces import Counts
@@ -74,6 +80,7 @@ class InRound:
     digest: bytes  # of the S1, which froze all of the above
     a1: bytes
     acks: AckTree | None  # reliable rounds only
+    early: bytes = b""  # what was pre-signed in the place of its early data
     elsewhere: Place | None = None  # where alone it was answered, if not at the peer's
     prefix: bytes = b""  # what its S2s begin with, once the key is known
     checker: Checker | None = None
@@ -147,9 +154,14 @@ class Receiver:
     # -- S1 and A1 ---------------------------------------------------------------
 
     def on_s1_untrusted(
-        self, datagram: bytes, remote: Remote, local: bytes, out: Outbox
-    ) -> bool:
-        """Accept an S1 and answer it; False if it is a repeated one.
+        self,
+        datagram: bytes,
+        remote: Remote,
+        local: bytes,
+        owns_source: OwnsSource,
+        out: Outbox,
+    ) -> Arrival:
+        """Accept an S1 and answer it, and deliver its early data; NOTHING if repeated.
 
         Raises BadPacket if it is not acceptable.
         """
@@ -167,10 +179,11 @@ class Receiver:
             if known.digest != digest:
                 raise BadPacket  # the pre-signatures are frozen
             self._answer_again(known, elsewhere, out)
-            return False
+            return Arrival.NOTHING
         if 2 * index + 2 > association.chain.length:
             raise BadPacket  # no element left to answer with
         packets, roots = roots_untrusted(message, shape)
+        early = self._early_untrusted(message, number, shape, index)
         position = 2 * index + 1
         association.signatures.check_untrusted(position, element)
         self._close_current(association, position, element)
@@ -179,7 +192,39 @@ class Receiver:
         association.previous, association.current = association.current, accepted
         accepted.elsewhere = elsewhere
         self.line.send(accepted.a1, out, elsewhere)
-        return True
+        if early is None:
+            return Arrival.KEEPALIVE
+        accepted.early = early_packet(early_of(message))
+        return self._deliver_early(*early, owns_source, out)
+
+    def _early_untrusted(
+        self, message: bytes, number: int, shape: int, index: int
+    ) -> tuple[tuple[int, ...], Pieces] | None:
+        """The early data of an S1 whose tag is good, or None if that is not its kind.
+
+        It is complete here, so there is nothing to wait for: nobody but the peer can
+        have made the tag, and the element, which is fresh, that it comes only once.
+        """
+        if not shape & EARLY_ROUND:
+            return None
+        if not self.line.agreement.takes_early:
+            raise BadPacket
+        place = number, index, 0
+        return take_early_untrusted(
+            self.line.decrypt.apply(*place, early_of(message), EARLY_USE)
+        )
+
+    def _deliver_early(
+        self,
+        words: tuple[int, ...],
+        packets: Pieces,
+        owns_source: OwnsSource,
+        out: Outbox,
+    ) -> Arrival:
+        counters = self.line.counters
+        refused = deliver_untrusted(words, packets, owns_source, out, counters)
+        counters.early_received += len(words) - len(refused)
+        return Arrival.DATA if words else Arrival.KEEPALIVE
 
     def _answer_again(
         self, known: InRound, elsewhere: Place | None, out: Outbox
@@ -246,6 +291,8 @@ class Receiver:
         except BadPacket:
             self.line.drop(Drop.UNSOLICITED)
             return size, Arrival.NOTHING
+        if found.shape & EARLY_ROUND:
+            return size, self._take_proof(view[:size], found)
         branch = (found.shape & DEPTH_MASK) * NODE_SIZE
         least = _HEAD if found.shape & CONTROL else _HEADS
         run = take_run(view, stride, found.prefix, branch, least)
@@ -266,6 +313,20 @@ class Receiver:
         first = run.packets[arrived[0].first]
         empty = len(arrived) == arrived[0].count == 1 and len(first) == _HEADS
         return run.size, Arrival.KEEPALIVE if empty else Arrival.DATA
+
+    def _take_proof(self, datagram: memoryview, found: InRound) -> Arrival:
+        """The S2 of early data, which was delivered: it has the key, and no packet."""
+        assert found.checker is not None
+        proof = found.prefix + found.early[: S2_TAIL.size]
+        if datagram != proof or not found.checker.fits(0, [found.early], None):
+            self.line.drop(Drop.FORGED)
+            return Arrival.NOTHING
+        if found.seen:
+            self.line.drop(Drop.REPLAYED)
+            return Arrival.NOTHING
+        found.seen = 1
+        self.passed += 1
+        return Arrival.KEEPALIVE
 
     def _round_untrusted(self, datagram: memoryview) -> tuple[InAssociation, InRound]:
         if len(datagram) < ROUND_HEAD_SIZE + S2_TAIL.size:

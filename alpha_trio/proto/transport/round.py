@@ -39,12 +39,21 @@ class Round:
     unanswered: int = 0  # bit i: packet i was sent, and there is no verdict on it
     probe: Probe | None = None  # of a TRACE: what wants to know when it left
     sized: SizeProbe | None = None  # what asks whether a datagram so long arrives
+    flows: frozenset[bytes] = frozenset()  # of its packets
+    early: int = 0  # packets inside its S1
+    traffic_class: int = 0  # of these
     asked_at: Place | None = None  # where alone its S1 went, if not where the peer is
 
     @property
     def is_reliable_data(self) -> bool:
         """Whether its packets are repeated until they are acknowledged."""
         return self.shape & (RELIABLE | CONTROL) == RELIABLE
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it has control messages for the peer, and asks the path nothing."""
+        asks = self.sized is not None or self.probe is not None
+        return self.shape & CONTROL != 0 and not asks
 
     @property
     def largest(self) -> int:
@@ -108,6 +117,10 @@ class OutAssociation:
     acks: ChainVerifier
     next_round: int = 0
     round: Round | None = None
+    settling: Round | None = None
+    """A control round whose key is out and whose verdict is not there; its packet is
+    public, so the next round may begin, but not yet the one after: then the receiver
+    would know it no more."""
     repeated: tuple[int, int] = 0, 0  # a round, and how many answers to it may follow
     rounds: int = field(init=False)  # the chain has elements for
 
@@ -122,7 +135,26 @@ class OutAssociation:
     @property
     def idle(self) -> bool:
         """Whether a round can start."""
+        if self.settling is not None and self.next_round > self.settling.number + 1:
+            return False
         return self.round is None and self.next_round < self.rounds
+
+    @property
+    def open_rounds(self) -> list[Round]:
+        """All that still wait for something."""
+        return [each for each in (self.settling, self.round) if each is not None]
+
+    def settle(self) -> None:
+        """The key of its round is out: others need not wait for the verdict."""
+        if self.settling is None:
+            self.settling, self.round = self.round, None
+
+    def end(self, round_: Round) -> None:
+        """It waits for nothing any more."""
+        if round_ is self.settling:
+            self.settling = None
+        else:
+            self.round = None
 
     def expects_again(self, number: int) -> bool:
         """Whether one more A1 of a round that was answered shows that we were hasty.

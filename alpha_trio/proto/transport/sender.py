@@ -18,21 +18,25 @@ verdict: S2s without one are repeated, and the key is public, so they go as they
 It holds up nobody else.  So a packet that was lost comes after later ones of its flow;
 to hold those back would cost every loss a standstill, and what cares puts them in
 order itself.
+
+Small packets that come alone need not wait for an A1: they travel inside their S1, if
+both ends and the relays between them agree (early.py).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Drop, Outbox, Place, Remote
+from alpha_trio.proto.batch import Buffer, Drop, Outbox, Place, Remote
 from alpha_trio.proto.messages import (
     A1,
     CONTROL,
     CONTROL_MESSAGE,
+    EARLY_ROUND,
     HEADER_SIZE,
     MAX_PACKETS,
     MAX_RELIABLE,
@@ -48,10 +52,18 @@ from alpha_trio.proto.messages import (
     BadPacket,
     Control,
     Kind,
+    join_early,
 )
-from alpha_trio.proto.packets import Cut, flow_of
-from alpha_trio.proto.primitives import Presigner, depth_for, digest_of
+from alpha_trio.proto.packets import FRAME_WORD_SIZE, Cut, flow_of
+from alpha_trio.proto.primitives import (
+    EARLY_USE,
+    Presigner,
+    depth_for,
+    digest_of,
+    early_packet,
+)
 from alpha_trio.proto.traces import Counts, Probe
+from alpha_trio.proto.transport.early import Early, EarlyState, room_for_early
 from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group
 from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.modes import MODES, depth_of
@@ -90,6 +102,8 @@ RELIABLE_LIFETIME = 20.0  # s for S1 and A1, as much for S2 and A2, and to wait 
 
 CHALLENGE_INTERVAL = 0.5  # s between questions whether the peer is elsewhere now
 
+PROBE_TRIPS = 6  # round trips that a size probe waits for a second association
+
 _NO_SIZE = 1 << 16
 _CONTROLS_AT_ONCE = 32  # control messages in one datagram, 20 bytes each
 
@@ -115,11 +129,16 @@ class Sender:
     sized: SizeProbe | None = None  # waits until nothing else does
     doubted_size: int = _NO_SIZE  # bytes of a datagram that a narrow path may not take
     large: bool = False  # a round had larger ones since somebody last looked
+    early: Early = field(init=False)
+    trial: Round | None = None  # of early data, under way
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
     starved: bool = False  # something waits because every association is busy
     trees: bool = False  # and there are as many of those as there may be
     sent: int = 0  # S2s, repetitions included
     _challenged: float = -inf  # when the peer was last asked elsewhere
+
+    def __attrs_post_init__(self) -> None:
+        self.early = Early.agreed(self.line.agreement)
 
     @property
     def counts(self) -> Counts:
@@ -156,9 +175,9 @@ class Sender:
         self.queue.clear()
         self.order.clear()
         for association in self.associations.values():
-            if association.round is not None:
-                self._count_unanswered(association.round)
-                association.round = None
+            for round_ in association.open_rounds:
+                self._count_unanswered(round_)
+                association.end(round_)
 
     def reopen(self, round_: Round, now: float) -> Iterator[Waiting]:
         """The packets of an undisclosed round, as they were in the queue."""
@@ -209,10 +228,9 @@ class Sender:
             self._start_control(now, out)
         if self.sized is not None:
             self._start_sized(self.sized, now, out)
-        age = RELIABLE_LIFETIME if self.reliable else QUEUE_AGE
-        while self.queue and now - self.queue.oldest.since > age:
-            self._drop_oldest()
-        if not self.queue:
+        self._drop_old(now)
+        self._start_early(now, out)
+        if not self.queue or self._better_wait_for_early():
             return
         room, roots = self._capacity()
         if self._better_wait(room):
@@ -229,6 +247,92 @@ class Sender:
                     return
         # What only waits for a probe's answer needs no further associations.
         self.starved = not self._put_off_sized(now, out)
+
+    def _drop_old(self, now: float) -> None:
+        age = RELIABLE_LIFETIME if self.reliable else QUEUE_AGE
+        while self.queue and now - self.queue.oldest.since > age:
+            self._drop_oldest()
+
+    # -- early data ------------------------------------------------------------
+
+    @property
+    def _goes_early(self) -> bool:
+        return self.early.usable and not self.reliable and self.mode == "adaptive"
+
+    def _start_early(self, now: float, out: Outbox) -> None:
+        """Let go inside S1s what overtakes nothing of its flow by that."""
+        if self.early.state is EarlyState.TRYING:
+            self._try_early(now, out)
+        if not self.queue or not self._goes_early:
+            return
+        held: set[bytes] = set().union(*(round_.flows for round_ in self.order))
+        room = room_for_early(self.line.datagram_size)
+        for association in self.associations.values():
+            if not self.early.has_room(self.rtt.smoothed):
+                return
+            if association.idle:
+                taken = self.queue.take_early(room, held)
+                if not taken:
+                    return
+                self.queued_bytes -= sum(waiting.held for waiting in taken)
+                self.queued_count -= sum(waiting.count for waiting in taken)
+                self._start_early_round(association, taken, now, out)
+
+    def _better_wait_for_early(self) -> bool:
+        """Whether what waits goes early, once the rounds before it are out.
+
+        These are out sooner than another round would be, and it arrives half a round
+        trip later.
+        """
+        if not self._goes_early or not (self.order or self.early.under_way):
+            return False
+        if not self.queue.is_small(room_for_early(self.line.datagram_size)):
+            return False
+        busy = not any(a.idle for a in self.associations.values())
+        self.starved = busy and self.early.has_room(self.rtt.smoothed)
+        return True
+
+    def _try_early(self, now: float, out: Outbox) -> None:
+        """See whether S1s with something in them pass, as long as nothing waits."""
+        if self.trial is not None:
+            overdue = self.trial.attempts > 1 or now >= self.trial.resend_at
+            if self.queue and overdue:
+                self._give_up(self.trial, Drop.NO_AGREEMENT, now)
+            return
+        wanted = self.early.is_due(now) and not self.reliable
+        if not wanted or self.queue or self.mode != "adaptive":
+            return
+        idle = next((a for a in self.associations.values() if a.idle), None)
+        if idle is not None:
+            self.trial = self._start_early_round(idle, [], now, out)
+
+    def _start_early_round(
+        self,
+        association: OutAssociation,
+        taken: list[Waiting],
+        now: float,
+        out: Outbox,
+    ) -> Round:
+        bodies = [body for waiting in taken for body in waiting.bodies()]
+        place = association.number, association.next_round, 0
+        early = self.line.encrypt.apply(*place, join_early(bodies), EARLY_USE)
+        round_ = self._announce(
+            association,
+            Datagrams.bare(b""),
+            EARLY_ROUND,
+            now,
+            out,
+            early=early,
+            traffic_class=taken[0].traffic_class if taken else 0,
+        )
+        self.early.under_way += 1
+        round_.early = count = len(bodies)
+        # Sent once, however often repeated; and even if the kernel refuses it now.
+        counters = self.line.counters
+        counters.early_sent += count
+        counters.tx_packets += count
+        counters.tx_bytes += sum(map(len, bodies)) - count * FRAME_WORD_SIZE
+        return round_
 
     def _better_wait(self, room: int) -> bool:
         if self.rtt.smoothed is None or self.queued_count >= room:
@@ -287,6 +391,7 @@ class Sender:
         place = association.number, association.next_round
         datagrams = Datagrams.sealed(taken, depth, self.line.encrypt, *place)
         round_ = self._announce(association, datagrams, flags, now, out)
+        round_.flows = frozenset(waiting.flow for waiting in taken)
         self.order.append(round_)
         self.under_way_bytes += datagrams.size
         if flags:
@@ -300,10 +405,13 @@ class Sender:
         now: float,
         out: Outbox,
         place: Place | None = None,
+        early: memoryview | None = None,
+        traffic_class: int = 0,
     ) -> Round:
         """Open the next round of ``association``: say in an S1 what it will bring.
 
-        ``place``: say it there alone.
+        ``place``: say it there alone.  ``early``: what the S1 itself brings, encrypted,
+        of packets with this ``traffic_class``.
         """
         number, depth = association.next_round, datagrams.depth
         association.next_round += 1
@@ -311,19 +419,21 @@ class Sender:
         chain, head = association.chain, self.line.head
         element, key = chain.element(2 * number + 1), chain.element(2 * number + 2)
         prefix = head(Kind.S2, association.number, shape, number, key)
-        presigner = Presigner.sign(
-            chain.chain_id, number, key, datagrams.put_heads(prefix), depth
-        )
+        packets: Sequence[Buffer] = datagrams.put_heads(prefix)
+        if early is not None:
+            packets = [early_packet(early)]
+        presigner = Presigner.sign(chain.chain_id, number, key, packets, depth)
         if depth:
             datagrams.put_branches(presigner)
         message = (
             head(Kind.S1, association.number, shape, number, element)
             + S1_COUNTS.pack(datagrams.packets, len(presigner.roots), 0)
             + b"".join(presigner.roots)
+            + (early or b"")
         )
         s1, digest = self.line.tagged(message), digest_of(message)
         round_ = Round(association, number, shape, datagrams, s1, digest, now, now)
-        round_.asked_at = place
+        round_.asked_at, round_.traffic_class = place, traffic_class
         association.round = round_
         self._expect(round_, now)
         self.under_way += 1
@@ -331,7 +441,7 @@ class Sender:
             self.large = self.large or round_.largest > self.doubted_size
             mode = _mode(datagrams.packets, depth, len(presigner.roots))
             self.modes[mode] += 1
-        self.line.send(s1, out, place)
+        self.line.send(s1, out, place, traffic_class)
         return round_
 
     def _expect(self, round_: Round, now: float) -> None:
@@ -391,20 +501,28 @@ class Sender:
         elsewhere = self.line.elsewhere(remote, local)
         if elsewhere is not None and elsewhere == round_.asked_at:
             self.line.proven = elsewhere
-        if round_.attempts == 1:
-            self.rtt.sample(now - round_.started)
-        else:
-            self.rtt.unsure = True
-            round_.association.repeated = index, round_.attempts - 1
+        self._on_agreed(round_, now)
         round_.agreed, round_.ack_root = True, root
-        self.under_way -= round_.attempts == 1
-        if round_.shape & CONTROL:
+        if round_.shape & (CONTROL | EARLY_ROUND):
             self._disclose(round_, now, out)
-        else:
+        if not round_.shape & CONTROL:
             self._release(now, out)
         if elsewhere is not None and elsewhere != round_.asked_at:
             self._challenge(elsewhere, now, out)
         return True
+
+    def _on_agreed(self, round_: Round, now: float) -> None:
+        """See what an A1 tells of the path."""
+        if round_.attempts == 1:
+            self.rtt.sample(now - round_.started)
+            self._leave(round_)
+        else:
+            self.rtt.unsure = True
+            round_.association.repeated = round_.number, round_.attempts - 1
+        if round_.shape & EARLY_ROUND:
+            self.early.on_answer(round_.early)
+        else:
+            self.early.on_other_answer(now)
 
     def _challenge(self, place: Place, now: float, out: Outbox) -> None:
         """The peer answers from there, or it is a copy: see whether it receives there.
@@ -425,9 +543,7 @@ class Sender:
         found = self.associations.get(association)
         if found is None or index >= found.next_round:
             raise BadPacket
-        if found.round is None or found.round.number != index:
-            return None
-        return found.round
+        return next((r for r in found.open_rounds if r.number == index), None)
 
     def _release(self, now: float, out: Outbox) -> None:
         """Disclose what is agreed, in the order in which it was started."""
@@ -440,6 +556,8 @@ class Sender:
             self._send_s2(round_, group, out)
         if round_.shape & RELIABLE:
             self._await_verdicts(round_, now)
+            if round_.is_message:
+                round_.association.settle()
         else:
             self.finish(round_)
 
@@ -462,16 +580,24 @@ class Sender:
 
     def finish(self, round_: Round) -> None:
         """The round is over: its association is free, its packets are forgotten."""
-        round_.association.round = None
-        self.under_way -= not round_.agreed and round_.attempts == 1
-        if not round_.shape & CONTROL:
+        round_.association.end(round_)
+        if round_ is self.trial:
+            self.trial = None
+        if not round_.agreed and round_.attempts == 1:
+            self._leave(round_)
+        if not round_.shape & (CONTROL | EARLY_ROUND):
             self.under_way_bytes -= round_.datagrams.size
+
+    def _leave(self, round_: Round) -> None:
+        """It is not under way any more: answered, overdue or over."""
+        self.under_way -= 1
+        self.early.under_way -= round_.shape & EARLY_ROUND != 0
 
     # -- control messages and A2 ---------------------------------------------------
 
-    def send_control(self, message: bytes, now: float, out: Outbox) -> None:
-        """Send a control message in a reliable round, before any packet that waits."""
-        self.controls.append(message)
+    def send_controls(self, messages: Iterable[bytes], now: float, out: Outbox) -> None:
+        """Send control messages in reliable rounds, before any packet that waits."""
+        self.controls += messages
         self._start_control(now, out)
 
     def send_trace(self, message: bytes, probe: Probe, now: float, out: Outbox) -> None:
@@ -507,6 +633,8 @@ class Sender:
         patient = now < probe.since + PROBE_PATIENCE
         if patient and (self.queue or self.controls):
             return
+        if self._probe_would_block(probe, now):
+            return
         idle = next((a for a in self.associations.values() if a.idle), None)
         if idle is None and not patient:
             idle = self._make_way(probe, now, out)
@@ -514,6 +642,14 @@ class Sender:
             self.sized = None
             round_ = self._start_control_round(idle, probe.body, now, out)
             round_.sized = probe
+
+    def _probe_would_block(self, probe: SizeProbe, now: float) -> bool:
+        """Whether it would have the only association, for long, right at the start."""
+        until = probe.since + PROBE_TRIPS * (self.rtt.smoothed or 0.0)
+        if len(self.associations) > 1 or now >= until:
+            return False
+        self.deadline = min(self.deadline, until)
+        return True
 
     def _make_way(
         self, probe: SizeProbe, now: float, out: Outbox
@@ -530,7 +666,7 @@ class Sender:
             if round_.attempts < STUCK_AFTER:
                 continue
             if not round_.agreed and len(round_.s1) > self.doubted_size:
-                self._give_up(round_, Drop.NO_AGREEMENT)
+                self._give_up(round_, Drop.NO_AGREEMENT, now)
                 return association
             if round_.unanswered and round_.datagrams.largest > self.doubted_size:
                 self.sized = None
@@ -647,25 +783,24 @@ class Sender:
         if now < self.deadline:
             return
         for association in self.associations.values():
-            round_ = association.round
-            if round_ is not None and now >= round_.resend_at:
-                self._on_overdue(round_, now, out)
-        open_rounds = [a.round for a in self.associations.values() if a.round]
-        self.deadline = min((r.resend_at for r in open_rounds), default=inf)
+            for round_ in association.open_rounds:
+                if now >= round_.resend_at:
+                    self._on_overdue(round_, now, out)
+        self.deadline = min(
+            (r.resend_at for a in self.associations.values() for r in a.open_rounds),
+            default=inf,
+        )
         self._release(now, out)
 
     def _on_overdue(self, round_: Round, now: float, out: Outbox) -> None:
         if now - round_.started >= self._lifetime(round_):
-            self._give_up(round_, Drop.NO_AGREEMENT)
+            self._give_up(round_, Drop.NO_AGREEMENT, now)
             if round_.sized is not None:
                 round_.sized.told(round_.sized, Outcome.SILENT, now, out)
         elif round_.largest > self.line.datagram_size and not round_.shape & CONTROL:
-            self._give_up(round_, Drop.TOO_BIG)  # the path has shrunk meanwhile
+            self._give_up(round_, Drop.TOO_BIG, now)  # the path has shrunk meanwhile
         elif not round_.agreed:
-            self.under_way -= round_.attempts == 1  # others need not wait for it
-            round_.attempts += 1
-            self._expect(round_, now)
-            self._repeat_s1(round_, now, out)
+            self._on_no_answer(round_, now, out)
         elif round_.probe is not None:
             self.finish(round_)  # a TRACE goes once
         elif round_.sized is not None:
@@ -676,15 +811,27 @@ class Sender:
         else:
             round_.resend_at = inf  # waits for those before it
 
+    def _on_no_answer(self, round_: Round, now: float, out: Outbox) -> None:
+        if round_.attempts == 1:
+            self._leave(round_)  # others need not wait for it
+        if round_.shape & EARLY_ROUND:
+            silent = self.early.on_silence(round_.started, round_.attempts)
+            if silent and round_ is self.trial:
+                self._give_up(round_, Drop.NO_AGREEMENT, now)
+                return
+        round_.attempts += 1
+        self._expect(round_, now)
+        self._repeat_s1(round_, now, out)
+
     def _repeat_s1(self, round_: Round, now: float, out: Outbox) -> None:
         """Announce the round again, also where the peer was until not long ago.
 
         Where it has moved to somebody may have stood who lets nothing more pass.
         """
         round_.asked_at = None
-        self.line.send(round_.s1, out)
+        self.line.send(round_.s1, out, None, round_.traffic_class)
         if former := self.line.former(now):
-            self.line.send(round_.s1, out, former)
+            self.line.send(round_.s1, out, former, round_.traffic_class)
 
     def _lifetime(self, round_: Round) -> float:
         """How long a round may take; a control one not as long, as packets wait."""
@@ -693,8 +840,10 @@ class Sender:
             return max(CONTROL_LIFETIME, trips * (self.rtt.smoothed or 0.0))
         return RELIABLE_LIFETIME if round_.shape & RELIABLE else ROUND_LIFETIME
 
-    def _give_up(self, round_: Round, reason: Drop) -> None:
+    def _give_up(self, round_: Round, reason: Drop, now: float) -> None:
         self.finish(round_)
+        if round_.shape & EARLY_ROUND:
+            self.early.on_lost(round_.early, round_.started, now)
         if round_ in self.order:
             self.order.remove(round_)
             self.line.counters.drop(reason, round_.inner_packets)
@@ -702,7 +851,9 @@ class Sender:
 
     def _count_unanswered(self, round_: Round) -> None:
         """Whether these packets arrived nobody will ever know: they do not go again."""
-        if lost := round_.inner_among(round_.unanswered):
+        lost = round_.inner_among(round_.unanswered)
+        lost += 0 if round_.agreed else round_.early
+        if lost:
             self.line.counters.drop(Drop.UNACKNOWLEDGED, lost)
 
 

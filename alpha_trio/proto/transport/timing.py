@@ -30,6 +30,7 @@ class RoundTrip:
     smoothed: float | None = None  # s
     variation: float = 0.0  # s
     least: float = inf  # s
+    measured: int = 0  # times
     doubts: int = 0  # how often to double the timeout, until there is a measurement
     unsure: bool = False  # a repeated S1 was answered since there was one
     _doubted: float = -inf  # when ``doubts`` grew
@@ -52,6 +53,7 @@ class RoundTrip:
         rtt = min(rtt, MAX_RTO)
         self.doubts, self.unsure = 0, False
         self.least = min(self.least, rtt)
+        self.measured += 1
         if self.smoothed is None:
             self.smoothed, self.variation = rtt, rtt / 2
             return
@@ -61,6 +63,7 @@ class RoundTrip:
     def begin(self, rtt: float) -> None:
         """Expect what was seen elsewhere, until there is a measurement of our own."""
         self.smoothed, self.variation = rtt, rtt / 2
+        self.least, self.measured = rtt, 1
 
     def timeout(self, attempts: int) -> float:
         """How long, in seconds, to wait for an answer after the ``attempts``-th try.
