@@ -12,6 +12,7 @@ import click
 from alpha_trio.errors import AlphaTrioError
 
 from .app import Command, connect, given_socket
+from .entry import importing
 from .words import counted
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def run(config: str | None, check: bool, **options: Any) -> None:
 
 
 def start(settings: Settings) -> int:
-    from alpha_trio.daemon import main
+    with importing():
+        from alpha_trio.daemon import main
 
     return main(settings)
 

@@ -108,9 +108,9 @@ class Early:
         untried = self.state is EarlyState.TRYING and self.allowed
         return untried and now >= self._pause
 
-    def has_room(self, round_trip: float | None) -> bool:
-        """Whether one more round may go at once."""
-        return self.under_way <= (round_trip or 0.0) / EARLY_EVERY
+    def room(self, round_trip: float | None) -> int:
+        """How many more rounds may go at once."""
+        return max(0, 1 + int((round_trip or 0.0) / EARLY_EVERY) - self.under_way)
 
     def on_answer(self, packets: int) -> None:
         """The A1 of such a round came, of a trial if it had no packets."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from struct import Struct
 
 from attrs import define, field
@@ -118,32 +118,45 @@ class FlowQueue:
         """Take the frame whose turn it is.  Raises IndexError if none waits."""
         return self._taken((self._front or self._back).popleft())
 
-    def take_early(self, room: int, held: Collection[bytes]) -> list[Waiting]:
-        """Take what may go ahead of all else, in ``room`` bytes of early data.
+    def take_early(
+        self, room: int, most: int, held: Collection[bytes]
+    ) -> list[list[Waiting]]:
+        """Take what may go ahead of all else, in up to ``most`` times ``room`` bytes.
 
-        That is what overtakes nothing of its flow: none of the flows ``held``, and of
-        each other one what waits in front of anything that is too large.  All of it has
-        one traffic class, which the datagram bears as well.
+        These are flows of which nothing remains behind, and that overtake nothing of
+        their own, which are those ``held``: who comes alone, not who fills rounds.
+        What goes together has one traffic class, which its datagram bears as well.
         """
-        taken: list[Waiting] = []
-        blocked = set(held)
-        for row in (self._front, self._back):
-            if len(row) > MOST_LOOKED_AT:
+        packed: list[list[Waiting]] = []
+        free = 0
+        counts: dict[bytes, int] = {}
+        for waiting in self._looked_at():
+            size = waiting.early_size if waiting.packets else room + 1
+            if size > room or waiting.flow in held:
+                continue
+            fresh = size > free or waiting.traffic_class != packed[-1][0].traffic_class
+            if fresh and len(packed) == most:
                 break
-            left: list[Waiting] = []
-            for waiting in row:
-                size = waiting.early_size if waiting.packets else room + 1
-                other = taken and waiting.traffic_class != taken[0].traffic_class
-                if other or size > room or waiting.flow in blocked:
-                    blocked.add(waiting.flow)
-                    left.append(waiting)
-                else:
-                    room -= size
-                    taken.append(self._taken(waiting))
-            if len(left) < len(row):
+            if fresh:
+                packed.append([])
+                free = room
+            packed[-1].append(waiting)
+            free -= size
+            counts[waiting.flow] = counts.get(waiting.flow, 0) + 1
+        whole = {flow for flow, count in counts.items() if count == self._flows[flow]}
+        packed = [[w for w in some if w.flow in whole] for some in packed]
+        taken = {id(w): self._taken(w) for some in packed for w in some}
+        if taken:
+            for row in (self._front, self._back):
+                left = [waiting for waiting in row if id(waiting) not in taken]
                 row.clear()
                 row.extend(left)
-        return taken
+        return [some for some in packed if some]
+
+    def _looked_at(self) -> Iterator[Waiting]:
+        yield from islice(self._front, MOST_LOOKED_AT)
+        if len(self._back) <= MOST_LOOKED_AT:
+            yield from self._back
 
     def is_small(self, room: int) -> bool:
         """Whether all of it would fit into ``room`` bytes of early data."""

@@ -265,18 +265,17 @@ class Sender:
             self._try_early(now, out)
         if not self.queue or not self._goes_early:
             return
+        idle = [a for a in self.associations.values() if a.idle]
+        most = min(len(idle), self.early.room(self.rtt.smoothed))
+        if not most:
+            return
         held: set[bytes] = set().union(*(round_.flows for round_ in self.order))
         room = room_for_early(self.line.datagram_size)
-        for association in self.associations.values():
-            if not self.early.has_room(self.rtt.smoothed):
-                return
-            if association.idle:
-                taken = self.queue.take_early(room, held)
-                if not taken:
-                    return
-                self.queued_bytes -= sum(waiting.held for waiting in taken)
-                self.queued_count -= sum(waiting.count for waiting in taken)
-                self._start_early_round(association, taken, now, out)
+        packed = self.queue.take_early(room, most, held)
+        for association, taken in zip(idle, packed, strict=False):
+            self.queued_bytes -= sum(waiting.held for waiting in taken)
+            self.queued_count -= sum(waiting.count for waiting in taken)
+            self._start_early_round(association, taken, now, out)
 
     def _better_wait_for_early(self) -> bool:
         """Whether what waits goes early, once the rounds before it are out.
@@ -289,7 +288,7 @@ class Sender:
         if not self.queue.is_small(room_for_early(self.line.datagram_size)):
             return False
         busy = not any(a.idle for a in self.associations.values())
-        self.starved = busy and self.early.has_room(self.rtt.smoothed)
+        self.starved = busy and self.early.room(self.rtt.smoothed) > 0
         return True
 
     def _try_early(self, now: float, out: Outbox) -> None:
