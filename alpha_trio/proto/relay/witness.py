@@ -321,7 +321,7 @@ class Witness:
         round_.sides.check_untrusted(crossing, self.consent)
         self._agree_untrusted(round_, s1, datagram, root, now)
         if association.acks is not None and first:
-            association.acks.accept(2 * index + 1, element)
+            self._accept_answer(association, association.acks, 2 * index + 1, element)
         self._note_place(crossing, now)
         return first
 
@@ -342,6 +342,25 @@ class Witness:
             self._check_untrusted(acks, position, element, now)
         elif element != acks.element:
             raise BadPacket
+
+    def _accept_answer(
+        self,
+        association: WatchedAssociation,
+        acks: ChainVerifier,
+        position: int,
+        element: bytes,
+    ) -> None:
+        """The element of an A1, which is right.
+
+        It gives away that of the A2 of the round before, which may still come.
+        """
+        before = association.previous
+        reliable = before is not None and before.a1s and before.a1s[0].shape & RELIABLE
+        if before is not None and reliable and not before.ack_key:
+            at = 2 * before.number + 2
+            if at > acks.position:
+                before.ack_key = acks.derive(position, element, at)
+        acks.accept(position, element)
 
     def _agree_untrusted(
         self, round_: WatchedRound, s1: Said, datagram: bytes, root: bytes, now: float

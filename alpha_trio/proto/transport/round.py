@@ -149,6 +149,18 @@ class OutAssociation:
         if self.settling is None:
             self.settling, self.round = self.round, None
 
+    def take_answer_untrusted(self, position: int, element: bytes) -> None:
+        """The element of an A1.  Raises BadPacket if it is not of the peer's chain.
+
+        It gives away that of the verdict on the round before, which may still come.
+        """
+        acks, before = self.acks, self.settling
+        acks.check_untrusted(position, element)
+        if before is not None and not before.ack_key:
+            at = 2 * before.number + 2
+            before.ack_key = acks.derive(position, element, at)
+        acks.accept(position, element)
+
     def end(self, round_: Round) -> None:
         """It waits for nothing any more."""
         if round_ is self.settling:

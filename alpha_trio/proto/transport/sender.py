@@ -494,9 +494,7 @@ class Sender:
             return False
         if digest != round_.digest:
             raise BadPacket
-        acks = round_.association.acks
-        acks.check_untrusted(2 * index + 1, element)
-        acks.accept(2 * index + 1, element)
+        round_.association.take_answer_untrusted(2 * index + 1, element)
         elsewhere = self.line.elsewhere(remote, local)
         if elsewhere is not None and elsewhere == round_.asked_at:
             self.line.proven = elsewhere
