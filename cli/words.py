@@ -48,7 +48,7 @@ def mtu(peer: Document) -> str:
     return f"{peer['mtu']}, {how}"
 
 
-_EARLY_WORDS = {"on": "on", "trying": "not yet", "no-session": "not yet"}
+_EARLY_WORDS = {"on": "on", "trying": "not now", "no-session": "not now"}
 
 
 def early(peer: Document) -> str:
