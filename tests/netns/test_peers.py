@@ -171,6 +171,16 @@ def early(daemon):
     return found["early_state"]
 
 
+def test_a_handshake_under_way_begins_anew_when_early_data_is_switched(daemons):
+    one, two = daemons
+    add(one, "vm2", two.host.address)
+    one.cli("wait", "vm2", "--timeout", "0.1", check=False)  # it does not know us
+    one.cli("peers", "set", "vm2", "--early", "off")
+    add(two, "vm1", one.host.address)
+    one.cli("wait", "vm2", "--timeout", "10")
+    wait_states(one, two, ["off-here", "off-peer"])
+
+
 def test_without_a_session_a_change_of_early_asks_for_none(daemons):
     one, two = daemons
     before = one.log
