@@ -118,6 +118,13 @@ def peer_options(function: Callable[..., None]) -> Callable[..., None]:
             help="Repeat packets until the peer acknowledges them; off [default].",
         ),
         click.option(
+            "--early",
+            callback=_switch,
+            metavar="on|off",
+            help="Small packets arrive half a round trip after they were sent, before "
+            "the peer has agreed to them; on [default].",
+        ),
+        click.option(
             "--mtu",
             callback=_size,
             metavar="N|auto",

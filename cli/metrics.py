@@ -26,6 +26,11 @@ PEER_COUNTERS = {
     "received_bytes": ("rx_bytes", "Bytes of inner packets received from the peer."),
     "split_packets": ("split_packets", "Packets sent to the peer in fragments."),
     "reliable_rounds": ("reliable_rounds", "Reliable rounds to the peer."),
+    "early_transmitted_packets": ("early_sent", "Packets that went to the peer early."),
+    "early_received_packets": (
+        "early_received",
+        "Packets of the peer that came early.",
+    ),
 }
 
 # Metric: field, factor to the base unit, value for a peer never seen, description.
@@ -113,6 +118,12 @@ def _peer_metrics(peers: Iterable[Document]) -> Iterator[Metric]:
         "1: the kernel leads all packets for the peer into the tunnel.",
         ["peer"],
         [((peer["name"],), peer["routed"]) for peer in peers],
+    )
+    yield _gauges(
+        "peer_early",
+        "1: small packets to the peer go early.",
+        ["peer"],
+        [((peer["name"],), peer["early_state"] == "on") for peer in peers],
     )
     for name, (key, text) in PEER_COUNTERS.items():
         samples = [((peer["name"],), peer[key]) for peer in peers]

@@ -16,6 +16,7 @@ from .words import (
     amount,
     counted,
     duration,
+    early,
     fingerprint,
     knocking,
     milliseconds,
@@ -23,6 +24,7 @@ from .words import (
     mix,
     mtu,
     node,
+    not_early,
     place,
     reached,
     relayed,
@@ -71,6 +73,7 @@ def status_page(status: Document) -> list[RenderableType]:
         *map(Text, _header(status)),
         *_peer_section(status["peers"]),
         *(warning for peer in status["peers"] for warning in _warnings(peer)),
+        *map(Text, not_early(status["peers"])),
         *_relay_section(status["relay"]),
         *(Text(knocking(host)) for host in status["knocking"]),
         *(Text(f"Dropped: {drops}") for drops in _drops(status)),
@@ -145,6 +148,11 @@ def peer_page(peer: Document) -> list[RenderableType]:
         ("reliable", _setting(peer["reliable"])),
         ("rounds", mix(peer) or "none"),
         ("reliable rounds", peer["reliable_rounds"]),
+        ("early data", early(peer)),
+        (
+            "early packets",
+            f"{peer['early_sent']} sent, {peer['early_received']} received",
+        ),
         ("associations", peer["associations"]),
         ("elements left", peer["elements_left"]),
         ("waiting", counted(peer["queued"], "packet")),
@@ -184,7 +192,7 @@ def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
     """The settings of all peers, as `peers list` has them."""
     peers = list(peers)
     # Few set it, and eighty columns are full without.
-    rare = [name for name in ("mtu", "psk") if any(peer.get(name) for peer in peers)]
+    rare = [n for n in ("early", "mtu", "psk") if any(n in peer for peer in peers)]
     columns = ("allow", "only", "keepalive", "mode", "reliable", *rare, "key", "origin")
     table = _table("NAME", "ENDPOINT", *(column.upper() for column in columns))
     for peer in peers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -46,6 +46,27 @@ def mtu(peer: Document) -> str:
     """The largest inner packet, and how that was found."""
     how = MTU_SOURCES.get(peer["mtu_source"], peer["mtu_source"])
     return f"{peer['mtu']}, {how}"
+
+
+_EARLY_WORDS = {"on": "on", "trying": "not now", "no-session": "not now"}
+
+
+def early(peer: Document) -> str:
+    """Whether small packets to the peer go early, or why not."""
+    return f"{_EARLY_WORDS.get(peer['early_state'], 'off')}: {peer['early_text']}"
+
+
+_NOT_EARLY = frozenset({"off-peer", "off-relay", "lost"})  # though it is wanted here
+
+
+def not_early(peers: Iterable[Document]) -> Iterator[str]:
+    """One sentence for each reason for which somebody else lets nothing go early."""
+    names: dict[str, list[str]] = {}
+    for peer in peers:
+        if peer["early_state"] in _NOT_EARLY:
+            names.setdefault(early(peer), []).append(peer["name"])
+    for why, whose in names.items():
+        yield f"Early data to {', '.join(whose)} is {why}"
 
 
 def place(peer: Document) -> str:

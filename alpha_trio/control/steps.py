@@ -120,4 +120,17 @@ def _in_use(peer: Peer, now: float) -> Iterator[Step]:
         )
 
 
-WALK: list[Subject] = [_link, _handshake, _probes, _in_use]
+# Small packets inside S1
+
+
+def _early(peer: Peer, now: float) -> Iterator[Step]:
+    counters = peer.session.counters
+    if peer.goes_early:
+        sent, received = counters.early_sent, counters.early_received
+        count = f"; {sent} packets sent and {received} received so until now"
+        yield Step(True, f"early data: {peer.early_text}{count}")
+    else:
+        yield Step(None, f"no early data now: {peer.early_text}")
+
+
+WALK: list[Subject] = [_link, _handshake, _probes, _in_use, _early]

@@ -7,13 +7,22 @@ import socket
 from contextlib import suppress
 from ipaddress import ip_address
 
-from alpha_trio.proto.batch import Deliver, Remote, Send
-from alpha_trio.proto.messages import Kind
+from alpha_trio.proto.batch import Buffer, Deliver, Remote, Send
+from alpha_trio.proto.messages import (
+    EARLY_ROUND,
+    HEADER_SIZE,
+    NODE_SIZE,
+    S1_FIXED_SIZE,
+    TAG_SIZE,
+    Kind,
+)
 from alpha_trio.proto.packets import VIRTIO_SIZE
 
 _log = logging.getLogger("alpha_trio.trace")
 
 _MESSAGES = {int(kind): kind.name for kind in Kind if kind is not Kind.DATA}
+_SHAPE_AT = HEADER_SIZE + 2  # of a message of a round
+_EMPTY_S1 = S1_FIXED_SIZE + NODE_SIZE + TAG_SIZE  # bytes, with one root
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6"}
 
 
@@ -55,6 +64,8 @@ def sent(send: Send) -> None:
     for datagram in send.datagrams():
         if (name := _MESSAGES.get(datagram[0])) is not None:
             _log.debug("Sending %s (%d bytes) to %s", name, len(datagram), target)
+        if datagram[0] == Kind.S1 and _carries_packet(datagram):
+            _log.debug("Sending encapsulated packet to %s", target)
     for _ in range(send.packets):
         _log.debug("Sending encapsulated packet to %s", target)
 
@@ -67,9 +78,18 @@ def received(view: memoryview, stride: int, remote: Remote) -> None:
         name = _MESSAGES.get(view[at])
         if name is not None:
             _log.debug("Received %s (%d bytes) from %s", name, length, source)
-        if name is None or view[at] == Kind.S2:
+        if _carries_packet(view[at : at + length]):
             line = "Received encapsulated packet (%d bytes) from %s"
             _log.debug(line, length, source)
+
+
+def _carries_packet(datagram: Buffer) -> bool:
+    """By its head: S2 unless its S1 did before, and all that is not ours to read."""
+    kind = datagram[0]
+    early = len(datagram) > _SHAPE_AT and datagram[_SHAPE_AT] & EARLY_ROUND
+    if kind == Kind.S1:
+        return bool(early) and len(datagram) > _EMPTY_S1
+    return (kind == Kind.S2 and not early) or kind not in _MESSAGES
 
 
 def address(remote: Remote) -> str:

@@ -11,7 +11,7 @@ from alpha_trio.net.routing import PeerRoute, Underlay
 from alpha_trio.net.source import local_address
 from alpha_trio.proto.batch import Remote
 from alpha_trio.proto.peers import Session
-from alpha_trio.proto.transport import OUTER_HEADERS
+from alpha_trio.proto.transport import OUTER_HEADERS, EarlyState
 from alpha_trio.proto.transport import overhead as session_overhead
 from alpha_trio.registry.search import Search
 from alpha_trio.settings import (
@@ -65,6 +65,16 @@ class Peer:
         if asked is not None:
             return asked.attempts >= _UNANSWERED_SYNS
         return self.session.gave_up and self.session.current is None
+
+    @property
+    def goes_early(self) -> bool:
+        """Whether small packets to it travel inside S1."""
+        return self.session.early_state is EarlyState.ON
+
+    @property
+    def early_text(self) -> str:
+        """The same, or why not and what to do about it, in one sentence."""
+        return self.session.early_state.text.replace("NAME", self.settings.name)
 
     @property
     def endpoint(self) -> IPAddress | None:

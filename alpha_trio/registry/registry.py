@@ -66,6 +66,9 @@ _log = logging.getLogger("alpha_trio")
 _UNANSWERED_SYNS = 3  # of which a peer known by a name may be elsewhere
 _DOUBTFUL_AFTER = 5.0  # s in which nothing is heard of a peer that is asked
 
+_TOLD = frozenset({State.HANDSHAKING, State.ESTABLISHED, State.SILENT})
+"""In which a peer knows some of our settings, or is about to."""
+
 _WHERE_IT_IS = frozenset(
     {EventKind.ACK_RECEIVED, EventKind.ESTABLISHED, EventKind.MOVED}
 )
@@ -487,6 +490,8 @@ class Registry:
                 peer.session.reset()  # what it rests on is no longer what we want
             if place_of(settings) == place_of(was):
                 self._configure(peer)
+                if was.early != settings.early:
+                    self._tell_anew(peer)
                 return
             peer.session.reset()
             self._stop_search(peer)
@@ -538,8 +543,21 @@ class Registry:
             peer.settings.reliable,
             peer.settings.waits,
             None if peer.settings.psk is None else b64decode(peer.settings.psk),
+            peer.settings.early,
         )
         self._datapath.rearm()  # there may be something to say to it at once
+
+    def _tell_anew(self, peer: Peer) -> None:
+        """Tell a peer that we take early data now, or no more: only a handshake can.
+
+        The old session serves until the new one has proven itself, so nothing is lost.
+        """
+        session, now = peer.session, boottime()
+        if session.state(now) not in _TOLD or peer.settings.mode is Mode.PLAIN:
+            return  # the next handshake tells it, or there is nothing to tell
+        session.negotiation.stop()  # what was asked says what held before
+        self._table.ask(session, now)
+        self._datapath.rearm()
 
     def _key_of(self, peer: Peer) -> bytes | None:
         """The key a peer must have: the configured one, else the pinned one."""

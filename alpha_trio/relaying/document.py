@@ -25,6 +25,7 @@ def policy_document(settings: RelaySettings) -> dict[str, Any]:
         "memory_bytes": settings.memory,
         "roots": settings.roots,
         "trace": settings.trace,
+        "early": str(settings.early),
     }
 
 

@@ -29,10 +29,18 @@ _LINES = {
     ),
 }
 
-_WRONG_SIDE = (
-    "Not relaying packets between {initiator} and {responder} (wrong-side): who "
-    "answers was not asked there; if the links here are so, see consent under [relay]."
-)
+_DROPPED_LINES = {
+    "wrong-side": (
+        "Not relaying packets between {initiator} and {responder} (wrong-side): who "
+        "answers was not asked there; if the links here are so, see consent under "
+        "[relay]."
+    ),
+    "early-false": (
+        "Not relaying packets between {initiator} and {responder} (early-false): what "
+        "passed inside an S1 was not signed; no more of it passes in this session."
+    ),
+}
+"""Where the reason alone would not say what follows from it."""
 
 
 @define(eq=False)
@@ -74,7 +82,7 @@ def record(journal: Journal, event: RelayEvent) -> None:
         )
     }
     reason = None if event.reason is None else str(event.reason)
-    text = _WRONG_SIDE if reason == "wrong-side" else _LINES[event.kind]
+    text = _DROPPED_LINES.get(reason or "", _LINES[event.kind])
     line = text.format(**ends, reason=reason)
     subject = " - ".join(ends.values())
     if event.kind is RelayEventKind.VERIFIED:

@@ -33,6 +33,7 @@ from alpha_trio.proto.rates import TokenBucket
 from alpha_trio.proto.relay import (
     Consent,
     Relay,
+    RelayEarly,
     RelayPolicy,
     Traced,
     Unseen,
@@ -305,6 +306,7 @@ def _policy(settings: RelaySettings) -> RelayPolicy:
         memory=settings.memory,
         roots=settings.roots,
         trace=settings.trace,
+        early=RelayEarly(settings.early),
     )
 
 

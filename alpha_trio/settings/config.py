@@ -31,6 +31,7 @@ from alpha_trio.settings.model import (
     Mode,
     Offload,
     PeerSettings,
+    RelayEarly,
     RelaySettings,
     RoutingSettings,
     Selection,
@@ -77,6 +78,7 @@ _RELAY: Parsers = {
     "memory": v.byte_count,
     "roots": v.whole(0, 512),
     "trace": v.boolean,
+    "early": v.choice(RelayEarly),
 }
 _OFFLOADS: Parsers = dict.fromkeys(Offload, v.boolean)
 _PEER: Parsers = {
@@ -88,6 +90,7 @@ _PEER: Parsers = {
     "keepalive": v.keepalive,
     "mode": v.mode,
     "reliable": v.boolean,
+    "early": v.boolean,
     "mtu": v.mtu,
     "psk": v.psk,
 }
@@ -190,8 +193,8 @@ def parse_peer(name: str, values: Mapping[str, object], where: str) -> PeerSetti
 
     Args:
       name: the peer's name.
-      values: any of endpoint, port, key, allow, only, keepalive, mode, reliable, mtu
-        and psk; None means not given.
+      values: any of endpoint, port, key, allow, only, keepalive, mode, reliable, early,
+        mtu and psk; None means not given.
       where: begins every error text, for example the name of a file or a command.
 
     Raises:
@@ -292,6 +295,7 @@ def peer_values(peer: PeerSettings) -> dict[str, object]:
         "keepalive": _plain_number(peer.keepalive),
         "mode": str(peer.mode),
         "reliable": peer.reliable,
+        "early": peer.early,
         "mtu": peer.mtu,
         "psk": peer.psk,
     }

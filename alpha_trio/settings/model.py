@@ -91,6 +91,7 @@ class PeerSettings:
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: Mode = Mode.ADAPTIVE
     reliable: bool = False  # repeat packets until the peer acknowledges them
+    early: bool = True  # small packets travel inside S1, in both directions
     mtu: int = 0  # largest inner packet, bytes; 0: found out by probes
     psk: str | None = field(default=None, repr=False)  # a secret, in base64
 
@@ -170,6 +171,13 @@ class Consent(StrEnum):
     ANY = "any"
 
 
+class RelayEarly(StrEnum):
+    """What a relay does with packets inside an S1, which it can only check later."""
+
+    LIMITED = "limited"  # as many pass as a rate for what is not proven yet allows
+    OFF = "off"  # the ends are told not to send any
+
+
 @frozen
 class RelaySettings:
     """Whether and how others' tunnel traffic that crosses this host is checked."""
@@ -186,6 +194,7 @@ class RelaySettings:
     memory: int = 64 << 20  # bytes for all of them
     roots: int = 0  # the most that an S1 may hold, told to both ends; 0: any number
     trace: bool = False  # answer to traces of the ends
+    early: RelayEarly = RelayEarly.LIMITED
 
 
 @frozen

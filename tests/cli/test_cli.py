@@ -465,6 +465,60 @@ def test_reliable_is_switched_on_and_off(node):
     )
 
 
+def test_early_data_is_switched_off_and_on(node):
+    call("peers", "add", "vm2", "192.168.10.61", "--early", "off")
+    assert node.peers()[0][0].early is False
+    assert json.loads(call("peers", "list", "--json"))["peers"][0]["early"] is False
+    header, line = call("peers", "list").splitlines()
+    assert "EARLY" in header
+    assert line[header.index("EARLY") :].split()[0] == "off"
+    assert pairs(call("peers", "show", "vm2"))["early"] == "off"
+    for again in ("on", ""):
+        call("peers", "set", "vm2", "--early", again)
+        assert node.peers()[0][0].early is True
+        assert "EARLY" not in call("peers", "list")
+        call("peers", "set", "vm2", "--early", "off", "--mode", "cm")
+        assert node.peers()[0][0].early is False
+    said = call("peers", "set", "vm2", "--early", "yes", code=2)
+    assert "'yes' is neither 'on' nor 'off'" in said
+    assert node.peers()[0][0].early is False
+
+
+def test_status_says_whether_small_packets_go_early(node):
+    states = {
+        "on": "on: a reason",
+        "trying": "not now: a reason",
+        "no-session": "not now: a reason",
+        "off-here": "off: a reason",
+        "no-use": "off: a reason",
+    }
+    for state, said in states.items():
+        node.document["peers"] = [status_of(VM2, early_state=state, early_sent=7)]
+        page = pairs(call("status", "vm2"))
+        assert page["early data"] == said
+        assert page["early packets"] == "7 sent, 0 received"
+        assert "Early data" not in call("status")
+
+
+def test_status_tells_once_why_others_let_nothing_go_early(node):
+    why = {"off-peer": "the peer", "off-relay": "a relay", "lost": "the path"}
+    states = ["off-relay", "on", "lost", "off-relay", "off-here", "off-peer"]
+    node.document["peers"] = [
+        status_of(
+            PeerSettings(f"vm{number}", "192.168.10.9"),
+            early_state=state,
+            early_text=why.get(state, "nobody"),
+        )
+        for number, state in enumerate(states)
+    ]
+    page = call("status").splitlines()
+    assert [line for line in page if line.startswith("Early data")] == [
+        "Early data to vm0, vm3 is off: a relay",
+        "Early data to vm2 is off: the path",
+        "Early data to vm5 is off: the peer",
+    ]
+
+
 def test_status_of_one_peer(node):
     node.document["peers"] = [
         status_of(
@@ -810,6 +864,9 @@ def test_metrics(node):
         associations=4,
         elements_left=2048,
         reliable_rounds=3,
+        early_state="on",
+        early_sent=11,
+        early_received=12,
         queued=5,
         drops={"queue-full": 2},
     )
@@ -834,6 +891,10 @@ def test_metrics(node):
     assert samples["peer_elements_left", "vm3"] == 2048
     assert samples["peer_queued_packets", "vm3"] == 5
     assert samples["peer_reliable_rounds_total", "vm3"] == 3
+    assert samples["peer_early", "vm2"] == 0
+    assert samples["peer_early", "vm3"] == 1
+    assert samples["peer_early_transmitted_packets_total", "vm3"] == 11
+    assert samples["peer_early_received_packets_total", "vm3"] == 12
     assert samples["peer_dropped_packets_total", "vm3", "queue-full"] == 2
     assert samples["dropped_packets_total", "no-peer"] == 4
     assert samples["relay_sessions",] == 1

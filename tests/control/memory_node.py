@@ -158,6 +158,11 @@ def status_of(peer: PeerSettings, **values):
         "elements_left": 0,
         "reliable": peer.reliable,
         "reliable_rounds": 0,
+        "early": peer.early,
+        "early_state": "trying" if peer.early else "off-here",
+        "early_text": "a reason",
+        "early_sent": 0,
+        "early_received": 0,
         "split_packets": 0,
         "drops": {},
     } | values

@@ -150,6 +150,46 @@ def test_a_changed_setting_keeps_the_session(daemons):
     assert "handshake" not in one.log.removeprefix(before)
 
 
+def test_early_data_is_switched_while_packets_flow_and_none_is_lost(daemons):
+    one, two = daemons
+    introduce(one, two)
+    ping(one.host, two.host.address)
+    wait_until(lambda: peer(two, "vm1")["early_received"], "an early packet")
+    for switch, states in (("off", ["off-here", "off-peer"]), ("on", ["on", "on"])):
+        with flowing(one.host, two.host, two.host.address):
+            one.cli("peers", "set", "vm2", "--early", switch)
+            wait_states(one, two, states)
+    assert_none_lost(one, two)
+
+
+def wait_states(one, two, states):
+    wait_until(lambda: [early(one), early(two)] == states, f"early data: {states}")
+
+
+def early(daemon):
+    (found,) = daemon.status()["peers"]
+    return found["early_state"]
+
+
+def test_a_handshake_under_way_begins_anew_when_early_data_is_switched(daemons):
+    one, two = daemons
+    add(one, "vm2", two.host.address)
+    one.cli("wait", "vm2", "--timeout", "0.1", check=False)  # it does not know us
+    one.cli("peers", "set", "vm2", "--early", "off")
+    add(two, "vm1", one.host.address)
+    one.cli("wait", "vm2", "--timeout", "10")
+    wait_states(one, two, ["off-here", "off-peer"])
+
+
+def test_without_a_session_a_change_of_early_asks_for_none(daemons):
+    one, two = daemons
+    before = one.log
+    add(one, "vm2", two.host.address)
+    one.cli("peers", "set", "vm2", "--early", "off")
+    assert peer(one, "vm2")["state"] == "idle"
+    assert "SYN" not in one.log.removeprefix(before)
+
+
 def test_three_hosts_are_peers_of_each_other(lab):
     hosts = lab.lan(3)
     daemons = [Daemon(host) for host in hosts]

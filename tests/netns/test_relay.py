@@ -591,8 +591,12 @@ def test_what_is_relayed_can_be_seen(chain):
         ping(vm1, vm2.address)
         document = json.loads(relay.cli("status", "--json").stdout)["relay"]
         assert document["policy"]["unseen"] == "until-handshake"
-        text = relay.cli("status").stdout
-        assert f"{document['forwarded_packets']} packets" in text
+
+        def agree():
+            count = relaying(relay)["forwarded_packets"]
+            return f"{count} packets" in relay.cli("status").stdout
+
+        wait_until(agree, "both kinds of status to tell the same of a silent link")
         metrics = relay.cli("metrics").stdout
         assert "alpha_trio_relay_forwarded_packets_total" in metrics
 
@@ -685,6 +689,30 @@ def test_only_listed_keys_pass(chain, listed):
             found = ping(vm1, vm2.address, "-W", "1", check=False)
             assert (found is not None) == listed
             assert ("not-allowed" in relaying(relay)["drops"]) == (not listed)
+
+
+@pytest.mark.parametrize("early", ["limited", "off"])
+def test_the_operator_of_a_relay_decides_about_early_data(chain, early):
+    vm1, r1, r2, vm2 = chain
+    passes, config = early == "limited", f'[relay]\nearly = "{early}"\n'
+    with (
+        Daemon(r1, "--relay", config=config) as a,
+        Daemon(r2, "--relay") as b,
+        Daemon(vm1) as one,
+        Daemon(vm2) as two,
+    ):
+        introduce(one, two)
+        ping(vm1, vm2.address, count=3)
+        for found in (peer(one, "vm2"), peer(two, "vm1")):
+            assert found["early_state"] == ("on" if passes else "off-relay")
+            assert (found["early_sent"] > 0) == passes
+            assert (found["early_received"] > 0) == passes
+        told = "Early data to vm2 is off: a relay on the way"
+        assert (told in one.cli("status").stdout) != passes
+        assert ("good  early data" in one.cli("doctor", "vm2").stdout) == passes
+        assert relaying(a)["policy"]["early"] == early
+        assert_nothing_wrong(a)
+        assert_nothing_wrong(b)
 
 
 def test_a_router_without_ipv6(chain):

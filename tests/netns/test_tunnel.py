@@ -158,7 +158,7 @@ def logging_packets(pair, **settings):
 
 
 def test_vv_logs_every_packet_and_its_round(pair):
-    with logging_packets(pair) as (one, two):
+    with logging_packets(pair, early=False) as (one, two):
         wait_in_order(
             one,
             f"--tun--> {INNER}",
@@ -175,6 +175,25 @@ def test_vv_logs_every_packet_and_its_round(pair):
             "Received encapsulated packet (91 bytes) from 192.168.10.60:1234",
             f"<--tun-- {INNER}",
         )
+
+
+def test_vv_logs_a_packet_inside_its_s1_there_and_nowhere_else(pair):
+    with logging_packets(pair) as (one, two):
+        wait_lines(
+            one,
+            f"--tun--> {INNER}",
+            "Sending S1 (125 bytes) to 192.168.10.61:1234",
+            "Sending encapsulated packet to 192.168.10.61:1234",
+        )
+        wait_in_order(
+            two,
+            "Received S1 (125 bytes) from 192.168.10.60:1234",
+            "Received encapsulated packet (125 bytes) from 192.168.10.60:1234",
+            f"<--tun-- {INNER}",
+            "Sending A1 (80 bytes) to 192.168.10.60:1234",
+            "Received S2 (40 bytes) from 192.168.10.60:1234",
+        )
+        assert "Received encapsulated packet (40 bytes)" not in one.log + two.log
 
 
 def test_vv_logs_every_packet_in_the_agreed_words(pair):

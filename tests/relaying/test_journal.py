@@ -1,7 +1,12 @@
-"""What a relay tells of answers that come by their questions' link."""
+"""What a relay tells of answers on the wrong link, and of what it drops."""
+
+import logging
+
+import pytest
 
 from alpha_trio.journal import Journal
-from alpha_trio.relaying.journal import Aside
+from alpha_trio.proto.relay import RelayEvent, RelayEventKind
+from alpha_trio.relaying.journal import Aside, record
 
 
 def test_health_names_the_remedy_while_answers_come_by_the_wrong_link():
@@ -28,3 +33,21 @@ def test_a_few_over_a_long_time_are_not_told():
         aside.look(minute, 70.0 * minute)
         aside.look(minute, 70.0 * minute + 61)
     assert journal.troubles == {}
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("forged", "(forged)."),
+        ("wrong-side", "(wrong-side): who answers was not asked there; "),
+        ("early-false", "(early-false): what passed inside an S1 was not signed; "),
+    ],
+)
+def test_a_reason_that_does_not_speak_for_itself_is_explained(caplog, reason, said):
+    caplog.set_level(logging.INFO, "alpha_trio")
+    ends = ("192.168.10.60", 1234), ("192.168.10.61", 1234)
+    record(Journal(), RelayEvent(RelayEventKind.DROPPED, *ends, reason=reason))
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"Not relaying packets between 192.168.10.60:1234 and 192.168.10.61:1234 {said}"
+    )

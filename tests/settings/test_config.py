@@ -25,7 +25,7 @@ from alpha_trio.settings import (
     parse_peer,
     peer_values,
 )
-from alpha_trio.settings.model import Consent, Unseen
+from alpha_trio.settings.model import Consent, RelayEarly, Unseen
 
 PSK = "/u3c+6mYh3ZlVEMyIRAP/u3cy7qph2VUQzIhEP/u3cs="
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -58,6 +58,7 @@ sessions = 10
 memory = "8 MiB"
 roots = 40
 trace = true
+early = "off"
 
 [offloads]
 uso = false
@@ -131,6 +132,7 @@ def test_everything_a_file_can_say(write):
             memory=8 << 20,
             roots=40,
             trace=True,
+            early=RelayEarly.OFF,
         ),
         disabled_offloads=frozenset({Offload.USO}),
         peers=(
@@ -217,6 +219,8 @@ def test_a_folder_is_no_file(tmp_path):
         ("[relay]\nmemory = '64 MB'", ":2: relay.memory: ", 'write "64 MiB"'),
         ("[relay]\nmemory = '9 KiB'", ":2: relay.memory: ", "from 1 MiB"),
         ("[relay]\nroots = 513", ":2: relay.roots: ", "use 0 to 512"),
+        ("[relay]\nearly = 'on'", ":2: relay.early: ", "use limited or off"),
+        ("[relay]\nearly = false", ":2: relay.early: ", "False is not a text"),
         ("state_dir = 'x'", ":1: state_dir: ", "'x' is a relative path"),
         ('socket = "/a\\u0000"', ":1: socket: ", "contains a NUL"),
         ("socket_group = ''", ":1: socket_group: ", "the text is empty"),
@@ -420,6 +424,8 @@ def test_without_endpoint_the_name_is_looked_up():
         ({"mtu": 255}, "255 is out of range; use 256 to 65535"),
         ({"mtu": "1400"}, "'1400' is not a whole number"),
         ({"reliable": "on"}, "'on' is neither true nor false"),
+        ({"early": "off"}, "early: 'off' is neither true nor false; use one of them"),
+        ({"early": 1}, "early: 1 is neither true nor false"),
         (
             {"reliable": True, "mode": "plain"},
             "in mode plain nothing is acknowledged; switch reliable off",
@@ -480,6 +486,13 @@ def test_the_mode_is_adaptive_unless_another_is_named():
     assert parse_peer("a", {"mode": "cm"}, "x").mode is Mode.CM
 
 
+def test_early_data_goes_with_everything_and_is_written_only_if_it_is_off():
+    for more in ({"mode": "plain"}, {"reliable": True}, {"mode": "cm"}):
+        assert parse_peer("a", more, "x").early is True
+        off = parse_peer("a", {"early": False, **more}, "x")
+        assert peer_values(off) == {"early": False, **more}
+
+
 def test_the_order_of_prefixes_and_selections_does_not_matter():
     one = {"allow": ["fd00::/8", "10.0.0.0/8"], "only": ["udp/53", "udp", "icmp"]}
     other = {key: values[::-1] for key, values in one.items()}
@@ -515,6 +528,7 @@ PEERS = st.builds(
     keepalive=st.just(0.0) | st.floats(1, 65535),
     mode=st.sampled_from(Mode),
     reliable=st.booleans(),
+    early=st.booleans(),
     psk=st.none() | st.just(PSK),
 ).map(lambda p: evolve(p, reliable=p.reliable and p.mode is not Mode.PLAIN))
 
