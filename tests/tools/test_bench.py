@@ -283,7 +283,7 @@ def test_a_profile_is_a_link_or_some():
 
 
 def test_a_delay_is_that_of_every_link_on_the_way():
-    options = bench.parse_arguments("--delay 5 --loss 0.5 --relays 2".split())
+    options = bench.parse_arguments(["--delay", "5", "--loss", "0.5", "--relays", "2"])
     assert options.links == [Link(30, 0.5)]
     assert options.seconds == 3
 
