@@ -26,6 +26,7 @@ from rich.table import Table
 from alpha_trio.errors import ConfigError
 from alpha_trio.settings import values
 from tools import measure
+from tools.bench_links import PROFILES, Link, describe
 from tools.contenders import AlphaTrio, Contender, PlainLink, Relayed, Session
 from tools.lab import Host, Lab, run_tool
 from tools.measure import Figures
@@ -78,6 +79,7 @@ class Run:
 
     contender: str
     figures: Figures
+    link: str = ""  # over which
 
 
 @frozen
@@ -102,7 +104,7 @@ class Column:
 
 
 def measure_contender(
-    contender: Contender, path: Sequence[Host], seconds: float
+    contender: Contender, path: Sequence[Host], link: Link, seconds: float
 ) -> Run:
     """Set a contender up between the ends of a path and take all figures of it."""
     vm1, *routers, vm2 = path
@@ -111,10 +113,11 @@ def measure_contender(
         measure.iperf_server(vm2),
         measure.packet_counter(vm2),
     ):
-        return Run(contender.name, measure_session(session, vm1, seconds))
+        figures = measure_session(session, vm1, link, seconds)
+        return Run(contender.name, figures, str(link))
 
 
-def measure_session(session: Session, vm1: Host, seconds: float) -> Figures:
+def measure_session(session: Session, vm1: Host, link: Link, seconds: float) -> Figures:
     """Take all figures of a contender that is at work, and add those it has taken."""
     address, pids = session.address, session.pids
     everybody = pids + session.relays
@@ -125,9 +128,11 @@ def measure_session(session: Session, vm1: Host, seconds: float) -> Figures:
         **measure.tcp(vm1, address, seconds, 4, everybody),
         **measure.loaded_ping(vm1, address, seconds),
     }
-    round_trip = figures["ping_idle_median_ms"] / 1e3
+    # A single echo may be quicker than one of many packets: ours has small ones of an
+    # idle path cross it once, and what comes in numbers three times.
+    way_ms = max(figures["ping_idle_median_ms"], 2 * link.round_trip_ms)
     for size in UDP_SIZES:
-        figures |= measure.udp(vm1, address, size, round_trip)
+        figures |= measure.udp(vm1, address, size, way_ms / 1e3, link.loss)
     if pids:
         figures["rss_loaded_mb"] = measure.resident_mb(pids)
     if session.relays:
@@ -136,21 +141,22 @@ def measure_session(session: Session, vm1: Host, seconds: float) -> Figures:
 
 
 def measure_all(options: argparse.Namespace, tell: Callable[[str], None]) -> list[Run]:
+    """Measure everybody on every link."""
+    return [run for link in options.links for run in measure_on(link, options, tell)]
+
+
+def measure_on(
+    link: Link, options: argparse.Namespace, tell: Callable[[str], None]
+) -> list[Run]:
     """Measure all in turn, ``repeat`` times over, so that noise hits them alike."""
     runs = []
     with Lab() as lab:
-        path = _path(lab, options.relays, options.delay)
+        path = link.lay(lab, options.relays)
         for number in range(1, options.repeat + 1):
             for contender in contenders_for(options):
-                tell(f"round {number} of {options.repeat}: {contender.name}")
-                runs.append(measure_contender(contender, path, options.seconds))
+                tell(f"{link}, round {number} of {options.repeat}: {contender.name}")
+                runs.append(measure_contender(contender, path, link, options.seconds))
     return runs
-
-
-def _path(lab: Lab, routers: int, delay_ms: float) -> list[Host]:
-    if routers:
-        return lab.chain(routers, delay_ms=delay_ms)
-    return lab.lan(2, delay_ms=delay_ms)
 
 
 def medians(runs: Iterable[Run]) -> dict[str, Figures]:
@@ -265,14 +271,30 @@ def _cpu() -> str:
 
 def document(options: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]:
     """Return everything there is to know, for ``--json``."""
-    figures = with_relay_ping(medians(runs), options)
     settings = {key: value for key, value in vars(options).items() if key != "json"}
     settings["against"] = [other.name for other in options.against]
+    settings["links"] = [str(link) for link in options.links]
+    links = [findings(options, link, runs) for link in options.links]
     return {
         "schema": 1,
         "machine": machine(options.against),
         "settings": settings,
         "runs": [asdict(run) for run in runs],
+        "medians": links[0]["medians"],
+        "ratios": links[0]["ratios"],
+        "links": links,
+    }
+
+
+def findings(
+    options: argparse.Namespace, link: Link, runs: Iterable[Run]
+) -> dict[str, Any]:
+    """Return what the runs over one link come to."""
+    here = [run for run in runs if run.link == str(link)]
+    figures = with_relay_ping(medians(here), options)
+    return {
+        "link": str(link),
+        **asdict(link),
         "medians": figures,
         "ratios": ratios(figures, comparisons_for(options)),
     }
@@ -322,7 +344,11 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; ends the program where it is wrong."""
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
     add = parser.add_argument
-    add("--seconds", type=number, default=3, help="of each TCP run (default: 3)")
+    add(
+        "--seconds",
+        type=number,
+        help="of each TCP run (default: 100 round trips, 3 at least)",
+    )
     add("--repeat", type=number, default=3, help="rounds (default: 3)")
     add(
         "--against",
@@ -351,15 +377,60 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="switch a kernel offload off in both daemons; may be repeated",
     )
-    add(
+    far = parser.add_mutually_exclusive_group()
+    far.add_argument(
+        "--profile",
+        type=_profiles,
+        default=[],
+        metavar="NAME[,NAME]...",
+        help="round trips and loss in either direction, each a table of its own: "
+        f"{', '.join(map(describe, PROFILES))}".replace("%", "%%"),
+    )
+    far.add_argument(
         "--delay",
         type=number,
         default=0,
         metavar="MS",
-        help="let the link take so long in either direction (default: none)",
+        help="let each link take so long in either direction (default: none)",
+    )
+    add(
+        "--loss",
+        type=_percent,
+        default=0,
+        metavar="PERCENT",
+        help="with --delay: of the packets in either direction (default: none)",
     )
     add("--json", type=writable, metavar="FILE", help="write all figures to this file")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.profile and options.loss:
+        parser.error("--loss goes with --delay; a profile has its own")
+    options.links = _links(options)
+    options.seconds = options.seconds or max(link.seconds for link in options.links)
+    return options
+
+
+def _links(options: argparse.Namespace) -> list[Link]:
+    if options.profile:
+        return [link for name in options.profile for link in PROFILES[name]]
+    hops = options.relays + 1
+    return [Link(2 * options.delay * hops, options.loss)]
+
+
+def _profiles(text: str) -> list[str]:
+    names = [*dict.fromkeys(text.split(","))]  # each once
+    for name in names:
+        if name not in PROFILES:
+            raise argparse.ArgumentTypeError(
+                f"{name!r} is not known: choose from {', '.join(PROFILES)}"
+            )
+    return names
+
+
+def _percent(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 50:
+        raise argparse.ArgumentTypeError(f"{value:g} is not between 0 and 50")
+    return value
 
 
 def _others(text: str) -> list[OtherTunnel]:
@@ -418,9 +489,11 @@ def show(result: Mapping[str, Any]) -> None:
     rounds = f"{settings['repeat']} round{'s' if settings['repeat'] > 1 else ''}"
     console.print(f"medians of {rounds}, {settings['seconds']} s each")
     others = len(settings["against"])
-    for part in tables(result["medians"], result["ratios"], others):
-        console.print()
-        console.print(part)
+    for found in result["links"]:
+        console.print(f"\nround trip and loss of the link: {found['link']}")
+        for part in tables(found["medians"], found["ratios"], others):
+            console.print()
+            console.print(part)
 
 
 if __name__ == "__main__":

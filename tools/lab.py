@@ -310,17 +310,21 @@ class Lab:
         *,
         mtu: int = 1500,
         delay_ms: float = 0,
+        loss: float = 0,
         wire: Wire | None = None,
     ) -> tuple[str, str]:
         """Join two hosts by a link without addresses; return the names of its ends.
 
-        ``delay_ms``: how long a packet takes in either direction.  ``wire``: makes
-        the link in place of either; ``tools/attacker.py`` has some.
+        ``delay_ms``: how long a packet takes in either direction.  ``loss``: share of
+        the packets that get lost in either direction, 0 to 1.  ``wire``: makes the
+        link in place of either; ``tools/attacker.py`` has some.
         """
         ends = left, right
         ports = f"eth{len(left.ports)}", f"eth{len(right.ports)}"
         if wire is None:
-            wire = partial(_join_slowly, delay_ms=delay_ms) if delay_ms else join
+            wire = join
+            if delay_ms or loss:
+                wire = partial(_join_slowly, delay_ms=delay_ms, loss=loss)
         wire(ends, ports)
         for host, port in zip(ends, ports, strict=True):
             host.ports.append(port)
@@ -328,18 +332,19 @@ class Lab:
         return ports
 
     def lan(
-        self, count: int = 2, *, mtu: int = 1500, delay_ms: float = 0
+        self, count: int = 2, *, mtu: int = 1500, delay_ms: float = 0, loss: float = 0
     ) -> list[Host]:
         """Add vm1, vm2 ... on one Ethernet: 192.168.10.60 and fd00:10::60 onwards.
 
         Two hosts have one link between them, more have a switch.  ``delay_ms``: how
-        long a packet takes from any host to any other.
+        long a packet takes from any host to any other.  ``loss``: share of the packets
+        that get lost on a link, to a switch as well, in either direction, 0 to 1.
         """
         hosts = [self.host(f"vm{number}") for number in range(1, count + 1)]
         if count == 2:
-            self.connect(*hosts, mtu=mtu, delay_ms=delay_ms)
+            self.connect(*hosts, mtu=mtu, delay_ms=delay_ms, loss=loss)
         else:
-            self._plug_into_switch(hosts, mtu, delay_ms / 2)
+            self._plug_into_switch(hosts, mtu, delay_ms / 2, loss)
         for number, host in enumerate(hosts):
             _assign(host, "eth0", 10, 60 + number)
         return hosts
@@ -350,14 +355,16 @@ class Lab:
         *,
         mtu: int = 1500,
         delay_ms: float = 0,
+        loss: float = 0,
         wires: Mapping[int, Wire] = MappingProxyType({}),
     ) -> list[Host]:
         """Add vm1 - r1 - r2 ... - vm2, each link a network, routers forwarding.
 
         vm1 is 192.168.10.60 and vm2 has 61 in the last network, 192.168.(10+n).0;
         on the links between, the left end has 1 and the right end 2.  ``delay_ms``:
-        how long a packet takes over each link.  ``wires``: who makes which of the
-        links, counted from 0 at vm1, see ``connect``.
+        how long a packet takes over each link.  ``loss``: share of the packets that
+        get lost on each link, 0 to 1.  ``wires``: who makes which of the links,
+        counted from 0 at vm1, see ``connect``.
         """
         names = ["vm1", *(f"r{number}" for number in range(1, routers + 1)), "vm2"]
         hosts = [self.host(name) for name in names]
@@ -365,19 +372,21 @@ class Lab:
         for number in range(last):
             left, right = hosts[number : number + 2]
             wire = wires.get(number)
-            ports = self.connect(left, right, mtu=mtu, delay_ms=delay_ms, wire=wire)
+            ports = self.connect(
+                left, right, mtu=mtu, delay_ms=delay_ms, loss=loss, wire=wire
+            )
             _assign(left, ports[0], 10 + number, 60 if number == 0 else 1)
             _assign(right, ports[1], 10 + number, 61 if number + 1 == last else 2)
         _route_chain(hosts)
         return hosts
 
     def _plug_into_switch(
-        self, hosts: Sequence[Host], mtu: int, delay_ms: float
+        self, hosts: Sequence[Host], mtu: int, delay_ms: float, loss: float
     ) -> None:
         switch = self.host("switch")
         _ip("-n", switch.namespace, "link", "add", "br0", "up", "type", "bridge")
         for host in hosts:
-            _, port = self.connect(host, switch, mtu=mtu, delay_ms=delay_ms)
+            _, port = self.connect(host, switch, mtu=mtu, delay_ms=delay_ms, loss=loss)
             _ip("-n", switch.namespace, "link", "set", port, "master", "br0")
 
 
@@ -390,7 +399,9 @@ def join(ends: Sequence[Host], ports: Sequence[str]) -> None:
     _ip("link", "add", *sides[0], "type", "veth", "peer", *sides[1])
 
 
-def _join_slowly(ends: Sequence[Host], ports: Sequence[str], delay_ms: float) -> None:
+def _join_slowly(
+    ends: Sequence[Host], ports: Sequence[str], delay_ms: float, loss: float
+) -> None:
     """Make a TAP device on each host, and start what carries frames between them."""
     taps: list[int] = []
     try:
@@ -398,7 +409,7 @@ def _join_slowly(ends: Sequence[Host], ports: Sequence[str], delay_ms: float) ->
             taps.append(host.call(partial(delay.open_tap, port)))
             for setting in ("tcp_rmem", "tcp_wmem"):
                 host.sysctl(f"net.ipv4.{setting}", _LONG_PATH_WINDOWS)
-        program = (sys.executable, delay.__file__, *map(str, taps), str(delay_ms))
+        program = (sys.executable, delay.__file__, *map(str, (*taps, delay_ms, loss)))
         ends[0].popen(*program, detached=True, pass_fds=taps)
     finally:
         for tap in taps:

@@ -108,16 +108,19 @@ def tcp(
     return figures
 
 
-def udp(host: Host, address: str, size: int, round_trip: float = 0) -> Figures:
+def udp(
+    host: Host, address: str, size: int, way: float = 0, loss: float = 0
+) -> Figures:
     """Return the highest rate of ``size``-byte payloads lost to less than 1 %.
 
-    ``round_trip``: of the idle path, in seconds.
+    ``way``: how many seconds a packet may take on an idle path.  ``loss``: share of
+    the packets that the link loses, beside which the one percent is.
     """
 
     def probe(rate: float) -> Delivery:
-        return deliver(host, address, size, rate, grace=round_trip + _GRACE)
+        return deliver(host, address, size, rate, grace=way + _GRACE)
 
-    return {f"udp_{size}_pps": highest_rate(probe)}
+    return {f"udp_{size}_pps": highest_rate(probe, MAX_LOSS + loss)}
 
 
 def deliver(
@@ -145,15 +148,17 @@ def deliver(
     return Delivery(sent / seconds, received / seconds)
 
 
-def highest_rate(probe: Callable[[float], Delivery]) -> float:
-    """Return the most packets/s received at a sending rate that loses under MAX_LOSS.
+def highest_rate(
+    probe: Callable[[float], Delivery], max_loss: float = MAX_LOSS
+) -> float:
+    """Return the most packets/s received at a sending rate that loses less than that.
 
     ``probe(rate)`` sends at a rate in packets/s, 0 meaning as fast as it can.  A rate
     that passes is proof of what the path can carry; one that fails may have met a busy
     moment of the machine, so it is tried once more.
     """
     last = probe(0)
-    if last.loss < MAX_LOSS:
+    if last.loss < max_loss:
         return last.received
     passing, failing, best = 0.0, last.sent, 0.0
     for _ in range(_MAX_STEPS):
@@ -161,9 +166,9 @@ def highest_rate(probe: Callable[[float], Delivery]) -> float:
             break
         rate = math.sqrt(passing * failing) or _first_guess(last, failing)
         last = probe(rate)
-        if last.loss >= MAX_LOSS:
+        if last.loss >= max_loss:
             last = probe(rate)
-        if last.loss < MAX_LOSS:
+        if last.loss < max_loss:
             passing, best = rate, max(best, last.received)
         else:
             failing = rate

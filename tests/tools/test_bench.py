@@ -6,12 +6,14 @@ import json
 import os
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from tools import bench, measure
 from tools.bench import Comparison, Run
+from tools.bench_links import Link
 from tools.contenders import AlphaTrio, PlainLink, Relayed
 from tools.measure import Delivery, highest_rate, parse_ping, percentile
 from tools.others import OTHERS, OtherTunnel
@@ -230,7 +232,8 @@ def test_a_tunnel_that_is_not_installed_is_left_out_in_one_line():
 def test_document_can_be_written_down_and_shown(tmp_path, capsys):
     file = tmp_path / "result.json"
     options = bench.parse_arguments(["--against", "tinc", "--json", str(file)])
-    runs = [*RUNS, Run("tinc", {"tcp_1_gbits": 0.5})]
+    runs = [evolve(run, link="0 ms") for run in RUNS]
+    runs.append(Run("tinc", {"tcp_1_gbits": 0.5}, "0 ms"))
     written = json.loads(json.dumps(bench.document(options, runs)))
     assert written["settings"]["against"] == ["tinc"]
     assert written["ratios"]["alpha-trio : tinc"] == {"tcp_1_gbits": 8}
@@ -256,3 +259,39 @@ def test_a_number_out_of_range_is_wrong_usage(value, capsys):
         bench.parse_arguments(["--peers", value])
     assert ended.value.code == 2
     assert value in capsys.readouterr().err
+
+
+def test_help_says_what_the_profiles_have(capsys):
+    with pytest.raises(SystemExit) as ended:
+        bench.parse_arguments(["--help"])
+    assert ended.value.code == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for profile in (
+        "lan (0 ms)",
+        "metro (10 ms)",
+        "wan (100 ms)",
+        "lossy (10 ms; 10 ms, 0.1 % lost; 10 ms, 1 % lost; "
+        "100 ms; 100 ms, 0.1 % lost; 100 ms, 1 % lost)",
+    ):
+        assert profile in words
+
+
+def test_a_profile_is_a_link_or_some():
+    options = bench.parse_arguments(["--profile", "metro,lossy", "--relays", "1"])
+    assert options.links[:3] == [Link(10), Link(10), Link(10, 0.1)]
+    assert options.seconds == 10  # for 100 round trips of the longest
+
+
+def test_a_delay_is_that_of_every_link_on_the_way():
+    options = bench.parse_arguments(["--delay", "5", "--loss", "0.5", "--relays", "2"])
+    assert options.links == [Link(30, 0.5)]
+    assert options.seconds == 3
+
+
+@pytest.mark.parametrize(
+    "line", ["--profile wan --delay 5", "--profile wan --loss 1", "--loss 51"]
+)
+def test_a_link_is_described_in_one_way_only(line):
+    with pytest.raises(SystemExit) as ended:
+        bench.parse_arguments(line.split())
+    assert ended.value.code == 2
