@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from alpha_trio.proto.messages import CONTROL, Kind
-from tools import measure, path_demo, relay_demo
+from tools import far_demo, measure, path_demo, relay_demo
 from tools.daemons import Daemon, serving
 from tools.lab import Host, Lab, LabError, run_tool, shell_command, wait_until
 from tools.stage import alpha_trio, heading, show, show_command, start, stop
@@ -30,8 +30,9 @@ SHAPE = PAYLOAD + 10  # of an S2's round
 def join(one: Daemon, two: Daemon) -> None:
     """Tell each daemon about the other."""
     heading("Each is told about the other; that is all the configuration there is")
-    alpha_trio(one, "peers", "add", two.host.name, two.host.address)
-    alpha_trio(two, "peers", "add", one.host.name, one.host.address)
+    # A packet that comes alone would travel in its S1, and there were no S2 to catch.
+    alpha_trio(one, "peers", "add", two.host.name, two.host.address, "--early", "off")
+    alpha_trio(two, "peers", "add", one.host.name, one.host.address, "--early", "off")
 
 
 @contextmanager
@@ -130,7 +131,8 @@ def explain_round() -> None:
         "SYN, ACK, ACKACK  a session: both prove by signatures who they are\n"
         "S1  announces the packet: a code of it, made with a key still secret\n"
         "A1  agrees: the receiver has this code\n"
-        "S2  carries the packet, encrypted, and the key by which anybody can check it"
+        "S2  carries the packet, encrypted, and the key by which anybody can check it\n"
+        "(--early off: else a packet that comes alone would travel inside its S1)"
     )
 
 
@@ -269,6 +271,11 @@ def main(arguments: Sequence[str]) -> int:
         help="show an attack on the way, with relays and without",
     )
     choice.add_argument(
+        "--far",
+        action="store_true",
+        help="show a shell over a path of 100 ms, with early data and without",
+    )
+    choice.add_argument(
         "--path",
         action="store_true",
         help="show a transfer over a path that shrinks, rebinds and changes",
@@ -276,6 +283,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.relay:
         relay_demo.run()
+    elif options.far:
+        far_demo.run()
     elif options.path:
         path_demo.run()
     else:

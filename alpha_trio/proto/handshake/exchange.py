@@ -155,6 +155,7 @@ class Agreement:
     theirs: Syn | Ack  # nonce and anchors of the peer
     lost: bool = False  # the tie against another one: it is there to receive only
     takes_early: bool = False  # as we have told the peer
+    early: bool = False  # as our settings had it then, whatever relays said
 
 
 @define(eq=False)
@@ -341,8 +342,9 @@ class Initiation:
         self.offer.forget_share()
         ids, early = (ack.receiver_id, ack.sender_id), bool(self.syn.options & EARLY)
         place = remote, local
-        keys = self._keys
-        return Agreement(*ids, *place, keys, self.offer, ack, takes_early=early)
+        keys, offer = self._keys, self.offer
+        told = False, early, early
+        return Agreement(*ids, *place, keys, offer, ack, *told)
 
 
 @define(eq=False)
@@ -356,6 +358,7 @@ class HalfOpen:
     local: bytes
     created: float
     psk: bytes | None = field(default=None, repr=False)
+    early: bool = False  # as our settings have it
     repeats: int = 0  # times the ACK was sent again
     lost: bool = False  # the tie, against a SYN of ours that has led to a session
     _keys: SessionKeys | None = field(default=None, repr=False)
@@ -383,7 +386,7 @@ class HalfOpen:
         ``early``: we take early data, unless a relay asked not to send any.
         """
         offer = Offer.make(random)
-        early = early and not syn.marks & NO_EARLY
+        takes_early = early and not syn.marks & NO_EARLY
         ack = Ack(
             syn.sender_id,
             local_id,
@@ -391,12 +394,13 @@ class HalfOpen:
             identity.public,
             *offer.public,
             suite=syn.suite,
-            options=EARLY * early,
+            options=EARLY * takes_early,
         )
         signature = identity.sign(b"ACK", syn.said(), ack.unsigned())
         ack = evolve(ack, signature=signature)
         mac = Guard(syn.identity, psk).mac(syn.said() + ack.said())
-        return cls(syn, evolve(ack, mac=mac), offer, remote, local, now, psk)
+        ack = evolve(ack, mac=mac)
+        return cls(syn, ack, offer, remote, local, now, psk, early)
 
     def verify_untrusted(self, ackack: AckAck, now: float = 0.0) -> None:
         """Raises BadPacket if ``ackack`` does not end this handshake.
@@ -434,4 +438,5 @@ class HalfOpen:
             self.syn,
             self.lost,
             takes_early=bool(self.ack.options & EARLY),
+            early=self.early,
         )

@@ -581,6 +581,8 @@ class Session:
             transport, AlphaTransport
         ):
             transport.sender.succeed(self.previous.sender, now, out)
+        if self._is_outdated(transport):
+            self._want_session(now)
         self._probe = None
         self.path.resume(now)
         established = transport.established
@@ -588,6 +590,14 @@ class Session:
         if self.keepalive:
             self._wake_by(now + self.keepalive)
         self._send_waiting(now, out)
+
+    def _is_outdated(self, transport: Transport) -> bool:
+        """Whether the peer was told what we do not want any more.
+
+        Its handshake may have been under way when that was changed.
+        """
+        told = transport.line.agreement.early
+        return isinstance(transport, AlphaTransport) and told != self.early
 
     def _send_waiting(self, now: float, out: Outbox) -> None:
         for frame in self.waiting.take():

@@ -59,7 +59,7 @@ _TEXTS = {
         "a relay on the way does not let it pass; its operator can (early in [relay])"
     ),
     EarlyState.LOST: (
-        "something on the way lets it not pass; it is tried again with a later session"
+        "something on the way does not let it pass; a later session tries it again"
     ),
     EarlyState.NO_SESSION: "there is no session",
     EarlyState.NO_USE: "there is none with reliable, nor in a mode other than adaptive",
