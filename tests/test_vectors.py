@@ -38,24 +38,32 @@ from alpha_trio.proto.transport import (
     MODES,
     AlphaTransport,
     Arrival,
+    EarlyState,
     Line,
     PlainTransport,
 )
 from alpha_trio.proto.transport.alpha import LATER_SPACING
+from alpha_trio.proto.transport.early import Early
 from tests.reference import vectors
-from tests.reference.alpha import unlimited
+from tests.reference.alpha import unmarked
 
 REMOTE = ("192.0.2.1", 1234)
 NOBODY = Identity(bytes(32))
 COOKIES = ("cookie", "cookie_psk", "cookie_first_contact")
 RENEWALS = ("renewal", "renewal_by_responder")
+EARLY_HANDSHAKES = (
+    *("early", "early_initiator", "early_responder"),
+    *("early_marked_syn", "early_marked_ack", "early_limited"),
+)
 HANDSHAKES = (
     *("alpha", "plain", "psk", "first_contact", "first_contact_psk"),
     *COOKIES,
     "limited",
+    *EARLY_HANDSHAKES,
     *RENEWALS,
 )
 ROUNDS = ("n", "c", "m", "cm", "keepalive")
+EARLY = ("one", "two", "segments", "largest", "trial")
 CONTROLS = ("open", "close", "unknown", "trace")
 
 
@@ -155,9 +163,24 @@ def test_keystream_and_tag():
         place = vector["association"], vector["round"], offset
         made = keystream.apply(*place, bytes(40))
         assert made == raw(vector[f"from_offset_{offset}"])
+    place = vector["association"], vector["round"], 0
+    made = keystream.apply(*place, bytes(40), cipher.EARLY_USE)
+    assert made == raw(vector["of_early_data"])
     vector = load("primitives")["tag"]
     tagger = cipher.Tagger(raw(vector["key"]))
     assert tagger.tag(raw(vector["message"])) == raw(vector["tag"])
+
+
+def test_pre_signature_of_early_data():
+    vector = load("primitives")["early_data"]
+    place = raw(vector["chain_id"]), vector["round"], raw(vector["key"])
+    packets = [presign.early_packet(text) for text in raw(vector["encrypted"])]
+    assert packets == raw(vector["packets"])
+    for packet, root in zip(packets, raw(vector["roots"]), strict=True):
+        assert presign.Presigner.sign(*place, [packet], 0).roots == [root]
+        checker = presign.Checker.with_key(*place, 0, [root], 1)
+        fits = [checker.fits(0, [other], None) for other in packets]
+        assert fits == [other == packet for other in packets]
 
 
 def test_guards():
@@ -199,14 +222,14 @@ class Host:
         self.secrets = [raw(vector[key]) for key in secrets]
         assert self.identity.public == raw(vector["identity"])
 
-    def initiation(self, suite: int, key: bytes | None, renewal) -> Initiation:
+    def initiation(self, suite, key: bytes | None, renewal, early) -> Initiation:
         said = self.identity, suite, self.id, Scripted(*self.secrets), 0.0, renewal
-        return Initiation.begin(*said, key=key, psk=self.psk)
+        return Initiation.begin(*said, key=key, psk=self.psk, early=early)
 
-    def answer(self, syn) -> HalfOpen:
+    def answer(self, syn, early) -> HalfOpen:
         random = Scripted(*self.secrets)
         place = self.id, random, REMOTE, b"", 0.0
-        return HalfOpen.answer(syn, self.identity, *place, self.psk)
+        return HalfOpen.answer(syn, self.identity, *place, self.psk, early=early)
 
 
 def hosts(name: str) -> tuple[Host, Host]:
@@ -226,16 +249,17 @@ def agreements(name: str):
     key = None if "first_contact" in name else two.identity.public
     tagger = cipher.Tagger(raw(vector.get("tag_key", "")))
     renewal = (lambda said: tagger.tag(b"renewal" + said)) if name in RENEWALS else None
-    initiation = one.initiation(syn.suite, key, renewal)
+    early = vector.get("takes_early", [False, False])
+    initiation = one.initiation(syn.suite, key, renewal, early[0])
     sent = initiation.variant()
     if name in COOKIES:
         assert sent == raw(vector["syn_without_cookie"])
         cookie = parse_cookie_untrusted(raw(vector["message"]))
         assert initiation.take_cookie_untrusted(cookie, 0.0)
         sent = initiation.with_cookie()
-    assert sent == unlimited(raw(vector["syn"]))
-    half_open = two.answer(syn)
-    assert half_open.ack.pack() == unlimited(raw(vector["ack"]))
+    assert sent == unmarked(raw(vector["syn"]))
+    half_open = two.answer(syn, early[1])
+    assert half_open.ack.pack() == unmarked(raw(vector["ack"]))
     ack = parse_ack_untrusted(raw(vector["ack"]))
     ackack = initiation.finish_untrusted(ack, one.identity)
     assert ackack.pack() == raw(vector["ackack"])
@@ -272,6 +296,16 @@ def test_limits_of_relays():
     ]
     assert here.most_roots == vector["most_roots_of_initiator"] == 4
     assert there.most_roots == vector["most_roots_of_responder"] == 40
+
+
+@pytest.mark.parametrize("name", EARLY_HANDSHAKES)
+def test_who_takes_early_data_and_who_may_send_it(name):
+    vector = load("handshake")[name]
+    here, there = agreements(name)
+    options = [raw(vector[message])[15] for message in ("syn", "ack")]
+    assert [here.takes_early, there.takes_early] == list(map(bool, options))
+    assert Early.agreed(here).usable == vector["initiator_may_send"]
+    assert Early.agreed(there).usable == vector["responder_may_send"]
 
 
 @pytest.mark.parametrize("name", COOKIES)
@@ -318,8 +352,10 @@ def test_renewals_show_the_session_they_renew():
 class Ends:
     """Both ends of an established session; ``out`` of each is what it sent."""
 
-    def __init__(self, datagram_size: int = 1472, *responder: bytes) -> None:
-        one, two = agreements("alpha")
+    def __init__(
+        self, datagram_size: int = 1472, *responder: bytes, session: str = "alpha"
+    ) -> None:
+        one, two = agreements(session)
         self.one = transport(one, "initiator", datagram_size, Scripted())
         random = Scripted(*responder)
         self.two = transport(two, "responder", datagram_size, random)
@@ -430,6 +466,104 @@ def test_receiver_refuses_the_round_with_any_packet_altered(name):
     assert ends.two.line.counters.drops == {Drop.FORGED: len(s2)}
 
 
+# Early data
+
+
+def early_ends() -> Ends:
+    return Ends(session="early")
+
+
+def cuts_of(vector) -> list[Cut]:
+    """What is read from the TUN to make these bodies."""
+    bodies = raw(vector["bodies"])
+    word = int.from_bytes(bodies[0][:8]) if bodies else 0
+    if not word:
+        return [Cut(0, b"", [b[8:]], len(b) - 8, len(b) - 8) for b in bodies]
+    segments = [body[36:] for body in bodies]
+    return [Cut(word, bodies[0][8:36], segments, len(segments[0]), 0)]
+
+
+def send_early(ends: Ends, at: AlphaTransport, vector) -> None:
+    if not vector["bodies"]:
+        at.sender.early.state = EarlyState.TRYING
+    for cut in cuts_of(vector):
+        at.outgoing(cut, 0.0, ends.out)
+    at.push(0.0, ends.out)
+
+
+def test_sender_makes_early_rounds():
+    vectors_, ends = load("early"), early_ends()
+    for name in EARLY:
+        vector = vectors_[name]
+        send_early(ends, ends.one, vector)
+        assert ends.sent() == [raw(vector["s1"])]
+        assert ends.arrive(ends.one, [raw(vector["a1"])]) == [Arrival.KEEPALIVE]
+        assert ends.sent() == [raw(vector["s2"])]
+    assert ends.one.sender.early.state is EarlyState.ON
+    assert ends.one.line.counters.drops == {}
+    sent = sum(len(vectors_[name]["bodies"]) for name in EARLY)
+    assert ends.one.line.counters.early_sent == sent
+
+
+def test_the_other_end_makes_its_early_rounds():
+    vector, ends = load("early")["back"], early_ends()
+    send_early(ends, ends.two, vector)
+    assert ends.sent() == [raw(vector["s1"])]
+    ends.arrive(ends.two, [raw(vector["a1"])])
+    assert ends.sent() == [raw(vector["s2"])]
+    ends.arrive(ends.one, [raw(vector["s1"])])
+    assert ends.delivered() == [raw(vector["bodies"][0])[8:]]
+
+
+def inner_of(vector) -> list[bytes]:
+    """What comes out of the tunnel: packets, or one super-packet."""
+    return [b"".join([cut.headers, *cut.segments]) for cut in cuts_of(vector)]
+
+
+def test_receiver_delivers_early_data_once():
+    ends = early_ends()
+    for name in EARLY:
+        vector = load("early")[name]
+        s1, a1 = raw(vector["s1"]), raw(vector["a1"])
+        some = Arrival.DATA if vector["bodies"] else Arrival.KEEPALIVE
+        assert ends.arrive(ends.two, [s1, s1]) == [some, Arrival.NOTHING]
+        assert ends.sent() == [a1, a1]
+        proof = [raw(vector["s2"])]
+        assert ends.arrive(ends.two, proof) == [Arrival.KEEPALIVE]
+        assert ends.delivered() == inner_of(vector)
+        ends.out.delivers.clear()
+    assert ends.two.line.counters.drops == {}
+    assert ends.two.receiver.counts.passed == len(EARLY)
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_receiver_takes_early_data_only_as_it_was_sent(name):
+    vector = load("early")[name]
+    s1, s2 = raw(vector["s1"]), raw(vector["s2"])
+    ends = early_ends()
+    changed = [*range(8, len(s1), 7)]
+    ends.arrive(
+        ends.two, [s1[:at] + bytes([s1[at] ^ 1]) + s1[at + 1 :] for at in changed]
+    )
+    assert (ends.sent(), ends.delivered()) == ([], [])
+    assert ends.two.line.counters.drops == {Drop.BAD_ROUND: len(changed)}
+    ends.two.line.counters.drops.clear()
+    ends.arrive(ends.two, [s1, s2 + bytes(16), s2[:32] + bytes(8)])
+    assert ends.two.line.counters.drops == {Drop.FORGED: 2}
+    assert ends.arrive(ends.two, [s2, s2]) == [Arrival.KEEPALIVE, Arrival.NOTHING]
+    assert ends.two.line.counters.drops == {Drop.FORGED: 2, Drop.REPLAYED: 1}
+
+
+def test_who_did_not_give_the_option_takes_no_early_data():
+    """The keys of this session are others, so the message is made anew."""
+    ends = Ends(session="early_initiator")
+    ends.one.sender.early.state = EarlyState.ON
+    send_early(ends, ends.one, load("early")["one"])
+    ends.arrive(ends.two, ends.sent())
+    assert (ends.sent(), ends.delivered()) == ([], [])
+    assert ends.two.line.counters.drops == {Drop.BAD_ROUND: 1}
+
+
 # Reliable rounds
 
 
@@ -523,9 +657,9 @@ def test_sender_makes_the_control_round(name):
     ends.arrive(ends.one, [raw(vector["a1"])])
     assert ends.sent() == raw(vector["s2"])
     association = ends.one.sender.associations[0]
-    assert association.round is not None
+    assert association.open_rounds
     ends.arrive(ends.one, [raw(vector["a2"])])
-    assert association.round is None
+    assert not association.open_rounds
     assert ends.one.line.counters.drops == {}
 
 

@@ -16,7 +16,13 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 VERSION = 1
 SYN, ACK, ACKACK, DATA, S1, A1, S2, A2, COOKIE, REPORT = range(1, 11)
-RELIABLE, CONTROL = 0x80, 0x40
+RELIABLE, CONTROL, EARLY_ROUND = 0x80, 0x40, 0x20
+NO_EARLY = 0x01
+"""A mark in SYN and ACK."""
+EARLY = 0x01
+"""An option in SYN and ACK."""
+PACKETS_USE, EARLY_USE = 0, 1
+"""Of a round's keystream."""
 OPEN, ACCEPT, CLOSE, TRACE, PADDING = range(1, 6)
 NOTHING = bytes(16)
 NOBODY = bytes(32)
@@ -155,9 +161,9 @@ def public_share(private):
     return X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
 
 
-def encrypt(key, association, number, offset, data):
+def encrypt(key, association, number, offset, data, use=PACKETS_USE):
     """``data`` whose first byte is at ``offset`` in the round's keystream."""
-    counter = pack("!HHIQ", association, 0, number, 0)
+    counter = pack("!HHIQ", association, use, number, 0)
     stream = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
     return stream.update(bytes(offset) + data)[offset:]
 
@@ -226,9 +232,9 @@ def square_root(square, p):
     return None
 
 
-def syn(suite, sender_id, nonce, identity, share, anchors):
+def syn(suite, sender_id, nonce, identity, share, anchors, options=0):
     """What is said, and signed, of a SYN."""
-    ids = pack("!II", sender_id, 0)
+    ids = pack("!IHBB", sender_id, 0, 0, options)
     return header(SYN, 0, suite) + ids + nonce + identity + share + b"".join(anchors)
 
 
@@ -243,19 +249,24 @@ def limited(message, most):
     return message[:12] + pack("!H", min(limit or most, most)) + message[14:]
 
 
-def unlimited(message):
-    """SYN or ACK as it is signed, or covered by a MAC."""
-    return message[:12] + bytes(4) + message[16:]
+def marked(message, marks):
+    """SYN or ACK behind a relay that sets these."""
+    return message[:14] + bytes([message[14] | marks]) + message[15:]
+
+
+def unmarked(message):
+    """SYN or ACK as its end sends it: without what relays write into it."""
+    return message[:12] + bytes(3) + message[15:]
 
 
 def said(message):
     """S of a SYN, A of an ACK."""
-    return unlimited(message)[:128]
+    return unmarked(message)[:128]
 
 
 def signed(ack_):
     """A': what an ACK says, and its signature."""
-    return unlimited(ack_)[:192]
+    return unmarked(ack_)[:192]
 
 
 def most_roots(message):
@@ -263,10 +274,20 @@ def most_roots(message):
     return max(int.from_bytes(message[12:14]) or 512, 4)
 
 
-def ack(suite, syn_, sender_id, nonce, seed, share, anchors, guard_):
+def may_send_early(message):
+    """Who accepted this ACK, or answered this SYN, as it came."""
+    return bool(message[15] & EARLY) and not message[14] & NO_EARLY
+
+
+def ack_options(syn_, takes_early):
+    """Of the ACK to this SYN, as it came first."""
+    return EARLY if takes_early and not syn_[14] & NO_EARLY else 0
+
+
+def ack(suite, syn_, sender_id, nonce, seed, share, anchors, guard_, options=0):
     """``guard_`` is that of the initiator."""
     receiver_id = int.from_bytes(syn_[8:12])
-    ids = pack("!II", sender_id, 0)
+    ids = pack("!IHBB", sender_id, 0, 0, options)
     identity = public_key(seed)
     start = header(ACK, receiver_id, suite) + ids + nonce + identity + share
     unsigned = start + b"".join(anchors)
@@ -327,6 +348,66 @@ def packets_of_round(key, association, number, depth, bodies):
         packets.append(pack("!HHI", index, 0, offset) + text)
         offset += 8 + len(body)
     return packets
+
+
+# Early data
+
+
+def early_data(bodies):
+    """Before it is encrypted."""
+    return b"".join(pack("!H", len(body)) + body for body in bodies)
+
+
+def early_bodies(plain):
+    """The bodies of early data that was decrypted."""
+    bodies = []
+    while plain:
+        end = 2 + int.from_bytes(plain[:2])
+        bodies.append(plain[2:end])
+        plain = plain[end:]
+    return bodies
+
+
+def encrypt_early(key, association, number, plain):
+    """And the other way, as that is the same."""
+    return encrypt(key, association, number, 0, plain, EARLY_USE)
+
+
+EARLY_HEAD = pack("!HHI", 0, 0, 32)
+"""Index, zero and offset of the one packet of a round with early data."""
+
+
+def early_packet(encrypted):
+    """What is pre-signed."""
+    return EARLY_HEAD + short_hash(encrypted)
+
+
+def early_root(identifier, number, key, encrypted):
+    return mac(identifier, number, key, early_packet(encrypted))
+
+
+def early_s1(start, root_, encrypted, tag_key):
+    return tagged(tag_key, start + pack("!HHI", 1, 1, 0) + root_ + encrypted)
+
+
+def early_of(message):
+    """The early data of an S1, encrypted."""
+    return message[56:-16]
+
+
+def early_s2(start):
+    """``start`` has the key; there is nothing more to say."""
+    return start + EARLY_HEAD
+
+
+def proves(s2_, s1_, identifier):
+    """Whether the key in an S2 shows that its sender signed the S1's early data."""
+    number, key = int.from_bytes(s2_[12:16]), s2_[16:32]
+    root_ = early_root(identifier, number, key, early_of(s1_))
+    return s2_[32:] == EARLY_HEAD and s1_[40:56] == root_
+
+
+# Verdicts, control messages, reports
 
 
 def opening(index, verdict, secret, siblings):

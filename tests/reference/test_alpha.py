@@ -9,12 +9,13 @@ from itertools import product
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from tests.reference import alpha, vectors
 from tests.reference.vectors import PSK, SUITE_ALPHA, SUITE_PLAIN, Session, secret
 
 COOKIE = secret("cookie", 16)
-LIMIT = range(12, 16)
+UNPROTECTED = range(12, 15)  # limit and marks
 
 
 class Refused(Exception):
@@ -45,7 +46,7 @@ class End:
         """That of the SYN's MAC, out of those that count at the responder."""
         require(len(syn) == 208)
         require(syn[0] == alpha.SYN)
-        covered = syn[:12] + bytes(4) + syn[16:160]
+        covered = syn[:12] + bytes(3) + syn[15:160]
         for knows in known:
             guard = alpha.guard(self.identity if knows else bytes(32), self.psk)
             if alpha.tag(guard, covered) == syn[160:176]:
@@ -67,8 +68,8 @@ class End:
         require(len(ack) == 208)
         require(ack[0] == alpha.ACK)
         require(ack[4:8] == syn[8:12])
-        asked, answered = syn[:12] + bytes(4) + syn[16:128], ack[:12] + bytes(4)
-        signed, guard = answered + ack[16:192], alpha.guard(self.identity, self.psk)
+        asked, answered = syn[:12] + bytes(3) + syn[15:128], ack[:12] + bytes(3)
+        signed, guard = answered + ack[15:192], alpha.guard(self.identity, self.psk)
         require(alpha.tag(guard, asked + signed) == ack[192:])
         require_signature(ack[32:64], b"ACK", asked + signed[:128], ack[128:192])
         return self.keys(ack[64:96], syn, ack)
@@ -81,8 +82,8 @@ class End:
         require(ackack[4:8] == ack[8:12])
         keys = self.keys(syn[64:96], syn, ack)
         require(alpha.tag(keys[2], ackack[:72]) == ackack[72:])
-        asked, answered = syn[:12] + bytes(4) + syn[16:128], ack[:12] + bytes(4)
-        said = asked + answered + ack[16:192]
+        asked, answered = syn[:12] + bytes(3) + syn[15:128], ack[:12] + bytes(3)
+        said = asked + answered + ack[15:192]
         require_signature(syn[32:64], b"ACKACK", said, ackack[8:72])
         return keys
 
@@ -111,7 +112,7 @@ def altered(message, places):
 
 
 def places(until):
-    return [at for at in range(until) if at not in LIMIT]
+    return [at for at in range(until) if at not in UNPROTECTED]
 
 
 @pytest.mark.parametrize("psk", [b"", PSK])
@@ -156,7 +157,7 @@ def test_every_variant_of_a_syn_gets_the_same_answer(psk):
     ]
     for other in others:
         assert_both_agree(other)
-        assert alpha.unlimited(other.ack) == alpha.unlimited(plain.ack)
+        assert alpha.unmarked(other.ack) == alpha.unmarked(plain.ack)
         assert (other.ackack, other.keys) == (plain.ackack, plain.keys)
 
 
@@ -195,7 +196,7 @@ def test_the_pre_shared_key_is_in_the_keys_and_not_in_what_is_signed():
     assert without.syn[:160] == with_.syn[:160]
 
 
-def test_the_macs_cover_every_byte_but_the_limit():
+def test_the_macs_cover_every_byte_but_limit_and_marks():
     session = Session(cookie=COOKIE)
     one, two = ends_of(session)
     for syn in altered(session.syn, places(176)):
@@ -229,6 +230,84 @@ def test_signatures_cover_both_messages():
         ackack = alpha.tagged(keys[2], session.ackack[:72])
         with pytest.raises(Refused):
             two.take_ackack(ackack, session.syn, ack)
+
+
+@pytest.mark.parametrize("marks", [*product([0, alpha.NO_EARLY], repeat=2)])
+@pytest.mark.parametrize("early", [*product([True, False], repeat=2)])
+def test_early_data_takes_both_ends_and_no_relay_against_it(early, marks):
+    session = Session(early=early, marks=marks)
+    assert_both_agree(session)
+    assert [session.syn[15], session.ack[15]] == [early[0], early[1] and not marks[0]]
+    to_responder = early[1] and marks == (0, 0)
+    assert alpha.may_send_early(session.ack) == to_responder
+    assert alpha.may_send_early(session.syn) == (early[0] and not marks[0])
+
+
+def test_marks_change_nothing_but_what_is_said_of_early_data():
+    without = Session(early=(True, False))
+    marked = Session(early=(True, False), marks=(alpha.NO_EARLY, 0xFF))
+    assert (marked.ackack, marked.keys) == (without.ackack, without.keys)
+    assert alpha.unmarked(marked.syn) == without.syn
+    assert alpha.unmarked(marked.ack) == without.ack
+
+
+def test_options_are_part_of_what_is_signed():
+    plain, *others = [Session(early=e) for e in product([False, True], repeat=2)]
+    assert len({plain.ackack, *(other.ackack for other in others)}) == 4
+
+
+EARLY = vectors.early()
+
+
+def is_tagged(message, key):
+    return alpha.tag(key, message[:-16]) == message[-16:]
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_the_receiver_opens_early_data(name):
+    """By the places the document gives, with the keys of its own end."""
+    s1, session = EARLY[name]["s1"], Session(early=(True, True))
+    cipher, tag_key = session.keys[name == "back" :: 2]
+    assert len(s1) <= 1472
+    assert s1[0] == alpha.S1
+    assert s1[10] == 0x20
+    assert s1[32:40] == bytes.fromhex("0001000100000000")
+    assert is_tagged(s1, tag_key)
+    block = s1[8:10] + bytes([0, 1]) + s1[12:16] + bytes(8)
+    stream = Cipher(algorithms.AES256(cipher), modes.CTR(block)).encryptor()
+    plain, bodies = stream.update(s1[56:-16]), EARLY[name]["bodies"]
+    assert plain == b"".join(len(b).to_bytes(2) + b for b in bodies)
+    assert alpha.early_bodies(plain) == bodies
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_whoever_has_seen_the_round_can_prove_early_data(name):
+    session, vector = Session(early=(True, True)), EARLY[name]
+    one, two = session.initiator, session.responder
+    if name == "back":
+        one, two = two, one
+    s1, a1, s2 = (vector[message] for message in ("s1", "a1", "s2"))
+    at, identifier = 2 * vector["round"], alpha.chain_id(one.nonce, b"s", 0)
+    elements = [message[16:32] for message in (s1, a1, s2)]
+    acks = two.acknowledgments
+    assert elements == [one.signatures[at + 1], acks[at + 1], one.signatures[at + 2]]
+    assert a1[32:48] == alpha.short_hash(s1[:-16])
+    assert a1[48:64] == bytes(16)
+    assert {message[8:16] for message in (s1, a1, s2)} == {s1[8:16]}
+    assert s2[32:] == bytes.fromhex("0000000000000020")
+    assert alpha.proves(s2, s1, identifier)
+    for other in altered(s1, range(40, len(s1) - 16)):
+        assert not alpha.proves(s2, other, identifier)
+    for other in altered(s2, range(12, 40)):
+        assert not alpha.proves(other, s1, identifier)
+
+
+def test_early_data_and_packets_have_nothing_of_the_keystream_in_common():
+    key, zeros = secret("cipher key", 32), bytes(1400)
+    of_packets = alpha.encrypt(key, 1, 2, 0, bytes(16 * 4096))
+    of_early_data = alpha.encrypt_early(key, 1, 2, zeros)
+    blocks = [of_early_data[at : at + 16] for at in range(0, 1392, 16)]
+    assert not any(block in of_packets for block in blocks)
 
 
 def test_points_of_small_order():

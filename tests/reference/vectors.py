@@ -77,18 +77,21 @@ class Session:
         cookie=alpha.NOTHING,
         renewed_key=None,
         limits=(),
+        early=(False, False),
+        marks=(0, 0),
         ends=None,
     ):
         """``known``: whether the initiator knows the responder's key.
 
         ``renewed_key``: of the tags of a session to renew.  ``limits``: relays' on the
-        way of the SYN, and the last one on that of the ACK.
+        way of the SYN, and the last one on that of the ACK.  ``early``: whether
+        initiator and responder take early data; ``marks``: relays' in SYN and ACK.
         """
         self.initiator, self.responder = one, two = ends or both_ends()
         self.psk, self.suite = psk, suite
         share = alpha.public_share(one.share)
         said = one.connection_id, one.nonce, one.identity, share, one.anchors
-        self.said = alpha.syn(suite, *said)
+        self.said = alpha.syn(suite, *said, alpha.EARLY * early[0])
         self.renewal = alpha.NOTHING
         if renewed_key is not None:
             self.renewal = alpha.renewal(renewed_key, self.said)
@@ -97,11 +100,14 @@ class Session:
         self.syn = self.syn_with(cookie)
         for limit in limits[:-1]:
             self.syn = alpha.limited(self.syn, limit)
+        self.syn = alpha.marked(self.syn, marks[0])
         share = alpha.public_share(two.share)
         said = two.connection_id, two.nonce, two.seed, share, two.anchors
-        self.ack = alpha.ack(suite, self.syn, *said, self.ack_guard)
+        options = alpha.ack_options(self.syn, early[1])
+        self.ack = alpha.ack(suite, self.syn, *said, self.ack_guard, options)
         for limit in limits[-1:]:
             self.ack = alpha.limited(self.ack, limit)
+        self.ack = alpha.marked(self.ack, marks[1])
         self.keys = alpha.session_keys(one.share, share, self.syn, self.ack, psk)
         self.ackack = alpha.ackack(suite, self.syn, self.ack, one.seed, self.keys[2])
 
@@ -172,6 +178,7 @@ def primitives():
         "acknowledgment_trees": [acknowledgment_tree(count) for count in (1, 3)],
         "hkdf": hkdf(),
         "keystream": keystream(),
+        "early_data": early_signature(),
         "tag": {
             "key": secret("tag key", 32),
             "message": b"message",
@@ -252,6 +259,21 @@ def keystream():
         "round": number,
         "from_offset_0": alpha.encrypt(key, association, number, 0, zeros),
         "from_offset_21": alpha.encrypt(key, association, number, 21, zeros),
+        "of_early_data": alpha.encrypt_early(key, association, number, zeros),
+    }
+
+
+def early_signature():
+    """Of some early data, and of a trial's."""
+    identifier, key = alpha.chain_id(secret("nonce", 16), b"s", 3), secret("key", 16)
+    encrypted = [secret("early data", 32), b""]
+    return {
+        "chain_id": identifier,
+        "round": 2,
+        "key": key,
+        "encrypted": encrypted,
+        "packets": [alpha.early_packet(text) for text in encrypted],
+        "roots": [alpha.early_root(identifier, 2, key, text) for text in encrypted],
     }
 
 
@@ -270,6 +292,7 @@ def handshake():
         "cookie_psk": asked_for_cookie(psk=PSK),
         "cookie_first_contact": asked_for_cookie(known=False),
         "limited": behind_relays(),
+        **early_handshakes(),
         "renewal": renewing(*both_ends(" renewing"), 2),
         "renewal_by_responder": renewing(*both_ends(" renewing")[::-1], 3),
     }
@@ -303,6 +326,28 @@ def behind_relays():
     }
 
 
+def early_handshakes():
+    """Who takes early data, what relays think of it, and who may send some then."""
+    both, mark = (True, True), alpha.NO_EARLY
+    variants = {
+        "early": {"early": both},
+        "early_initiator": {"early": (True, False)},
+        "early_responder": {"early": (False, True)},
+        "early_marked_syn": {"early": both, "marks": (mark, 0)},
+        "early_marked_ack": {"early": both, "marks": (0, mark)},
+        "early_limited": {"early": both, "limits": (90, 40), "marks": (0xFE, 0xFE)},
+    }
+    made = {}
+    for name, variant in variants.items():
+        session = Session(**variant)
+        made[name] = session.messages() | {
+            "takes_early": variant["early"],
+            "initiator_may_send": alpha.may_send_early(session.ack),
+            "responder_may_send": alpha.may_send_early(session.syn),
+        }
+    return made
+
+
 def renewing(one, two, key):
     """A handshake by which ``one`` renews the session "alpha"."""
     renewed = Session().keys[key]
@@ -334,10 +379,15 @@ def super_packet(count):
     """Headers and segments of a UDP super-packet, the last one shorter."""
     sizes = [SEGMENT_SIZE] * (count - 1) + [9]
     segments = [secret(f"segment {i}", size) for i, size in enumerate(sizes)]
-    payload, headers = sum(sizes), bytearray(UDP_SEGMENTS)
+    return udp_headers(sum(sizes)), segments
+
+
+def udp_headers(payload):
+    """Before so many bytes."""
+    headers = bytearray(UDP_SEGMENTS)
     headers[2:4] = pack("!H", 28 + payload)
     headers[24:26] = pack("!H", 8 + payload)
-    return bytes(headers), segments
+    return bytes(headers)
 
 
 def segment_bodies(headers, segments):
@@ -471,6 +521,83 @@ def super_packet_round(count, depth, datagram_size):
     }
 
 
+class EarlyVector:
+    """A round with early data in the session "early", by default to the responder."""
+
+    def __init__(self, number, bodies, back=False):
+        session = Session(early=(True, True))
+        one, two = session.initiator, session.responder
+        forth_keys, back_keys = session.keys[::2], session.keys[1::2]
+        if back:
+            one, two, forth_keys, back_keys = two, one, back_keys, forth_keys
+        self.sender_id, self.receiver_id = one.connection_id, two.connection_id
+        (cipher, self.tag_forth), (_, self.tag_back) = forth_keys, back_keys
+        self.number, self.bodies, self.back = number, bodies, back
+        self.signing = alpha.chain_id(one.nonce, b"s", 0)
+        self.element, self.key = one.signatures[2 * number + 1 : 2 * number + 3]
+        self.ack_element = two.acknowledgments[2 * number + 1]
+        self.plain = alpha.early_data(bodies)
+        self.encrypted = alpha.encrypt_early(cipher, 0, number, self.plain)
+        self.root = alpha.early_root(self.signing, number, self.key, self.encrypted)
+
+    def head(self, kind, receiver_id, element):
+        place = 0, alpha.EARLY_ROUND, self.number, element
+        return alpha.head(kind, receiver_id, *place)
+
+    def s1(self):
+        start = self.head(alpha.S1, self.receiver_id, self.element)
+        return alpha.early_s1(start, self.root, self.encrypted, self.tag_forth)
+
+    def a1(self):
+        start = self.head(alpha.A1, self.sender_id, self.ack_element)
+        return alpha.a1(start, self.s1(), alpha.NOTHING, self.tag_back)
+
+    def s2(self):
+        return alpha.early_s2(self.head(alpha.S2, self.receiver_id, self.key))
+
+    def messages(self):
+        return {
+            "from": "responder" if self.back else "initiator",
+            "round": self.number,
+            "bodies": self.bodies,
+            "plain": self.plain,
+            "encrypted": self.encrypted,
+            "packet": alpha.early_packet(self.encrypted),
+            "key": self.key,
+            "root": self.root,
+            "digest": alpha.s1_digest(self.s1()),
+            "s1": self.s1(),
+            "a1": self.a1(),
+            "s2": self.s2(),
+        }
+
+
+MOST_EARLY = 1400
+
+
+def early():
+    """Rounds of association 0, one after the other, and one the other way.
+
+    One packet; two, of different flows; the segments of a super-packet; as much as
+    there may be; nothing.
+    """
+    headers, segments = super_packet(2)
+    payload = MOST_EARLY - 2 - 8 - len(headers)
+    large = (secret("large", 32) * 50)[:payload]
+    rounds_ = {
+        "one": [whole_packet()],
+        "two": [whole_packet(), bytes(8) + headers + b"".join(segments)],
+        "segments": segment_bodies(headers, segments),
+        "largest": [bytes(8) + udp_headers(payload) + large],
+        "trial": [],
+    }
+    made = {
+        name: EarlyVector(number, bodies).messages()
+        for number, (name, bodies) in enumerate(rounds_.items())
+    }
+    return made | {"back": EarlyVector(0, [whole_packet()], back=True).messages()}
+
+
 def controls():
     """OPEN of association 1 in round 0, and CLOSE of it in round 1."""
     one, two = Session().initiator, Session().responder
@@ -548,6 +675,7 @@ FILES = {
     "primitives": primitives,
     "handshake": handshake,
     "rounds": rounds,
+    "early": early,
     "control": controls,
     "report": reports,
     "plain": plain,
