@@ -63,6 +63,7 @@ def size_of_row(row):
         ("COOKIE", COOKIE_SIZE),
         ("Rounds", data.ROUND_HEAD_SIZE),
         ("S1", data.S1_FIXED_SIZE + data.TAG_SIZE),
+        ("Early data", data.S1_FIXED_SIZE + data.NODE_SIZE + data.TAG_SIZE),
         ("A1", data.A1_SIZE),
         ("S2", data.S2_SIZE),
         ("A2", data.ROUND_HEAD_SIZE + data.A2_OPENING.size + data.TAG_SIZE),
@@ -84,6 +85,28 @@ def test_numbers_of_messages(heading, numbers):
     rows = re.findall(r"^\| (\d+) \| `?(\w+)`? \|", below(heading), re.MULTILINE)
     assert {name: int(number) for number, name in rows} == {
         number.name: number.value for number in numbers
+    }
+
+
+def test_bits_of_marks_options_and_shapes():
+    rows = re.findall(
+        r"^\| 1[45], \w+ \| (\w+) \| ([\w ]+) \|", below("Marks and options"), re.M
+    )
+    assert {name: int(bit, 16) for bit, name in rows} == {
+        "NO EARLY": handshake.NO_EARLY,
+        "EARLY": handshake.EARLY,
+    }
+    shape = dict(re.findall(r"(\w+) \((0x\w+)\)", below("Rounds")))
+    assert {name: int(bit, 16) for name, bit in shape.items()} == {
+        "R": data.RELIABLE,
+        "C": data.CONTROL,
+        "E": data.EARLY_ROUND,
+        "zero": 0xFF
+        ^ data.RELIABLE
+        ^ data.CONTROL
+        ^ data.EARLY_ROUND
+        ^ data.DEPTH_MASK,
+        "depth": data.DEPTH_MASK,
     }
 
 

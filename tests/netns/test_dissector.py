@@ -59,6 +59,12 @@ def test_every_message_of_two_daemons_is_named(pair):
     (report,) = [m for m in said if m["kind"] == [str(int(Kind.REPORT))]]
     assert report["role"] == ["2"]
     assert int(report["forth_passed"][0]) > 10
+    assert said[0]["options_early"] == [True]
+    assert all(len(m["root"]) == 1 for m in said if "early" in m)
+    early, proven = (
+        {m["round"][0] for m in said if x in m} for x in ("early", "proof")
+    )
+    assert early & proven
     (more, *_) = [m for m in said if int(m.get("packets", ["0"])[0]) > 1]
     assert len(more["root"]) == int(more["roots"][0])
 

@@ -8,6 +8,7 @@ local alpha = Proto("alphatrio", "alpha-trio (ALPHA)")
 
 local VERSION = 1
 local HEADER_SIZE, NODE_SIZE, TAG_SIZE = 8, 16, 16
+local MOST_EARLY = 1400
 local KINDS = {
     [1] = "SYN", [2] = "ACK", [3] = "ACKACK", [4] = "DATA",
     [5] = "S1", [6] = "A1", [7] = "S2", [8] = "A2", [9] = "COOKIE",
@@ -28,6 +29,12 @@ local fields = {
     receiver = ProtoField.uint32("alphatrio.receiver_id", "Receiver's id", base.HEX),
     sender = ProtoField.uint32("alphatrio.sender_id", "Sender's id", base.HEX),
     limit = ProtoField.uint16("alphatrio.limit", "Limit of roots", base.DEC),
+    marks = ProtoField.uint8("alphatrio.marks", "Marks of relays", base.HEX),
+    no_early = ProtoField.bool(
+        "alphatrio.marks.no_early", "Early data", 8, { "not here", "no objection" }, 0x01),
+    options = ProtoField.uint8("alphatrio.options", "Options of the end", base.HEX),
+    takes_early = ProtoField.bool(
+        "alphatrio.options.early", "Early data", 8, { "taken", "not taken" }, 0x01),
     zero = ProtoField.bytes("alphatrio.zero", "Zero"),
     nonce = ProtoField.bytes("alphatrio.nonce", "Nonce"),
     identity = ProtoField.bytes("alphatrio.identity", "Identity (Ed25519)"),
@@ -48,6 +55,8 @@ local fields = {
         "alphatrio.reliable", "Reliable", 8, { "answered by A2", "no" }, 0x80),
     control = ProtoField.bool(
         "alphatrio.control", "Control", 8, { "control messages", "no" }, 0x40),
+    early_round = ProtoField.bool(
+        "alphatrio.early_round", "Early data", 8, { "in the S1", "no" }, 0x20),
     depth = ProtoField.uint8(
         "alphatrio.depth", "Depth of the trees", base.DEC, nil, 0x07),
     round = ProtoField.uint32("alphatrio.round", "Round"),
@@ -55,6 +64,10 @@ local fields = {
     packets = ProtoField.uint16("alphatrio.packets", "Packets"),
     roots = ProtoField.uint16("alphatrio.roots", "Roots"),
     root = ProtoField.bytes("alphatrio.root", "Root"),
+    early = ProtoField.bytes("alphatrio.early", "Early data"),
+    early_length = ProtoField.uint16("alphatrio.early_length", "Bytes of early data"),
+    trial = ProtoField.bool("alphatrio.trial", "Trial, without early data"),
+    proof = ProtoField.bool("alphatrio.proof", "The key alone, for early data"),
     digest = ProtoField.bytes("alphatrio.digest", "Digest of the S1"),
     ack_root = ProtoField.bytes("alphatrio.acknowledgment_root", "Acknowledgment root"),
     branch = ProtoField.bytes("alphatrio.branch", "Branch node"),
@@ -109,7 +122,9 @@ local HEADER = {
     { fields.receiver, 4 },
 }
 local INTRODUCTION = {
-    { fields.sender, 4 }, { fields.limit, 2 }, { fields.zero, 2 },
+    { fields.sender, 4 }, { fields.limit, 2 },
+    { fields.marks, 1, { fields.no_early } },
+    { fields.options, 1, { fields.takes_early } },
     { fields.nonce, 16 },
     { fields.identity, 32 }, { fields.share, 32 },
     { fields.signature_anchor, 16 }, { fields.ack_anchor, 16 },
@@ -131,7 +146,10 @@ local REPORT = {
 }
 local ROUND = {
     { fields.association, 2 },
-    { fields.shape, 1, { fields.reliable, fields.control, fields.depth } },
+    {
+        fields.shape, 1,
+        { fields.reliable, fields.control, fields.early_round, fields.depth },
+    },
     { fields.zero, 1 }, { fields.round, 4 }, { fields.element, 16 },
 }
 local S1_COUNTS = { { fields.packets, 2 }, { fields.roots, 2 }, { fields.zero, 4 } }
@@ -213,6 +231,29 @@ local function depth_of(buffer)
     return buffer(10, 1):bitfield(5, 3)
 end
 
+local function is_early(buffer)
+    return buffer(10, 1):bitfield(2, 1) == 1
+end
+
+-- All between the root and the tag; the length of the message says how much that is.
+local function show_early(buffer, at, tree)
+    local length = buffer:len() - at - TAG_SIZE
+    if length < 0 then
+        tree:add_proto_expert_info(malformed, "Cut short")
+        return nil
+    end
+    if length > MOST_EARLY then
+        tree:add_proto_expert_info(malformed, "More early data than there may be")
+    end
+    tree:add(fields.early_length, length):set_generated()
+    if length == 0 then
+        tree:add(fields.trial, true):set_generated()
+    else
+        tree:add(fields.early, buffer(at, length))
+    end
+    return at + length
+end
+
 local function dissect_s1(buffer, tree)
     local at = show(buffer, 8, tree, ROUND)
     at = at and show(buffer, at, tree, S1_COUNTS)
@@ -225,6 +266,12 @@ local function dissect_s1(buffer, tree)
         tree:add_proto_expert_info(malformed, "Packets, depth and roots do not agree")
     end
     at = show(buffer, at, tree, times({ { fields.root, NODE_SIZE } }, roots))
+    if at and is_early(buffer) then
+        if packets ~= 1 or buffer(10, 1):bitfield(0, 2) ~= 0 or depth_of(buffer) ~= 0 then
+            tree:add_proto_expert_info(malformed, "Early data in a round of another kind")
+        end
+        at = show_early(buffer, at, tree)
+    end
     return at and show(buffer, at, tree, { { fields.tag, TAG_SIZE } })
 end
 
@@ -238,6 +285,10 @@ local function dissect_s2(buffer, tree)
     at = at and show(buffer, at, tree, S2_TAIL)
     if not at then
         return nil
+    end
+    if is_early(buffer) then
+        tree:add(fields.proof, true):set_generated()
+        return at
     end
     if buffer(10, 1):bitfield(1, 1) == 1 then
         return show_controls(buffer, at, tree)
@@ -321,7 +372,9 @@ local DISSECTORS = {
 local function summary(buffer, name)
     if name:match("^[SA][12]$") and buffer:len() >= 16 then
         local association, round = buffer(8, 2):uint(), buffer(12, 4):uint()
-        return string.format("%s  association %d  round %d", name, association, round)
+        local early = buffer(10, 1):bitfield(2, 1) == 1 and "  early" or ""
+        local text = "%s  association %d  round %d%s"
+        return text:format(name, association, round, early)
     end
     return name
 end
