@@ -21,7 +21,7 @@ All answers are taken only from where the SYN went (consent.py).  What strangers
 for is bounded (budgets.py), and the cheap questions come first: address, link, ids, and
 whether what passed before is repeated, which may be once each REPEAT_AFTER.
 
-The bytes 12 to 15 of SYN and ACK belong to the relays on the way (the limit of roots,
+The bytes 12 to 14 of SYN and ACK belong to the relays on the way (the limit of roots,
 see relay.py).  The ends take them for zero when they sign and check, and so do we; and
 so they leave out what of a message is for the other end alone: cookie, renewal, MACs.
 """

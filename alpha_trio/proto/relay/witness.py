@@ -506,6 +506,7 @@ class Witness:
                 checkers = zip(alike, (first, *others), strict=True)
                 opened.early = self._prove_early(association, round_, [*checkers])
             round_.opened = *round_.opened, opened
+        self._judge_early(round_)
         round_.s1s = ()
         roots = sum(len(s1.roots) for s1 in candidates)
         more = max(0, len(round_.a1s) - 1) + len(candidates) - 1
@@ -531,9 +532,18 @@ class Witness:
                     bucket = buckets.first if first else buckets.others
                     bucket.give_back(s1.early_size)
                 return s1.early
-        if any(s1.agreed for s1, _ in s1s):
-            self.early = RelayEarly.OFF
         return b""
+
+    def _judge_early(self, round_: WatchedRound) -> None:
+        """No more early data if none fits the key although it was agreed to.
+
+        But only if there is nothing else that was: of another shape it is not known
+        yet whether it fits, and whoever reads along can add what does not.
+        """
+        agreed = [s1 for s1 in round_.s1s if s1.agreed]
+        false = agreed and all(s1.shape & EARLY_ROUND for s1 in agreed)
+        if false and not any(opened.early for opened in round_.opened):
+            self.early = RelayEarly.OFF
 
     def _take_proof_untrusted(
         self, datagram: memoryview, round_: WatchedRound, opened: Opened
