@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,92 +18,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, evolve, frozen
+from attrs import asdict, evolve
 from rich.console import Console
-from rich.table import Table
 
 from alpha_trio.errors import ConfigError
 from alpha_trio.settings import values
 from tools import measure
 from tools.bench_links import PROFILES, Link, describe
+from tools.bench_report import Comparison, Run, medians, ratios, show, verdicts
 from tools.contenders import AlphaTrio, Contender, PlainLink, Relayed, Session
 from tools.lab import Host, Lab, run_tool
 from tools.measure import Figures
 from tools.others import OTHERS, OtherTunnel
 
+GROUPS = ("ping", "one-way", "ssh", "tcp", "udp", "start")
 UDP_SIZES = (64, 1200)  # bytes of payload
+_LATENCY_SECONDS = 5  # at most, of each measurement of how long packets take
 
-
-@frozen
-class Row:
-    """A line of the table."""
-
-    figure: str  # its key in the JSON
-    title: str
-    unit: str
-    digits: int = 2
-
-
-ROWS = (
-    Row("tcp_1_gbits", "TCP, 1 stream", "Gbit/s"),
-    Row("tcp_4_gbits", "TCP, 4 streams", "Gbit/s"),
-    Row("udp_64_pps", "UDP, 64 bytes", "packets/s", 0),
-    Row("udp_1200_pps", "UDP, 1200 bytes", "packets/s", 0),
-    Row("ping_idle_median_ms", "ping, idle", "ms", 3),
-    Row("ping_idle_p99_ms", "ping, idle, p99", "ms", 3),
-    Row("ping_loaded_median_ms", "ping, loaded", "ms", 3),
-    Row("ping_loaded_p99_ms", "ping, loaded, p99", "ms", 3),
-    Row("cpu_sender_s_per_gb_1", "CPU of sender, 1 TCP", "s/GB"),
-    Row("cpu_receiver_s_per_gb_1", "CPU of receiver, 1 TCP", "s/GB"),
-    Row("cpu_sender_s_per_gb_4", "CPU of sender, 4 TCP", "s/GB"),
-    Row("cpu_receiver_s_per_gb_4", "CPU of receiver, 4 TCP", "s/GB"),
-    Row("cpu_relay1_s_per_gb_1", "CPU of relay 1, 1 TCP", "s/GB"),
-    Row("cpu_relay2_s_per_gb_1", "CPU of relay 2, 1 TCP", "s/GB"),
-    Row("cpu_relay1_s_per_gb_4", "CPU of relay 1, 4 TCP", "s/GB"),
-    Row("cpu_relay2_s_per_gb_4", "CPU of relay 2, 4 TCP", "s/GB"),
-    Row("ping_relay_ms", "ping, added by a relay", "ms", 3),
-    Row("rss_idle_mb", "memory, idle", "MB", 1),
-    Row("rss_loaded_mb", "memory, loaded", "MB", 1),
-    Row("rss_relay_idle_mb", "memory, relay, idle", "MB", 1),
-    Row("rss_relay_loaded_mb", "memory, relay, loaded", "MB", 1),
-    Row("start_s", "start", "s"),
-    Row("add_ms", "peers add", "ms", 1),
-    Row("first_reply_ms", "first echo reply", "ms", 1),
-)
-
-
-@frozen
-class Run:
-    """What one contender did in one round."""
-
-    contender: str
-    figures: Figures
-    link: str = ""  # over which
-
-
-@frozen
-class Comparison:
-    """Two contenders, of whose figures the quotient is of interest."""
-
-    contender: str
-    base: str
-
-    def __str__(self) -> str:
-        """Name it as in the table and in the JSON."""
-        return f"{self.contender} : {self.base}"
-
-
-@frozen
-class Column:
-    """A column of the table."""
-
-    head: str
-    figures: Figures
-    is_ratio: bool = False
+Against = OtherTunnel | AlphaTrio
+"""Who may be named on the command line."""
 
 
 def measure_contender(
-    contender: Contender, path: Sequence[Host], link: Link, seconds: float
+    contender: Contender, path: Sequence[Host], link: Link, options: argparse.Namespace
 ) -> Run:
     """Set a contender up between the ends of a path and take all figures of it."""
     vm1, *routers, vm2 = path
@@ -112,29 +48,75 @@ def measure_contender(
         contender.session(vm1, vm2, *routers) as session,
         measure.iperf_server(vm2),
         measure.packet_counter(vm2),
+        measure.far_end(vm2),
     ):
-        figures = measure_session(session, vm1, link, seconds)
+        figures = measure_session(session, vm1, link, options)
         return Run(contender.name, figures, str(link))
 
 
-def measure_session(session: Session, vm1: Host, link: Link, seconds: float) -> Figures:
+def measure_session(
+    session: Session, vm1: Host, link: Link, options: argparse.Namespace
+) -> Figures:
     """Take all figures of a contender that is at work, and add those it has taken."""
-    address, pids = session.address, session.pids
-    everybody = pids + session.relays
-    figures = {
-        **session.figures,
-        **measure.ping(vm1, address, min(seconds, 2), "idle"),
-        **measure.tcp(vm1, address, seconds, 1, everybody),
-        **measure.tcp(vm1, address, seconds, 4, everybody),
-        **measure.loaded_ping(vm1, address, seconds),
+    address, seconds = session.address, options.seconds
+    groups = groups_for(link, options)
+    figures = {**session.figures, **measure.ping(vm1, address, min(seconds, 2), "idle")}
+    for take in _latencies(groups - {"ping"}, vm1, address, seconds, "idle"):
+        figures |= take()
+    if "tcp" in groups:
+        everybody = session.pids + session.relays
+        for streams in (1, 4):
+            figures |= measure.tcp(vm1, address, seconds, streams, everybody)
+    if loaded := _latencies(groups, vm1, address, seconds, "loaded"):
+        figures |= _under_load(loaded, vm1, address, seconds, link)
+    if "udp" in groups:
+        # A single echo can be quicker than packets in numbers: ours has a small one of
+        # an idle path cross it once, others three times.
+        slowest = max(figures["ping_idle_median_ms"], 2 * link.round_trip_ms) / 1e3
+        for size in UDP_SIZES:
+            figures |= measure.udp(vm1, address, size, slowest, link.loss)
+    return figures | _memory(session)
+
+
+def groups_for(link: Link, options: argparse.Namespace) -> set[str]:
+    """Return which figures are wanted of a link."""
+    if options.only:
+        return {*options.only}
+    # How many packets the processors can carry is no question of loss.
+    return {*GROUPS} - ({"udp"} if link.loss else set())
+
+
+def _latencies(
+    groups: set[str], vm1: Host, address: str, seconds: float, load: str
+) -> list[Callable[[], Figures]]:
+    measurements = {
+        "ping": measure.ping,
+        "one-way": measure.one_direction,
+        "ssh": measure.ssh,
     }
-    # A single echo may be quicker than one of many packets: ours has small ones of an
-    # idle path cross it once, and what comes in numbers three times.
-    way_ms = max(figures["ping_idle_median_ms"], 2 * link.round_trip_ms)
-    for size in UDP_SIZES:
-        figures |= measure.udp(vm1, address, size, way_ms / 1e3, link.loss)
-    if pids:
-        figures["rss_loaded_mb"] = measure.resident_mb(pids)
+    duration = min(seconds, _LATENCY_SECONDS)
+    return [
+        partial(take, vm1, address, duration, load)
+        for group, take in measurements.items()
+        if group in groups
+    ]
+
+
+def _under_load(
+    measurements: Sequence[Callable[[], Figures]],
+    vm1: Host,
+    address: str,
+    seconds: float,
+    link: Link,
+) -> Figures:
+    duration, round_trip = min(seconds, _LATENCY_SECONDS), link.round_trip_ms / 1e3
+    return measure.beside_stream(vm1, address, duration, measurements, round_trip)
+
+
+def _memory(session: Session) -> Figures:
+    figures = {}
+    if session.pids:
+        figures["rss_loaded_mb"] = measure.resident_mb(session.pids)
     if session.relays:
         figures["rss_relay_loaded_mb"] = measure.resident_mb(session.relays)
     return figures
@@ -155,20 +137,8 @@ def measure_on(
         for number in range(1, options.repeat + 1):
             for contender in contenders_for(options):
                 tell(f"{link}, round {number} of {options.repeat}: {contender.name}")
-                runs.append(measure_contender(contender, path, link, options.seconds))
+                runs.append(measure_contender(contender, path, link, options))
     return runs
-
-
-def medians(runs: Iterable[Run]) -> dict[str, Figures]:
-    """Return the median of every figure, by contender."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for run in runs:
-        for name, value in run.figures.items():
-            values.setdefault(run.contender, {}).setdefault(name, []).append(value)
-    return {
-        contender: {name: statistics.median(seen) for name, seen in figures.items()}
-        for contender, figures in values.items()
-    }
 
 
 def with_relay_ping(
@@ -187,64 +157,7 @@ def _relayed_name(options: argparse.Namespace) -> str:
     return "1 relay" if options.relays == 1 else f"{options.relays} relays"
 
 
-def ratio(figures: Figures, base: Figures) -> Figures:
-    """Divide the figures by those of the base, where both have them."""
-    return {key: value / base[key] for key, value in figures.items() if base.get(key)}
-
-
-def ratios(
-    figures: Mapping[str, Figures], comparisons: Iterable[Comparison]
-) -> dict[str, Figures]:
-    """Return the quotients of what is to be compared."""
-    return {
-        str(pair): ratio(figures[pair.contender], figures[pair.base])
-        for pair in comparisons
-    }
-
-
-def table(columns: Sequence[Column]) -> Table:
-    """Lay out those rows of which any column has a figure."""
-    has_unit = not all(column.is_ratio for column in columns)
-    result = Table(box=None, pad_edge=False)
-    result.add_column("", no_wrap=True)
-    if has_unit:
-        result.add_column("unit", no_wrap=True)
-    for column in columns:
-        # A ratio's head in two lines, or four of them would not fit.
-        head = column.head.replace(" : ", " :\n")
-        result.add_column(head, justify="right", no_wrap=True)
-    for row in ROWS:
-        cells = [_cell(row, column) for column in columns]
-        if any(cells):
-            result.add_row(row.title, *[row.unit] * has_unit, *cells)
-    return result
-
-
-def _cell(row: Row, column: Column) -> str:
-    value = column.figures.get(row.figure)
-    if value is None:
-        return ""
-    return f"{value:,.{2 if column.is_ratio else row.digits}f}"
-
-
-def tables(
-    figures: Mapping[str, Figures], compared: Mapping[str, Figures], others: int
-) -> list[Table]:
-    """Lay out ours and its ratios, then the ``others`` at the end and theirs.
-
-    As many tables as it takes to keep each within 80 columns.
-    """
-    columns = [Column(name, values) for name, values in figures.items()]
-    quotients = [Column(name, values, True) for name, values in compared.items()]
-    ours, our_quotients = len(columns) - others, len(quotients) - others
-    parts = [columns[:ours], quotients[:our_quotients]]
-    if our_quotients == 1:
-        parts = [parts[0] + parts[1]]
-    parts += [columns[ours:], quotients[our_quotients:]]
-    return [table(part) for part in parts if part]
-
-
-def machine(others: Iterable[OtherTunnel]) -> dict[str, Any]:
+def machine(others: Iterable[Against]) -> dict[str, Any]:
     """Return what a reader must know to compare figures with those of elsewhere."""
     iperf = subprocess.run(
         ["iperf3", "--version"], capture_output=True, text=True, check=True
@@ -273,6 +186,7 @@ def document(options: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]
     """Return everything there is to know, for ``--json``."""
     settings = {key: value for key, value in vars(options).items() if key != "json"}
     settings["against"] = [other.name for other in options.against]
+    settings["only"] = [*options.only]
     settings["links"] = [str(link) for link in options.links]
     links = [findings(options, link, runs) for link in options.links]
     return {
@@ -282,6 +196,7 @@ def document(options: argparse.Namespace, runs: Sequence[Run]) -> dict[str, Any]
         "runs": [asdict(run) for run in runs],
         "medians": links[0]["medians"],
         "ratios": links[0]["ratios"],
+        "verdicts": links[0]["verdicts"],
         "links": links,
     }
 
@@ -292,18 +207,26 @@ def findings(
     """Return what the runs over one link come to."""
     here = [run for run in runs if run.link == str(link)]
     figures = with_relay_ping(medians(here), options)
+    pairs = comparisons_for(options)
+    judged = verdicts(here, pairs)
     return {
         "link": str(link),
         **asdict(link),
         "medians": figures,
-        "ratios": ratios(figures, comparisons_for(options)),
+        "ratios": ratios(figures, pairs),
+        "verdicts": {
+            pair: {figure: asdict(word) for figure, word in words.items()}
+            for pair, words in judged.items()
+        },
     }
 
 
 def contenders_for(options: argparse.Namespace) -> list[Contender]:
     """Return who takes part: the yardstick, ours, others'."""
     alpha_trio = AlphaTrio(
-        disabled_offloads=tuple(options.no_offload), mode=options.mode
+        disabled_offloads=tuple(options.no_offload),
+        mode=options.mode,
+        is_start_timed=not options.only or "start" in options.only,
     )
     contenders: list[Contender] = [PlainLink(), alpha_trio]
     if options.peers:
@@ -311,7 +234,11 @@ def contenders_for(options: argparse.Namespace) -> list[Contender]:
         contenders.append(evolve(alpha_trio, name=name, peers=options.peers))
     if options.relays:
         contenders.append(Relayed(_relayed_name(options), alpha_trio))
-    return [*contenders, *options.against]
+    for other in options.against:
+        if isinstance(other, AlphaTrio):
+            other = evolve(alpha_trio, name=other.name, program=other.program)
+        contenders.append(other)
+    return contenders
 
 
 def comparisons_for(options: argparse.Namespace) -> list[Comparison]:
@@ -324,17 +251,14 @@ def comparisons_for(options: argparse.Namespace) -> list[Comparison]:
     return pairs + [Comparison("alpha-trio", other.name) for other in options.against]
 
 
-def installed(
-    tunnels: Iterable[OtherTunnel], tell: Callable[[str], None]
-) -> list[OtherTunnel]:
+def installed(tunnels: Iterable[Against], tell: Callable[[str], None]) -> list[Against]:
     """Return those that can be measured here; tell of the rest."""
     found = []
     for tunnel in tunnels:
         if tunnel.missing:
-            tell(
-                f"{tunnel.name} is left out, {' and '.join(tunnel.missing)} not found: "
-                f"apt-get install {tunnel.packages}"
-            )
+            remedy = tunnel.packages and f": apt-get install {tunnel.packages}"
+            missing = " and ".join(tunnel.missing)
+            tell(f"{tunnel.name} is left out, {missing} not found{remedy}")
         else:
             found.append(tunnel)
     return found
@@ -354,8 +278,17 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--against",
         type=_others,
         default=[],
-        metavar="NAME[,NAME]...",
-        help=f"also measure other tunnels, where installed: {', '.join(OTHERS)}",
+        metavar="NAME[=PATH][,...]",
+        help=f"also measure other tunnels: {', '.join(OTHERS)}, those installed or the "
+        "binary at a path; or alpha-trio=PATH, of another environment",
+    )
+    add(
+        "--only",
+        type=partial(_listed, GROUPS),
+        default=[],
+        metavar="WHAT[,WHAT]...",
+        help=f"only some of the figures: {', '.join(GROUPS)} (default: all, but udp "
+        "not on links with loss)",
     )
     # Not both: their columns together would not fit a terminal.
     more = parser.add_mutually_exclusive_group()
@@ -380,7 +313,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     far = parser.add_mutually_exclusive_group()
     far.add_argument(
         "--profile",
-        type=_profiles,
+        type=partial(_listed, PROFILES),
         default=[],
         metavar="NAME[,NAME]...",
         help="round trips and loss in either direction, each a table of its own: "
@@ -416,16 +349,6 @@ def _links(options: argparse.Namespace) -> list[Link]:
     return [Link(2 * options.delay * hops, options.loss)]
 
 
-def _profiles(text: str) -> list[str]:
-    names = [*dict.fromkeys(text.split(","))]  # each once
-    for name in names:
-        if name not in PROFILES:
-            raise argparse.ArgumentTypeError(
-                f"{name!r} is not known: choose from {', '.join(PROFILES)}"
-            )
-    return names
-
-
 def _percent(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 50:
@@ -433,14 +356,38 @@ def _percent(text: str) -> float:
     return value
 
 
-def _others(text: str) -> list[OtherTunnel]:
-    names = dict.fromkeys(text.split(","))  # each once
+def _others(text: str) -> list[Against]:
+    tunnels: list[Against] = []
+    for word in dict.fromkeys(text.split(",")):  # each once
+        name, _, path = word.partition("=")
+        tunnel = _other(name, path)
+        names = [f"{name} {number}" for number in range(2, len(tunnels) + 3)]
+        taken = {"alpha-trio", *(other.name for other in tunnels)}
+        free = next(free for free in [name, *names] if free not in taken)
+        tunnels.append(evolve(tunnel, name=free))
+    return tunnels
+
+
+def _other(name: str, path: str) -> Against:
+    if name in OTHERS:
+        return OTHERS[name].at(path) if path else OTHERS[name]
+    if name == "alpha-trio" and path:
+        return AlphaTrio(program=Path(path).absolute())
+    raise argparse.ArgumentTypeError(
+        f"{name!r} is not known: choose from {', '.join(OTHERS)}, each with or without "
+        "the path of a binary, or alpha-trio=PATH"
+    )
+
+
+def _listed(known: Iterable[str], text: str) -> list[str]:
+    """Take apart names separated by commas, each once."""
+    names = [*dict.fromkeys(text.split(","))]
     for name in names:
-        if name not in OTHERS:
+        if name not in known:
             raise argparse.ArgumentTypeError(
-                f"{name!r} is not known: choose from {', '.join(OTHERS)}"
+                f"{name!r} is not known: choose from {', '.join(known)}"
             )
-    return [OTHERS[name] for name in names]
+    return names
 
 
 def _mode(text: str) -> str:
@@ -478,22 +425,6 @@ def main(arguments: Sequence[str]) -> int:
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
-
-
-def show(result: Mapping[str, Any]) -> None:
-    """Print a document."""
-    console = Console(highlight=False)
-    facts = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
-    console.print(facts, soft_wrap=True)
-    settings = result["settings"]
-    rounds = f"{settings['repeat']} round{'s' if settings['repeat'] > 1 else ''}"
-    console.print(f"medians of {rounds}, {settings['seconds']} s each")
-    others = len(settings["against"])
-    for found in result["links"]:
-        console.print(f"\nround trip and loss of the link: {found['link']}")
-        for part in tables(found["medians"], found["ratios"], others):
-            console.print()
-            console.print(part)
 
 
 if __name__ == "__main__":

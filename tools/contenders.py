@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from attrs import evolve, field, frozen
 
 from tools import measure
-from tools.daemons import Daemon, peers_config
+from tools.daemons import PROGRAM, Daemon, peers_config
 from tools.lab import Host, LabError
 
 # Where configured peers beyond the first have their endpoints; nobody is there.
 _ELSEWHERE = "10.0.0.0/8"
+_ECHO_INTERVAL = 0.02  # seconds between echo requests while the first reply is awaited
 
 
 @frozen
@@ -52,7 +58,8 @@ class PlainLink:
 
     @contextmanager
     def session(self, vm1: Host, vm2: Host, *_routers: Host) -> Iterator[Session]:
-        """Nothing to set up: the link is there."""
+        """Have them know one another's link-layer address, as with a tunnel."""
+        measure.time_to_first_reply(vm1, vm2.address)
         yield Session(vm2.address)
 
 
@@ -64,25 +71,72 @@ class AlphaTrio:
     peers: int = 1  # configured on vm1, the one that is there included
     disabled_offloads: Sequence[str] = ()
     mode: str | None = None  # for both peers; None: the daemon's default
+    program: Path = PROGRAM
+    is_start_timed: bool = True  # costs a start of both daemons more
+
+    packages = ""  # of Debian: none has it
+
+    @property
+    def missing(self) -> list[str]:
+        """The program, if it cannot be run."""
+        return [] if os.access(self.program, os.X_OK) else [str(self.program)]
+
+    @property
+    def version(self) -> str:
+        """Say where it is and what it says of itself."""
+        environment = {**os.environ, "PYTHONPATH": ""}
+        command = (str(self.program), "--version")
+        told = subprocess.run(command, capture_output=True, text=True, env=environment)
+        return f"{self.program} ({told.stdout.strip()})"
 
     @contextmanager
     def session(self, vm1: Host, vm2: Host, *_routers: Host) -> Iterator[Session]:
         """Start both daemons, add the peers, wait for the first echo reply."""
-        options = [f"--no-offload={name}" for name in self.disabled_offloads]
-        sender = Daemon(vm1, *options, config=_absent(self.peers - 1))
-        receiver = Daemon(vm2, *options)
         vm1.run("ip", "route", "add", _ELSEWHERE, "via", next_hop(vm1, vm2.address))
-        start = time.monotonic()
         try:
+            timed = self._time_start(vm1, vm2) if self.is_start_timed else {}
+            sender = self._daemon(vm1, _absent(self.peers - 1))
+            receiver = self._daemon(vm2)
+            start = time.monotonic()
             with sender:
                 started = time.monotonic() - start
                 with receiver:
-                    figures = {"start_s": started, **self._join(sender, receiver)}
+                    timed |= {"start_s": started, **self._join(sender, receiver)}
                     pids = (sender.pid, receiver.pid)
-                    figures["rss_idle_mb"] = measure.resident_mb(pids)
-                    yield Session(vm2.address, pids, figures)
+                    timed["rss_idle_mb"] = measure.resident_mb(pids)
+                    yield Session(vm2.address, pids, timed)
         finally:
             vm1.run("ip", "route", "del", _ELSEWHERE)
+
+    def _daemon(self, host: Host, config: str = "") -> Daemon:
+        """Prepare a daemon that knows nobody but those in its config file."""
+        # Peers added in the round before would be there at once, and their keys.
+        shutil.rmtree(host.directory / "state", ignore_errors=True)
+        options = [f"--no-offload={name}" for name in self.disabled_offloads]
+        return Daemon(host, *options, config=config, program=self.program)
+
+    def _time_start(self, vm1: Host, vm2: Host) -> measure.Figures:
+        """Start both at once, each with the other in its config file, and have it echo.
+
+        The time includes their keys, as after an installation.
+        """
+        daemons = [
+            self._daemon(vm1, _absent(self.peers - 1) + self._configured(vm2)),
+            self._daemon(vm2, self._configured(vm1)),
+        ]
+        start = time.monotonic()
+        with ThreadPoolExecutor() as pool, ExitStack() as stack:
+            for daemon in daemons:
+                stack.push(daemon)  # one may have started when the other fails
+            list(pool.map(Daemon.start, daemons))
+            measure.time_to_first_reply(vm1, vm2.address, every=_ECHO_INTERVAL)
+            taken = time.monotonic() - start
+            _insist_on_tunnel(daemons[0], vm2)
+        return {"run_to_reply_s": taken}
+
+    def _configured(self, peer: Host) -> str:
+        mode = f'mode = "{self.mode}"\n' if self.mode is not None else ""
+        return peers_config({peer.name: peer.address}) + mode
 
     def _join(self, sender: Daemon, receiver: Daemon) -> measure.Figures:
         """Tell each of the other; return how long that and the first echo took."""
@@ -91,10 +145,13 @@ class AlphaTrio:
         self._add(sender, receiver.host)
         added = time.monotonic()
         reply = measure.time_to_first_reply(sender.host, receiver.host.address)
-        peers = {peer["name"]: peer for peer in sender.status()["peers"]}
-        if not peers[receiver.host.name]["tx_packets"]:
-            raise LabError("the echo request went past the tunnel: nothing to measure")
-        return {"add_ms": (added - before) * 1e3, "first_reply_ms": reply * 1e3}
+        _insist_on_tunnel(sender, receiver.host)
+        add = added - before
+        return {
+            "add_ms": add * 1e3,
+            "first_reply_ms": reply * 1e3,
+            "add_to_reply_ms": (add + reply) * 1e3,
+        }
 
     def _add(self, daemon: Daemon, peer: Host) -> None:
         # Not by the command line: starting a program is not what is to be measured.
@@ -102,6 +159,12 @@ class AlphaTrio:
         if self.mode is not None:
             settings["mode"] = self.mode
         daemon.request("peers.add", name=peer.name, settings=settings)
+
+
+def _insist_on_tunnel(sender: Daemon, peer: Host) -> None:
+    peers = {peer["name"]: peer for peer in sender.status()["peers"]}
+    if not peers[peer.name]["tx_packets"]:
+        raise LabError("the echo request went past the tunnel: nothing to measure")
 
 
 @frozen

@@ -32,9 +32,15 @@ class Daemon:
     As a context manager it starts, and at the end stops and insists on exit code 0.
     """
 
-    def __init__(self, host: Host, *arguments: str, config: str = "") -> None:
-        """Prepare it; ``arguments`` go to ``run``, ``config`` is the config file."""
+    def __init__(
+        self, host: Host, *arguments: str, config: str = "", program: Path = PROGRAM
+    ) -> None:
+        """Prepare it; ``arguments`` go to ``run``, ``config`` is the config file.
+
+        ``program``: ``alpha-trio`` of another environment, to compare with.
+        """
         self.host = host
+        self.program = program
         self.arguments = arguments
         self.config_file = host.directory / "alpha-trio.toml"
         self.config_file.write_text(config)
@@ -43,6 +49,9 @@ class Daemon:
             "ALPHA_TRIO_SOCKET": str(host.directory / "run" / "control.sock"),
             "ALPHA_TRIO_STATE": str(host.directory / "state"),
         }
+        if program != PROGRAM:
+            # It names this checkout, whose modules would be found before its own.
+            self.environment["PYTHONPATH"] = ""
         self._process: subprocess.Popen[str] | None = None
         self._log_start = 0  # where the log of the present run begins
 
@@ -58,7 +67,7 @@ class Daemon:
 
     def start(self, timeout: float = 10) -> Self:
         """Start it, again if need be, wait until it answers commands; return it."""
-        command = (str(PROGRAM), "run", "--config", str(self.config_file))
+        command = (str(self.program), "run", "--config", str(self.config_file))
         with self.log_file.open("a") as log:
             self._log_start = log.tell()
             self._process = self.host.popen(
@@ -124,7 +133,7 @@ class Daemon:
     ) -> subprocess.CompletedProcess[str]:
         """Run ``alpha-trio ARGUMENTS`` on its host against this daemon."""
         return self.host.run(
-            str(PROGRAM),
+            str(self.program),
             *arguments,
             check=check,
             timeout=timeout,

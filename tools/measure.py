@@ -14,13 +14,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
-from tools import packets
+from tools import one_way, packets
 from tools.daemons import serving
 from tools.lab import Host, LabError
 
@@ -33,6 +33,12 @@ _PROBE_SECONDS = 1
 _ANSWER_TIMEOUT = 10  # seconds; a connection through an overloaded tunnel may take some
 _GRACE = 0.02  # seconds beyond the idle round trip that a UDP packet may be late
 _PING_INTERVAL = 0.005  # seconds
+_ONE_WAY_INTERVAL, _ONE_WAY_SIZE = 0.005, 64  # seconds, bytes of payload
+# What somebody who types in a session is to the network: a key stroke and its echo,
+# each an IPv4 packet of 60 bytes.
+_SSH_INTERVAL, _SSH_SIZE = 0.05, 32
+_LATENESS = 1  # seconds after the last one until a packet on its way counts as lost
+_WARM_UP_ROUND_TRIPS, _MAX_WARM_UP = 20, 2  # of a TCP stream; seconds
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _IPERF_PORT = 5201
 _ROLES = ("sender", "receiver", "relay1", "relay2")
@@ -56,6 +62,13 @@ class Delivery:
 def iperf_server(host: Host) -> Iterator[None]:
     """Let iperf3 answer on ``host`` within the block."""
     with serving(host, "tcp", _IPERF_PORT, "iperf3", "--server"):
+        yield
+
+
+@contextmanager
+def far_end(host: Host) -> Iterator[None]:
+    """Let packets that are timed one way arrive on ``host`` within the block."""
+    with serving(host, "tcp", one_way.PORT, sys.executable, one_way.__file__):
         yield
 
 
@@ -184,7 +197,7 @@ def _first_guess(overload: Delivery, rate: float) -> float:
 
 
 def ping(host: Host, address: str, seconds: float, load: str) -> Figures:
-    """Return median and 99th percentile of the round trip in ms, named after ``load``.
+    """Return percentiles of the round trip in ms, named after ``load``.
 
     200 echo requests per second; those without a reply do not count.
     """
@@ -196,15 +209,94 @@ def ping(host: Host, address: str, seconds: float, load: str) -> Figures:
         raise LabError(f"{host.name}: no reply to ping from {address}")
     return {
         f"ping_{load}_median_ms": statistics.median(times),
+        f"ping_{load}_p90_ms": percentile(times, 0.90),
         f"ping_{load}_p99_ms": percentile(times, 0.99),
     }
 
 
-def loaded_ping(host: Host, address: str, seconds: float) -> Figures:
-    """Return what ``ping`` does, beside one TCP stream."""
+def one_direction(host: Host, address: str, seconds: float, load: str) -> Figures:
+    """Return percentiles in ms of the way there, and the percentage lost on it.
+
+    200 packets per second that nobody answers.
+    """
+    flow = _flow(host, address, seconds, _ONE_WAY_INTERVAL, _ONE_WAY_SIZE)
+    lost = 1 - len(flow.there) / flow.sent
+    return _flow_figures(f"one_way_{load}", [*flow.there.values()], lost)
+
+
+def ssh(host: Host, address: str, seconds: float, load: str) -> Figures:
+    """Return percentiles in ms of one way, there or back, of what SSH sends.
+
+    And the percentage of key strokes whose echo never came.
+    """
+    flow = _flow(host, address, seconds, _SSH_INTERVAL, _SSH_SIZE, is_answered=True)
+    lost = 1 - len(flow.back) / flow.sent
+    ways = [*flow.there.values(), *flow.back.values()]
+    return _flow_figures(f"ssh_{load}", ways, lost)
+
+
+def _flow_figures(name: str, times: Sequence[float], lost: float) -> Figures:
+    figures = {
+        f"{name}_p{share}_ms": percentile(times, share / 100) * 1e3
+        for share in (50, 90, 99)
+    }
+    return {**figures, f"{name}_lost_percent": lost * 100}
+
+
+def _flow(
+    host: Host,
+    address: str,
+    seconds: float,
+    interval: float,
+    size: int,
+    *,
+    is_answered: bool = False,
+) -> one_way.Flow:
+    """Send packets to ``far_end``; LabError when there is none or none arrives."""
+    count = max(1, round(seconds / interval))
+    what = f"one way from {host.name} to {address}"
+    stream = host.socket(kind=socket.SOCK_STREAM)
+    with stream as control, host.socket() as data:
+        control.settimeout(_ANSWER_TIMEOUT)
+        try:
+            for end in (control, data):
+                end.connect((address, one_way.PORT))
+            flow = one_way.send(
+                data,
+                control,
+                size,
+                count,
+                interval,
+                is_answered=is_answered,
+                patience=_LATENESS,
+            )
+        except OSError as error:
+            raise LabError(f"{what}: {error}") from error
+    if not flow.there:
+        raise LabError(f"{what}: no packet arrived")
+    return flow
+
+
+def beside_stream(
+    host: Host,
+    address: str,
+    seconds: float,
+    measurements: Sequence[Callable[[], Figures]],
+    round_trip: float = 0,
+) -> Figures:
+    """Return what measurements of ``seconds`` find one after the other, under load.
+
+    The load is a TCP stream, which before the first of them has 20 of the idle path's
+    round trips, in seconds, to reach its speed, but two seconds at most.
+    """
+    warm_up = min(_WARM_UP_ROUND_TRIPS * round_trip, _MAX_WARM_UP)
+    duration = warm_up + len(measurements) * (seconds + _LATENESS)
+    figures: Figures = {}
     with ThreadPoolExecutor(max_workers=1) as pool:
-        load = pool.submit(iperf, host, address, seconds + 1)
-        figures = ping(host, address, seconds, "loaded")
+        load = pool.submit(iperf, host, address, duration)
+        time.sleep(warm_up)
+        for take in measurements:
+            figures |= take()
         load.result()
     return figures
 
@@ -220,19 +312,42 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def time_to_first_reply(host: Host, address: str, timeout: float = 5) -> float:
-    """Send an echo request, again every second, and return seconds until a reply."""
+def time_to_first_reply(
+    host: Host,
+    address: str,
+    timeout: float = 5,
+    *,
+    every: float = 1,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> float:
+    """Send echo requests, so many seconds apart; return seconds until a reply.
+
+    ``meanwhile`` is called before each request, and raises if there is no hope.
+    """
     start = time.monotonic()
     with host.socket(kind=socket.SOCK_RAW, proto=socket.IPPROTO_ICMP) as echo:
         # Connected, it gets ICMP from this address only.
         echo.connect((address, 0))
-        while time.monotonic() < start + timeout:
-            echo.send(_echo_request())
-            # A peer on this machine answers by its kernel, so any reply is ours.
-            while select.select([echo], [], [], min(1, timeout))[0]:
-                if _is_echo_reply(echo.recv(2048)):
-                    return time.monotonic() - start
+        while (now := time.monotonic()) < start + timeout:
+            meanwhile()
+            # Refused by a device that is not up yet, or by a daemon without a peer:
+            # not there yet, as without an answer.
+            with suppress(OSError):
+                echo.send(_echo_request())
+            if _is_answered(echo, now + min(every, timeout)):
+                return time.monotonic() - start
     raise LabError(f"{host.name}: no echo reply from {address} in {timeout:g} s")
+
+
+def _is_answered(echo: socket.socket, until: float) -> bool:
+    # A peer on this machine answers by its kernel, so any reply is ours.
+    while (left := until - time.monotonic()) > 0:
+        if not select.select([echo], [], [], left)[0]:
+            return False
+        with suppress(OSError):  # an ICMP error: not there yet
+            if _is_echo_reply(echo.recv(2048)):
+                return True
+    return False
 
 
 def _echo_request() -> bytes:

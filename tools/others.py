@@ -1,4 +1,6 @@
-"""Other tunnels in user space, from Debian's packages, as the benchmark runs them.
+"""Other tunnels in user space, as the benchmark runs them.
+
+They are those of Debian's packages, or of a binary whose path is given.
 
 Each has the settings its package comes with, apart from addresses, keys and what a
 comment below explains; the keys are made anew every time.  What is written lies in the
@@ -13,11 +15,13 @@ import os
 import shutil
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from tools import measure
 from tools.contenders import Session
@@ -25,7 +29,7 @@ from tools.daemons import ending
 from tools.lab import Host, LabError, wait_until
 
 _START_TIMEOUT = 30  # seconds until the first echo reply through the tunnel
-_PING = ("ping", "-n", "-c", "1", "-W", "1")
+_ECHO_INTERVAL = 0.02  # seconds between echo requests until there is a reply
 _WIREGUARD_SOCKETS = Path("/run/wireguard")
 
 Command = tuple[str, ...]
@@ -60,9 +64,16 @@ class OtherTunnel:
 
     name: str
     packages: str  # of Debian
-    programs: Sequence[str]  # it needs these
-    prepare: Callable[[Ends], Sequence[Command]]  # makes files; returns what to run
+    programs: Sequence[str]  # it needs these; the first is the daemon
+    # Makes files for a daemon of this name or path; returns what to run.
+    prepare: Callable[[Ends, str], Sequence[Command]]
     set_up: Callable[[End], None] = _nothing_more  # when the device is there
+    has_path: bool = False  # whether the daemon is one whose path was given
+
+    def at(self, path: str) -> OtherTunnel:
+        """Return the same with the daemon at this path."""
+        programs = [os.path.abspath(path), *self.programs[1:]]
+        return evolve(self, programs=programs, has_path=True)
 
     @property
     def missing(self) -> list[str]:
@@ -71,7 +82,12 @@ class OtherTunnel:
 
     @property
     def version(self) -> str:
-        """Version of its package; empty where it was installed in another way."""
+        """Version of its package; empty where it was installed in another way.
+
+        Of a binary its path and what it says of itself.
+        """
+        if self.has_path:
+            return f"{self.programs[0]} ({_told_version(self.programs[0])})"
         if not shutil.which("dpkg-query"):
             return ""
         package = self.packages.split()[0]
@@ -82,15 +98,20 @@ class OtherTunnel:
     def session(self, vm1: Host, vm2: Host, *_routers: Host) -> Iterator[Session]:
         """Make keys, start it on both hosts, wait for an echo reply."""
         ends = self._end(vm1, 1), self._end(vm2, 2)
-        commands = self.prepare(ends)
+        commands = self.prepare(ends, self.programs[0])
+        start = time.monotonic()
         # The one that calls comes last: refused, it would try again in seconds only.
         with (
             self._at_work(ends[1], commands[1]) as two,
             self._at_work(ends[0], commands[0]) as one,
         ):
-            _wait(ends[0], one, *_PING, ends[1].inner)
+            _wait_for_reply(ends, one)
+            taken = time.monotonic() - start
             pids = one.pid, two.pid
-            figures = {"rss_idle_mb": measure.resident_mb(pids)}
+            figures = {
+                "run_to_reply_s": taken,
+                "rss_idle_mb": measure.resident_mb(pids),
+            }
             yield Session(ends[1].inner, pids, figures)
 
     @contextmanager
@@ -98,7 +119,7 @@ class OtherTunnel:
         with end.log.open("w") as log:
             process = end.host.popen(*command, stdout=log, stderr=log, detached=True)
         with ending(process):
-            _wait(end, process, "ip", "link", "show", "dev", end.device)
+            _wait_for_device(end, process)
             self.set_up(end)
             yield process
 
@@ -109,15 +130,40 @@ class OtherTunnel:
         return End(host, f"at{os.getpid()}-{number}", f"172.30.0.{number}", folder)
 
 
-def _wait(end: End, process: Process, *condition: str) -> None:
-    """Wait until this command succeeds on the host, or the process has ended."""
+def _told_version(program: str) -> str:
+    """Return the first line of what a program says when asked, in either way."""
+    for option in ("--version", "-version"):
+        done = subprocess.run([program, option], capture_output=True, text=True)
+        if told := (done.stdout or done.stderr).strip():
+            return told.splitlines()[0]
+    return ""
 
-    def holds() -> bool:
-        if process.poll() is not None:
-            raise LabError(f"{end.host.name}: {_last_words(end)}")
-        return end.host.run(*condition, check=False).returncode == 0
 
-    wait_until(holds, f"{end.host.name}: {' '.join(condition)}", _START_TIMEOUT)
+def _wait_for_device(end: End, process: Process) -> None:
+    show = ("ip", "link", "show", "dev", end.device)
+
+    def is_there() -> bool:
+        _insist(end, process)
+        return end.host.run(*show, check=False).returncode == 0
+
+    wait_until(is_there, f"{end.host.name}: {' '.join(show)}", _START_TIMEOUT)
+
+
+def _wait_for_reply(ends: Ends, process: Process) -> None:
+    end, other = ends
+    measure.time_to_first_reply(
+        end.host,
+        other.inner,
+        _START_TIMEOUT,
+        every=_ECHO_INTERVAL,
+        meanwhile=partial(_insist, end, process),
+    )
+
+
+def _insist(end: End, process: Process) -> None:
+    """Raise LabError, with what it said, if a process has ended."""
+    if process.poll() is not None:
+        raise LabError(f"{end.host.name}: {_last_words(end)}")
 
 
 def _last_words(end: End) -> str:
@@ -138,7 +184,7 @@ def _write_secret(path: Path, text: str) -> None:
 # wireguard-go
 
 
-def _prepare_wireguard(ends: Ends) -> list[Command]:
+def _prepare_wireguard(ends: Ends, program: str) -> list[Command]:
     private = [end.host.run("wg", "genkey").stdout for end in ends]
     public = [
         end.host.run("wg", "pubkey", stdin=key).stdout
@@ -152,7 +198,7 @@ def _prepare_wireguard(ends: Ends) -> list[Command]:
             f"[Peer]\nPublicKey = {public[1 - number]}AllowedIPs = {other.inner}/32\n"
             f"Endpoint = {other.host.address}:51820\n",
         )
-    return [("wireguard-go", "--foreground", end.device) for end in ends]
+    return [(program, "--foreground", end.device) for end in ends]
 
 
 def _set_up_wireguard(end: End) -> None:
@@ -166,13 +212,13 @@ def _set_up_wireguard(end: End) -> None:
 # openvpn
 
 
-def _prepare_openvpn(ends: Ends) -> list[Command]:
+def _prepare_openvpn(ends: Ends, program: str) -> list[Command]:
     for end in ends:
         end.host.run(*_make_certificate(end))
     one, two = ends
     return [
-        (*_openvpn(one, two), "--tls-client"),
-        (*_openvpn(two, one), "--tls-server", "--dh", "none"),
+        (*_openvpn(program, one, two), "--tls-client"),
+        (*_openvpn(program, two, one), "--tls-server", "--dh", "none"),
     ]
 
 
@@ -183,7 +229,7 @@ def _make_certificate(end: End) -> Command:
     return ("openssl", "req", "-x509", *kind, *files, "-subj", f"/CN={end.host.name}")
 
 
-def _openvpn(end: End, other: End) -> Command:
+def _openvpn(program: str, end: End, other: End) -> Command:
     options = {
         "dev": end.device,
         "dev-type": "tun",
@@ -196,7 +242,7 @@ def _openvpn(end: End, other: End) -> Command:
         "data-ciphers": "AES-256-GCM",
     }
     words = [f"--{name} {value}" for name, value in options.items()]
-    return ("openvpn", *" ".join(words).split(), "--disable-dco")
+    return (program, *" ".join(words).split(), "--disable-dco")
 
 
 def _fingerprint(certificate: Path) -> str:
@@ -207,18 +253,18 @@ def _fingerprint(certificate: Path) -> str:
 # tinc
 
 
-def _prepare_tinc(ends: Ends) -> list[Command]:
+def _prepare_tinc(ends: Ends, program: str) -> list[Command]:
     for end in ends:
-        _write_tinc_files(end)
+        _write_tinc_files(program, end)
     one, two = ends
     for end, other in (one, two), (two, one):
         shutil.copy(other.folder / "hosts" / other.host.name, end.folder / "hosts")
     with (one.folder / "tinc.conf").open("a") as config:
         config.write(f"ConnectTo = {two.host.name}\n")
-    return [(*_tincd(end), "--no-detach") for end in ends]
+    return [(*_tincd(program, end), "--no-detach") for end in ends]
 
 
-def _write_tinc_files(end: End) -> None:
+def _write_tinc_files(program: str, end: End) -> None:
     (end.folder / "hosts").mkdir()
     (end.folder / "tinc.conf").write_text(
         f"Name = {end.host.name}\nInterface = {end.device}\nMode = router\n"
@@ -230,17 +276,17 @@ def _write_tinc_files(end: End) -> None:
         f"Address = {end.host.address}\nSubnet = {end.inner}/32\n"
         "PMTUDiscovery = no\nPMTU = 1451\n"
     )
-    end.host.run(*_tincd(end), "--generate-keys=2048")
+    end.host.run(*_tincd(program, end), "--generate-keys=2048")
 
 
-def _tincd(end: End) -> Command:
-    return ("tincd", f"--config={end.folder}", f"--pidfile={end.folder / 'pid'}")
+def _tincd(program: str, end: End) -> Command:
+    return (program, f"--config={end.folder}", f"--pidfile={end.folder / 'pid'}")
 
 
 # nebula
 
 
-def _prepare_nebula(ends: Ends) -> list[Command]:
+def _prepare_nebula(ends: Ends, program: str) -> list[Command]:
     authority = ends[0].folder
     ends[0].host.run(*_in(authority, "nebula-cert ca -name benchmark"))
     for end in ends:
@@ -248,14 +294,17 @@ def _prepare_nebula(ends: Ends) -> list[Command]:
         sign = f"nebula-cert sign -name {end.host.name} -ip {end.inner}/24 {files}"
         end.host.run(*_in(authority, sign))
     one, two = ends
-    return [_nebula(one, two, authority), _nebula(two, one, authority)]
+    return [
+        _nebula(program, one, two, authority),
+        _nebula(program, two, one, authority),
+    ]
 
 
 def _in(folder: Path, command: str) -> Command:
     return ("env", f"--chdir={folder}", *command.split())
 
 
-def _nebula(end: End, other: End, authority: Path) -> Command:
+def _nebula(program: str, end: End, other: End, authority: Path) -> Command:
     everything = [{"port": "any", "proto": "any", "host": "any"}]
     config = {
         "pki": {
@@ -271,7 +320,7 @@ def _nebula(end: End, other: End, authority: Path) -> Command:
     }
     file = end.folder / "config.yml"
     file.write_text(json.dumps(config))  # JSON is YAML
-    return ("nebula", "-config", str(file))
+    return (program, "-config", str(file))
 
 
 OTHERS = {

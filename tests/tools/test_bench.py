@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tools import bench, measure
-from tools.bench import Comparison, Run
+from tools import bench, bench_report, measure
 from tools.bench_links import Link
+from tools.bench_report import ROWS, Comparison, Row, Run, Verdict, verdict
 from tools.contenders import AlphaTrio, PlainLink, Relayed
 from tools.measure import Delivery, highest_rate, parse_ping, percentile
 from tools.others import OTHERS, OtherTunnel
@@ -122,18 +122,18 @@ RUNS = [
 
 
 def test_medians_and_ratios():
-    figures = bench.medians(RUNS)
+    figures = bench_report.medians(RUNS)
     assert figures == {
         "plain link": {"tcp_1_gbits": 11.0},
         "alpha-trio": {"tcp_1_gbits": 4.0, "rss_idle_mb": 41.0},
     }
-    assert bench.ratios(figures, [Comparison("alpha-trio", "plain link")]) == {
+    assert bench_report.ratios(figures, [Comparison("alpha-trio", "plain link")]) == {
         "alpha-trio : plain link": {"tcp_1_gbits": pytest.approx(4 / 11)}
     }
 
 
 def test_a_base_of_zero_has_no_ratio():
-    assert bench.ratio({"ping": 1.0}, {"ping": 0.0}) == {}
+    assert bench_report.ratio({"ping": 1.0}, {"ping": 0.0}) == {}
 
 
 def printed(tables):
@@ -146,9 +146,9 @@ def printed(tables):
 
 
 def test_table_shows_each_figure_once_with_its_ratio():
-    figures = bench.medians(RUNS)
-    compared = bench.ratios(figures, [Comparison("alpha-trio", "plain link")])
-    assert printed(bench.tables(figures, compared, others=0)) == [
+    figures = bench_report.medians(RUNS)
+    compared = bench_report.ratios(figures, [Comparison("alpha-trio", "plain link")])
+    assert printed(bench_report.tables(figures, compared, others=0)) == [
         "alpha-trio :",
         "unit plain link alpha-trio plain link",
         "TCP, 1 stream Gbit/s 11.00 4.00 0.36",
@@ -159,23 +159,31 @@ def test_table_shows_each_figure_once_with_its_ratio():
 @pytest.mark.parametrize("more", ["--peers=60000", "--relays=2"])
 def test_tables_of_everybody_fit_a_terminal(more):
     options = bench.parse_arguments([more, "--against", ",".join(OTHERS)])
-    every_figure = dict.fromkeys((row.figure for row in bench.ROWS), 9_999.0)
+    every_figure = dict.fromkeys((row.figure for row in ROWS), 9_999.0)
     figures = dict.fromkeys(
         (contender.name for contender in bench.contenders_for(options)), every_figure
     )
-    compared = bench.ratios(figures, bench.comparisons_for(options))
-    lines = printed(bench.tables(figures, compared, len(options.against)))
+    compared = bench_report.ratios(figures, bench.comparisons_for(options))
+    judged = {
+        pair: {figure: Verdict("behind", 999_999) for figure in every_figure}
+        for pair in compared
+    }
+    lines = printed(
+        bench_report.tables(figures, compared, len(options.against))
+        + bench_report.verdict_tables(judged)
+    )
     assert lines.count("UDP, 64 bytes packets/s 9,999 9,999 9,999 9,999") == 1
     assert lines.count("UDP, 64 bytes 1.00 1.00 1.00 1.00") == 1
     assert any(line.startswith("alpha-trio : ") for line in lines)
     assert "plain link alpha-trio" in lines
+    assert lines.count("UDP, 64 bytes" + 3 * " behind 10,001x") == 2
     assert not [line for line in lines if "…" in line]
 
 
 def test_every_measured_figure_has_a_row():
-    rows = {row.figure for row in bench.ROWS}
+    rows = {row.figure for row in ROWS}
     assert {f"udp_{size}_pps" for size in bench.UDP_SIZES} <= rows
-    assert len(rows) == len(bench.ROWS)
+    assert len(rows) == len(ROWS)
 
 
 def test_options_choose_the_contenders_and_what_is_compared():
@@ -221,11 +229,97 @@ def test_each_relay_adds_its_share_to_the_round_trip():
 
 
 def test_a_tunnel_that_is_not_installed_is_left_out_in_one_line():
-    absent = OtherTunnel("other", "other-vpn", ("no-such-program",), lambda _: [])
+    absent = OtherTunnel("other", "other-vpn", ("no-such-program",), lambda *_: [])
     told = []
     assert bench.installed([absent], told.append) == []
     assert told == [
         "other is left out, no-such-program not found: apt-get install other-vpn"
+    ]
+
+
+def test_the_binary_of_a_contender_may_be_named(tmp_path):
+    binary = tmp_path / "wireguard"
+    line = f"wireguard-go,wireguard-go={binary},alpha-trio={binary},openvpn={binary}"
+    options = bench.parse_arguments(["--against", line, "--mode", "plain"])
+    *_, packaged, ours, old, openvpn = bench.contenders_for(options)
+    assert packaged == OTHERS["wireguard-go"]
+    assert (ours.name, ours.programs) == ("wireguard-go 2", [str(binary), "wg"])
+    assert old == AlphaTrio("alpha-trio 2", mode="plain", program=binary)
+    assert openvpn.name == "openvpn"
+    assert [str(pair) for pair in bench.comparisons_for(options)] == [
+        "alpha-trio : plain link",
+        "alpha-trio : wireguard-go",
+        "alpha-trio : wireguard-go 2",
+        "alpha-trio : alpha-trio 2",
+        "alpha-trio : openvpn",
+    ]
+    assert old.missing == [str(binary)]
+    assert str(binary) in ours.missing
+    told = []
+    assert bench.installed([old], told.append) == []
+    assert told == [f"alpha-trio 2 is left out, {binary} not found"]
+    binary.write_text("#!/bin/sh\necho $0 version 7; exit 1\n")
+    binary.chmod(0o700)
+    assert old.missing == []
+    for contender in (ours, old):
+        assert contender.version == f"{binary} ({binary} version 7)"
+
+
+@pytest.mark.parametrize(
+    ("more", "ours", "theirs", "judged"),
+    [
+        # Beyond the spread of the rounds, and beyond 5 %.
+        (True, [12, 13, 14], [9, 10, 11], Verdict("ahead", 30)),
+        (True, [9, 10, 11], [19, 20, 21], Verdict("behind", -50)),
+        (False, [9, 10, 11], [19, 20, 21], Verdict("ahead", -50)),
+        (False, [40, 40, 50], [9, 10, 11], Verdict("behind", 300)),
+        # Within one of them.
+        (True, [12, 13, 30], [9, 10, 12], Verdict("level", 30)),
+        (True, [104, 105, 106], [100, 100, 100], Verdict("level", 5)),
+        # A single round knows no spread.
+        (True, [119], [100], Verdict("level", 19)),
+        (True, [121], [100], Verdict("ahead", 21)),
+        (False, [0.0], [0.0], Verdict("level", None)),
+        (False, [2.0], [0.0], Verdict("behind", None)),
+    ],
+)
+def test_verdicts(more, ours, theirs, judged):
+    row = Row("figure", "title", "unit", is_gain=more)
+    found = verdict(row, ours, theirs)
+    assert found.word == judged.word
+    assert found.percent == (judged.percent and pytest.approx(judged.percent))
+
+
+def test_a_row_may_have_a_noise_of_its_own():
+    lost = Row("lost_percent", "lost", "%", least=1)
+    assert verdict(lost, [1.5, 1.5], [0.6, 0.6]).word == "level"
+    assert verdict(lost, [1.7, 1.7], [0.6, 0.6]).word == "behind"
+
+
+def test_words_of_a_verdict():
+    assert str(Verdict("ahead", 12.4)) == "ahead 12 %"
+    assert str(Verdict("ahead", -12.4)) == "ahead 12 %"
+    assert str(Verdict("behind", 14_067)) == "behind 142x"
+    assert str(Verdict("behind", -99.5)) == "behind 200x"
+    assert str(Verdict("behind", -100)) == "behind 100 %"
+    assert str(Verdict("behind", None)) == "behind"
+    assert str(Verdict("level", 0.2)) == "level"
+
+
+def test_more_is_better_of_rates_only():
+    gains = {row.figure for row in ROWS if row.is_gain}
+    assert gains == {"tcp_1_gbits", "tcp_4_gbits", "udp_64_pps", "udp_1200_pps"}
+
+
+def test_small_figures_have_two_digits_that_say_something():
+    runs = [Run("alpha-trio", {"tcp_1_gbits": 0.00432, "tcp_4_gbits": 0.0})]
+    columns = [
+        bench_report.Column(name, figures)
+        for name, figures in bench_report.medians(runs).items()
+    ]
+    assert printed([bench_report.table(columns)])[1:] == [
+        "TCP, 1 stream Gbit/s 0.0043",
+        "TCP, 4 streams Gbit/s 0.00",
     ]
 
 
@@ -237,14 +331,72 @@ def test_document_can_be_written_down_and_shown(tmp_path, capsys):
     written = json.loads(json.dumps(bench.document(options, runs)))
     assert written["settings"]["against"] == ["tinc"]
     assert written["ratios"]["alpha-trio : tinc"] == {"tcp_1_gbits": 8}
+    assert written["verdicts"]["alpha-trio : tinc"] == {
+        "tcp_1_gbits": {"word": "ahead", "percent": 700}
+    }
     assert "tinc" in written["machine"]
     assert len(written["runs"]) == len(runs)
-    bench.show(written)
-    assert "medians of 3 rounds, 3 s each" in capsys.readouterr().out
+    bench_report.show(written)
+    shown = capsys.readouterr().out
+    assert "medians of 3 rounds, 3 s each" in shown
+    assert "ahead 700 %" in shown
+
+
+def test_every_link_has_its_findings_and_a_column(capsys):
+    options = bench.parse_arguments(["--profile", "lossy", "--only", "tcp"])
+    runs = [
+        evolve(run, link=str(link), figures={"tcp_1_gbits": 9 - number})
+        for number, link in enumerate(options.links)
+        for run in RUNS
+    ]
+    written = json.loads(json.dumps(bench.document(options, runs)))
+    assert [found["link"] for found in written["links"]][:2] == [
+        "10 ms",
+        "10 ms, 0.1 % lost",
+    ]
+    assert written["links"][5]["loss_percent"] == 1
+    for number, found in enumerate(written["links"]):
+        assert found["medians"]["alpha-trio"] == {"tcp_1_gbits": 9 - number}
+    # What was there before there were links is that of the first.
+    for key in ("medians", "ratios", "verdicts"):
+        assert written[key] == written["links"][0][key]
+    bench_report.show(written)
+    shown = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert shown[shown.index("alpha-trio, by round trip and loss of the link:") :] == [
+        "alpha-trio, by round trip and loss of the link:",
+        "",
+        "10 ms, 10 ms,",
+        "unit 10 ms 0.1 % lost 1 % lost",
+        "TCP, 1 stream Gbit/s 9.00 8.00 7.00",
+        "",
+        "100 ms, 100 ms,",
+        "unit 100 ms 0.1 % lost 1 % lost",
+        "TCP, 1 stream Gbit/s 6.00 5.00 4.00",
+    ]
+
+
+def test_what_is_measured_of_a_link():
+    options = bench.parse_arguments([])
+    assert bench.groups_for(Link(10), options) == {*bench.GROUPS}
+    assert bench.groups_for(Link(10, 1), options) == {*bench.GROUPS} - {"udp"}
+    options = bench.parse_arguments(["--only", "udp,ssh,udp"])
+    assert bench.groups_for(Link(10, 1), options) == {"udp", "ssh"}
+    assert [
+        contender.is_start_timed
+        for contender in bench.contenders_for(options)
+        if isinstance(contender, AlphaTrio)
+    ] == [False]
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--against", "tinc,ipsec"), ("--mode", "fast")]
+    ("option", "value"),
+    [
+        ("--against", "tinc,ipsec"),
+        ("--against", "alpha-trio"),
+        ("--mode", "fast"),
+        ("--profile", "lan,moon"),
+        ("--only", "tcp,sctp"),
+    ],
 )
 def test_an_unknown_word_is_wrong_usage(option, value, capsys):
     with pytest.raises(SystemExit) as ended:
