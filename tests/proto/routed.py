@@ -15,7 +15,7 @@ from alpha_trio.proto.messages import SUITE_ALPHA, Kind
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.relay import Relay, RelayPolicy, Unseen
 from alpha_trio.proto.relay.verdict import RelayDrop
-from alpha_trio.proto.relay.witness import ASSOCIATION_COST
+from alpha_trio.proto.relay.witness import ASSOCIATION_COST, EARLY_COST
 from tests.proto.ends import HERE, SIZE, THERE, End, _end, batch, of_kind
 from tests.proto.simulation import Link, Simulation, remote_of
 
@@ -135,7 +135,10 @@ def weight_of(witness) -> int:
         for round_ in (association.current, association.previous)
         if round_ is not None
     ]
-    return ASSOCIATION_COST * len(witness.associations) + sum(r.weight for r in rounds)
+    associations = witness.associations.values()
+    buckets = sum(association.early is not None for association in associations)
+    fixed = ASSOCIATION_COST * len(associations) + EARLY_COST * buckets
+    return fixed + sum(r.weight for r in rounds)
 
 
 @define(eq=False, repr=False)

@@ -264,8 +264,9 @@ class Simulation:
         link: Link | None = None,
         mode: str = "plain",
         reliable: bool = False,
+        early: bool = True,
     ) -> None:
-        self.mode, self.reliable = mode, reliable
+        self.mode, self.reliable, self.early = mode, reliable, early
         self.now = 0.0
         self.random = Random(seed)
         self.link = link or Link()
@@ -319,7 +320,13 @@ class Simulation:
         address = self.hosts[of].inner
         remotes, prefixes = [remote_of(address)], [ip_network(address)]
         return self.hosts[at].table.add(
-            of, remotes, prefixes, keepalive, mode=self.mode, reliable=self.reliable
+            of,
+            remotes,
+            prefixes,
+            keepalive,
+            mode=self.mode,
+            reliable=self.reliable,
+            early=self.early,
         )
 
     def locate(self, at: str, of: str, *addresses: str) -> None:

@@ -197,10 +197,10 @@ class Session:
         same = (path.version, path.ceiling) == (version, ceiling)
         if fixed or self.mode == "plain":
             path.stop(version, ceiling)
-            self._probe = None  # what was asked of the path before matters no more
+            self._forget_probe()
         elif not same or path.phase is Phase.OFF:
             path.begin(version, ceiling, now)
-            self._probe = None
+            self._forget_probe()
             self._path_host = self.remote[0] if self.remote else ""
         self.fixed_mtu = fixed
         self._fit()
@@ -262,6 +262,12 @@ class Session:
             around = OUTER_HEADERS[path.version]
             self._probe = SizeProbe(size - around, now, self._on_probed)
             current.ask_size(self._probe, now, out)
+
+    def _forget_probe(self) -> None:
+        """What was asked of the path before matters no more."""
+        self._probe = None
+        if isinstance(self.current, AlphaTransport):
+            self.current.sender.sized = None
 
     def _on_probed(
         self, probe: SizeProbe, outcome: Outcome, now: float, out: Outbox

@@ -1,6 +1,7 @@
 from contextlib import suppress
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,14 +53,24 @@ def test_messages_survive_the_wire(message):
 
 
 @pytest.mark.parametrize("message", EXAMPLES[:2])
-def test_a_limit_is_read_but_part_of_nothing_that_is_compared_or_signed(message):
+def test_what_relays_say_is_read_but_part_of_nothing_compared_or_signed(message):
+    """Limit and marks."""
     packed = bytearray(message.pack())
     assert packed[12:16] == bytes(4)
-    packed[12:16] = b"\1\2\3\4"
+    packed[12:15] = b"\1\2\3"
     limited = PARSERS[type(message)](packed)
     assert (message.limit, limited.limit) == (0, 0x102)
+    assert (message.marks, limited.marks) == (0, 3)
     assert limited == message
     assert limited.pack() == message.pack()
+
+
+@pytest.mark.parametrize("message", EXAMPLES[:2])
+def test_options_are_part_of_what_is_said(message):
+    chosen = evolve(message, options=1)
+    assert chosen != message
+    assert PARSERS[type(message)](chosen.pack()) == chosen
+    assert chosen.pack()[15] == 1
 
 
 @pytest.mark.parametrize("message", EXAMPLES)

@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from alpha_trio.proto.messages import (
     CONTROL,
     DEPTH_MASK,
+    EARLY_ROUND,
     HEADER_SIZE,
     ROUND_HEAD_SIZE,
     S2_TAIL,
     TAG_SIZE,
     Kind,
+    early_of,
 )
 from alpha_trio.proto.primitives import Keystream, SessionKeys, Tagger
 from alpha_trio.proto.primitives.cipher import KEY_SIZE
@@ -67,14 +69,14 @@ def test_the_result_is_the_callers_to_change():
     assert bytes(Keystream(KEY).apply(0, 0, 0, b"packet")) != bytes(6)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_position_is_ever_used_for_two_packets(seed):
+@pytest.mark.parametrize(("seed", "goes_early"), [(0, False), (1, True), (2, False)])
+def test_no_position_is_ever_used_for_two_packets(seed, goes_early):
     """With losses, repetition, renewal, new sessions, and packets that move to them.
 
     What is on the wire tells: the receiver's connection id stands for the key. Two
     different ciphertexts at one place would be two packets under one keystream.
     """
-    sim = Simulation(seed, mode="adaptive")
+    sim = Simulation(seed, mode="adaptive", early=goes_early)
     sim.pair()
     assert sim.ping("vm1", "vm2")
     sim.link = Hostile(sim.random, loss=0.1, duplicate=0.1, late=0.1, delay=0.5)
@@ -85,17 +87,26 @@ def test_no_position_is_ever_used_for_two_packets(seed):
             sim.send(source, target, sim.random.randrange(4))
         sim.run(sim.random.uniform(0, 4) if number % 10 else ROUND_LIFETIME)
     used: dict[tuple, bytes] = {}
+    early: dict[tuple, bytes] = {}
     for sent in sim.sent:
-        if sent.kind != Kind.S2 or head(sent.data).shape & CONTROL:
+        if sent.kind not in (Kind.S1, Kind.S2) or head(sent.data).shape & CONTROL:
             continue
         place = head(sent.data)
+        if place.shape & EARLY_ROUND:
+            if sent.kind == Kind.S1:
+                text = bytes(early_of(sent.data[:-TAG_SIZE]))
+                stream = sent.data[4:HEADER_SIZE], place.association, place.round
+                assert early.setdefault(stream, text) == text
+            continue
+        if sent.kind == Kind.S1:
+            continue
         start = ROUND_HEAD_SIZE + 16 * (place.shape & DEPTH_MASK)
         _, _, offset = S2_TAIL.unpack_from(sent.data, start)
         stream = sent.data[4:HEADER_SIZE], place.association, place.round
         body = sent.data[start + S2_TAIL.size :]
         for at, byte in enumerate(body, offset + S2_TAIL.size):
             assert used.setdefault((stream, at), byte) == byte
-    streams = {stream for stream, _ in used}
+    streams = set(early) if goes_early else {stream for stream, _ in used}
     assert len(streams) > 100
     assert len({key for key, *_ in streams}) >= 4  # sessions and directions
     assert len({association for _, association, _ in streams}) > 2

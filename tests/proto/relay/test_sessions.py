@@ -32,7 +32,7 @@ from tests.proto.inner import Packet
 from tests.proto.routed import STRICT, Path, Routed, Watched, assert_sound, relay_of
 from tests.proto.simulation import DELAY, Link
 
-LIMIT = range(12, 16)  # bytes of SYN and ACK that no signature covers
+LIMIT = range(12, 15)  # and marks: of SYN and ACK no signature covers it
 FREE = {"syn": SAID_SIZE, "ack": ACK_SIZE - MAC_SIZE, "ackack": ACKACK_SIZE - MAC_SIZE}
 """From where on the rest is for the other end alone: cookie, MAC, padding."""
 

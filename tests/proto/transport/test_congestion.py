@@ -38,7 +38,7 @@ def carriers(sim):
 @pytest.mark.parametrize("mode", CARRIERS)
 @pytest.mark.parametrize("ecn", [NOT_ECT, ECT_1, ECT_0, CE])
 def test_a_packet_is_carried_with_its_own_ecn(mode, ecn):
-    sim = agreed(mode)
+    sim = agreed(mode, early=False)
     packet = sim.packet("vm1", "vm2", payload=b"x", traffic_class=BULK | ecn)
     sim.emit("vm1", packet.frame())
     sim.run(1)
@@ -52,7 +52,7 @@ def test_a_packet_is_carried_with_its_own_ecn(mode, ecn):
 def test_packets_of_different_ecn_share_a_round_but_no_send(mode, reliable):
     if mode == "plain" and reliable:
         return
-    sim = agreed(mode, reliable=reliable)
+    sim = agreed(mode, reliable=reliable, early=False)
     sim.send("vm1", "vm2")  # a round under way, for which the others wait
     marks = [ECT_0, ECT_0, NOT_ECT, CE, CE, ECT_0]
     for number, ecn in enumerate(marks):
@@ -152,7 +152,7 @@ def test_marking_alters_no_buffer_of_others():
 
 def test_the_dscp_is_seen_outside_only_if_asked_for():
     for visible, seen in ((0x03, ECT_0), (0xFF, BULK | ECT_0)):
-        sim = Simulation(mode="adaptive")
+        sim = Simulation(mode="adaptive", early=False)
         sim.host("vm1").table.visible = visible
         sim.host("vm2")
         sim.peer("vm1", "vm2")
