@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 from alpha_trio.proto.batch import Counters, Drop, Outbox
 from alpha_trio.proto.handshake import Agreement
 from alpha_trio.proto.handshake.exchange import Offer
-from alpha_trio.proto.messages import HEADER_SIZE, ROUND, Ack, Kind, Syn
+from alpha_trio.proto.messages import EARLY, HEADER_SIZE, ROUND, Ack, Kind, Syn
 from alpha_trio.proto.packets import Cut, frames
 from alpha_trio.proto.packets.frames import cut
 from alpha_trio.proto.primitives import Identity
@@ -125,14 +125,24 @@ class Ends:
 
     @classmethod
     def make(
-        cls, seed: int = 0, mode: str = "adaptive", size: int = SIZE, limit: int = 0
+        cls,
+        seed: int = 0,
+        mode: str = "adaptive",
+        size: int = SIZE,
+        limit: int = 0,
+        *,
+        early: bool = False,
     ) -> "Ends":
-        """``limit`` is what relays made of it in SYN and ACK."""
+        """``limit`` is what relays made of it in SYN and ACK.
+
+        ``early``: both take early data, and no relay is against it.
+        """
         random = Random(seed).randbytes
         one, two = Offer.make(random), Offer.make(random)
         identity = bytes(32)
-        syn = Syn(1, one.nonce, identity, *one.public, limit=limit)
-        ack = Ack(1, 2, two.nonce, identity, *two.public, limit=limit)
+        said = {"limit": limit, "options": EARLY * early}
+        syn = Syn(1, one.nonce, identity, *one.public, **said)
+        ack = Ack(1, 2, two.nonce, identity, *two.public, **said)
         keys = one.agree_untrusted(two.public[0], syn, ack)
         mirrored = two.agree_untrusted(one.public[0], syn, ack)
         return cls(
@@ -157,7 +167,10 @@ class Ends:
 
 
 def _end(local_id, remote_id, peer, keys, offer, theirs, random, mode, size) -> End:
-    agreement = Agreement(local_id, remote_id, peer, b"", keys, offer, theirs)
+    """What each takes of early data is what the other does."""
+    early = bool(theirs.options & EARLY)
+    what = keys, offer, theirs, False, early, early
+    agreement = Agreement(local_id, remote_id, peer, b"", *what)
     line = Line(agreement, Counters(), random, size, Identity(random(32)))
     transport = AlphaTransport(line, 0.0, 0.0)
     transport.add_first(agreement)

@@ -154,6 +154,7 @@ class Path:
     now: float = 100.0
     checked: bool = True  # whether each datagram is followed by assert_sound
     keys: tuple[Identity, Identity] = None
+    early: bool = False  # whether both ends take early data
     syn: bytes = field(init=False)
     ack: bytes = field(init=False)
     ackack: bytes = field(init=False)
@@ -167,10 +168,11 @@ class Path:
         if self.keys is None:
             self.keys = Identity(random(32)), Identity(random(32))
         one, two = self.keys
-        asking = Initiation.begin(one, SUITE_ALPHA, self.ids[0], random, self.now)
-        answer = HalfOpen.answer(
-            asking.syn, two, self.ids[1], random, self.addresses[0], b"", self.now
-        )
+        asked = one, SUITE_ALPHA, self.ids[0], random, self.now
+        asking = Initiation.begin(*asked, early=self.early)
+        place = self.addresses[0], b"", self.now
+        answered = asking.syn, two, self.ids[1], random, *place
+        answer = HalfOpen.answer(*answered, early=self.early)
         ackack = asking.finish_untrusted(answer.ack, one)
         answer.verify_untrusted(ackack)
         messages = asking.syn, answer.ack, ackack
