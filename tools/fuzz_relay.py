@@ -37,7 +37,7 @@ from alpha_trio.proto.primitives import (
 from alpha_trio.proto.relay import Relay, RelayPolicy, Unseen
 from alpha_trio.proto.relay.introduction import Introductions
 from alpha_trio.proto.relay.session import SESSION_COST
-from alpha_trio.proto.relay.witness import ASSOCIATION_COST, Witness
+from alpha_trio.proto.relay.witness import ASSOCIATION_COST, EARLY_COST, Witness
 from tools.fuzz_handshakes import KINDS as HANDSHAKE_KINDS
 from tools.fuzz_handshakes import Seen, Stranger
 from tools.fuzz_rounds import KINDS as ROUND_KINDS
@@ -386,7 +386,9 @@ def _weight(witness: Witness) -> int:
         for round_ in (association.current, association.previous)
         if round_ is not None
     ]
-    held = ASSOCIATION_COST * len(witness.associations)
+    associations = witness.associations.values()
+    buckets = sum(association.early is not None for association in associations)
+    held = ASSOCIATION_COST * len(associations) + EARLY_COST * buckets
     return held + sum(round_.weight for round_ in rounds)
 
 
