@@ -200,6 +200,8 @@ def restart(daemons: Sequence[Daemon]) -> None:
         alpha_trio(daemon, "stop")
         daemon.wait()
     start(daemons)
+    for daemon, peer in zip(daemons, ("vm2", "vm1"), strict=True):
+        alpha_trio(daemon, "peers", "set", peer, "--early", "on")
 
 
 def ping(one: Daemon, two: Daemon) -> None:
