@@ -98,6 +98,8 @@ QUEUE_AGE = 2.0  # s, likewise
 MOST_ROUNDS = 5
 ROUNDS_MORE_EVERY = 0.0005  # s of the least round-trip time
 
+OVERTAKEN = 3  # later rounds answered, until an S1 is repeated before its time
+
 LEAST_SHARE = 4  # a super-packet is torn apart for this part of a round, not for less
 
 ROUND_LIFETIME = 3.0  # s until an unanswered round holds up those behind it no more
@@ -550,6 +552,23 @@ class Sender:
             self.early.on_answer(round_.early)
         else:
             self.early.on_other_answer(now)
+        if self.under_way > 0:
+            self._note_overtaken(round_, now)
+
+    def _note_overtaken(self, answered: Round, now: float) -> None:
+        """Of an S1 sent before that has no answer one of the two was lost, it seems.
+
+        After OVERTAKEN later ones that is sure enough not to wait for the timer; but
+        relays let nothing pass again at once.
+        """
+        for association in self.associations.values():
+            round_ = association.round
+            if round_ is None or round_.agreed or round_.started >= answered.started:
+                continue
+            round_.overtaken += 1
+            if round_.overtaken == OVERTAKEN and round_.attempts == 1:
+                round_.resend_at = max(now, round_.started + MIN_RTO)
+                self.deadline = min(self.deadline, round_.resend_at)
 
     def _challenge(self, place: Place, now: float, out: Outbox) -> None:
         """The peer answers from there, or it is a copy: see whether it receives there.
