@@ -19,9 +19,11 @@ from attrs import evolve
 from alpha_trio.proto.messages import (
     A1_SIZE,
     CONTROL,
+    EARLY_ROUND,
     HEADER_SIZE,
     KEY_SIZE,
     MAC_SIZE,
+    NODE_SIZE,
     NONCE_SIZE,
     RELIABLE,
     ROUND,
@@ -41,6 +43,7 @@ _LONGEST = 1500 - 20 - 8  # bytes of a datagram that a link takes
 _ELEMENT_SIZE = 16
 _CONTROL_MESSAGE = Struct("!BxH 16s")
 _OPEN, _CLOSE = 1, 3
+_SHAPE_AT = HEADER_SIZE + 2  # byte of a round head
 _ID = slice(4, HEADER_SIZE)
 _IDENTITY = slice(32, 64)  # in a SYN
 _PLACE = slice(HEADER_SIZE, 16)  # association, shape and number of a round
@@ -153,8 +156,12 @@ def wrong_length(sight: Sight, dice: Random, _number: int) -> bytes:
     """A message that is too short or too long."""
     kinds = Kind.SYN, Kind.ACK, Kind.S1, Kind.A1, Kind.S2
     found = sight.any(dice.choice(kinds), dice)
+    if found[0] == Kind.S1 and found[_SHAPE_AT] & EARLY_ROUND:
+        # Early data may have any length: only its tag, or its key, tells.
+        found = found[: S1_FIXED_SIZE + NODE_SIZE]
     more = dice.choice((1, 3, 8, 16))
-    if dice.random() < 0.2 and len(found) + more <= _LONGEST:
+    whole = len(found) != S1_FIXED_SIZE + NODE_SIZE
+    if whole and dice.random() < 0.2 and len(found) + more <= _LONGEST:
         return found + dice.randbytes(more)
     return found[: -dice.randrange(1, 41)]
 

@@ -317,9 +317,12 @@ class Sender:
         """Whether what waits goes early, once the rounds before it are out.
 
         These are out sooner than another round would be, and it arrives half a round
-        trip later.
+        trip later.  But not if one of them is overdue: to wait for each loss in turn
+        would make of rounds side by side one after the other.
         """
         if not self._goes_early or not (self.order or self.early.under_way):
+            return False
+        if any(not round_.agreed and round_.attempts > 1 for round_ in self.order):
             return False
         room = room_for_early(self.line.datagram_size)
         if not self._is_light(room):
