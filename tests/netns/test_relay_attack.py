@@ -127,8 +127,8 @@ def assert_genuine(ground, flows):
     for flow in flows:
         assert flow.wrong == []
         assert flow.twice == []
-        # Where every fourth datagram is lost few rounds carry all, and one that is given
-        # up, or loses its A1 again and again, is much of that.
+        # Where every fourth datagram is lost few rounds carry all, and one that is
+        # given up, or loses its A1 again and again, is much of that.
         assert len(flow.received) > FAIR * flow.sent
     for host in ground.ends:
         assert kernel_errors(host) == {}
