@@ -49,13 +49,13 @@ WORLDS: dict[str, Callable[[Rules], World]] = {
         rules, rounds=2, attacker=_BEHIND, ends=frozenset({RECEIVER})
     ),
     "early-before": lambda rules: Early(
-        rules, rounds=3, packets=3, attacker=_BEFORE, usual=frozenset({1}), shapes=True
+        rules, attacker=_BEFORE, usual=frozenset({1}), shapes=True
     ),
     "early-behind": lambda rules: Early(
         rules, rounds=3, packets=3, attacker=_BEHIND, shapes=True
     ),
     "early-renewed": lambda rules: Early(
-        rules, sessions=2, packets=3, attacker=_BEFORE, usual=frozenset({1})
+        rules, sessions=2, rounds=1, attacker=_BEFORE, junk=2
     ),
     "early-lying-relays": lambda rules: Early(
         rules,
@@ -75,11 +75,9 @@ WORLDS: dict[str, Callable[[Rules], World]] = {
         rules, attacker=_BOTH, around=True, gives_up=False
     ),
     "early-sender": lambda rules: Early(
-        rules, rounds=3, attacker=_BOTH, ends=frozenset({early.SENDER})
+        rules, attacker=_BOTH, ends=frozenset({early.SENDER})
     ),
-    "early-ends": lambda rules: Early(
-        rules, rounds=3, attacker=_BOTH, ends=_ENDS, shapes=True
-    ),
+    "early-ends": lambda rules: Early(rules, rounds=4, attacker=_BOTH, ends=_ENDS),
     "handshake-keys": lambda rules: Handshake(rules, attacker=_BEHIND, keys=_KEYS),
     "handshake-around": lambda rules: Handshake(rules, attacker=_BOTH, keys=_KEYS),
     "handshake-altered": lambda rules: Handshake(
