@@ -31,6 +31,7 @@ from tools.lab import Host, Lab, run_tool
 from tools.measure import Figures
 from tools.others import OTHERS, OtherTunnel
 
+_SYSCTLS = Path("/proc/sys/net/ipv4")
 GROUPS = ("ping", "one-way", "ssh", "tcp", "udp", "start")
 UDP_SIZES = (64, 1200)  # bytes of payload
 _LATENCY_SECONDS = 5  # at most, of each measurement of how long packets take
@@ -134,6 +135,8 @@ def measure_on(
     runs = []
     with Lab() as lab:
         path = link.lay(lab, options.relays)
+        for host in path:
+            host.sysctl("net.ipv4.tcp_congestion_control", options.congestion)
         for number in range(1, options.repeat + 1):
             for contender in contenders_for(options):
                 tell(f"{link}, round {number} of {options.repeat}: {contender.name}")
@@ -332,6 +335,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         default=0,
         metavar="PERCENT",
         help="with --delay: of the packets in either direction (default: none)",
+    )
+    add(
+        "--congestion",
+        choices=(_SYSCTLS / "tcp_available_congestion_control").read_text().split(),
+        default=(_SYSCTLS / "tcp_congestion_control").read_text().strip(),
+        help="TCP's congestion control on all hosts (default: this machine's)",
     )
     add("--json", type=writable, metavar="FILE", help="write all figures to this file")
     options = parser.parse_args(arguments)

@@ -267,7 +267,8 @@ def show(result: Mapping[str, Any]) -> None:
     console.print(facts, soft_wrap=True)
     settings = result["settings"]
     rounds = f"{settings['repeat']} round{'s' if settings['repeat'] > 1 else ''}"
-    console.print(f"medians of {rounds}, {settings['seconds']} s each")
+    length, control = settings["seconds"], settings["congestion"]
+    console.print(f"medians of {rounds}, {length} s each, TCP with {control}")
     for found in result["links"]:
         console.print(f"\nround trip and loss of the link: {found['link']}")
         _show_link(console, found, len(settings["against"]))

@@ -339,7 +339,7 @@ def test_document_can_be_written_down_and_shown(tmp_path, capsys):
     assert len(written["runs"]) == len(runs)
     bench_report.show(written)
     shown = capsys.readouterr().out
-    assert "medians of 3 rounds, 3 s each" in shown
+    assert "medians of 3 rounds, 3 s each, TCP with " in shown
     assert "ahead 700 %" in shown
 
 
@@ -397,6 +397,7 @@ def test_what_is_measured_of_a_link():
         ("--mode", "fast"),
         ("--profile", "lan,moon"),
         ("--only", "tcp,sctp"),
+        ("--congestion", "none"),
     ],
 )
 def test_an_unknown_word_is_wrong_usage(option, value, capsys):
