@@ -1,6 +1,6 @@
 """Early data between the two ends: what it gains, and what it must never do."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from random import Random
 
 import pytest
@@ -149,6 +149,52 @@ def test_nothing_overtakes_its_flow():
     sim.run(1)
     sizes = [len(p.payload) for p in sim.hosts["vm2"].received[-2:]]
     assert sizes == [LARGE, 5]
+
+
+def test_nor_across_a_renewal():
+    """What the old session did not disclose goes again, and knows its flow."""
+    sim = settled()
+    sim.link.loses = lambda datagram: datagram[0] == Kind.A1
+    sent = [bytes([number]) * LARGE for number in range(3)]
+    for payload in sent:
+        sim.emit("vm1", sim.packet("vm1", "vm2", payload=payload).frame())
+    sim.run(0.2)
+    sim.hosts["vm1"].table.ask(sim.session("vm1", "vm2"), sim.now)
+    sim.run(0.02)
+    sent += sim.send("vm1", "vm2")
+    sim.link.loses = lambda datagram: False
+    sim.run(5)
+    assert len(sim.messages(Kind.ACK)) == 1
+    assert sim.hosts["vm2"].payloads()[-len(sent) :] == sent
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_flows_stay_in_order_where_nothing_is_lost(seed):
+    """Packets of all sizes, several flows, long ways and short ones, renewals."""
+    dice = Random(seed)
+    one_way = (0.0005, 0.002, 0.01, 0.05, 0.15)[seed % 5]
+    sim = Simulation(seed, Far(one_way), mode="adaptive")
+    sim.pair()
+    assert sim.ping("vm1", "vm2")
+    sent, before = defaultdict(list), len(sim.hosts["vm2"].received)
+    for number in range(400):
+        flow, size = dice.randrange(4), dice.choice((8, 8, 8, 20, 200, 700, LARGE))
+        payload = b"%d " % number + bytes(size)
+        sent[flow].append(payload)
+        packet = sim.packet("vm1", "vm2", payload=payload, ports=(100 + flow, 9))
+        sim.emit("vm1", packet.frame())
+        if dice.random() < 0.02:
+            sim.hosts["vm1"].table.ask(sim.session("vm1", "vm2"), sim.now)
+        if dice.random() < 0.6:
+            sim.run(dice.choice((0.0001, 0.001, 0.01, 0.05, 0.1)))
+    sim.run(5)
+    arrived = defaultdict(list)
+    for packet in sim.hosts["vm2"].received[before:]:
+        port = int.from_bytes(packet.transport[:2])
+        arrived[port - 100].append(packet.payload)
+    assert arrived == sent
+    assert sim.session("vm1", "vm2").counters.early_sent > 10
+    assert len(sim.messages(Kind.ACK)) > 2
 
 
 def test_another_flow_is_not_held_up():
