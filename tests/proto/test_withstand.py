@@ -183,9 +183,13 @@ def test_the_old_session_carries_on_until_something_came_in_the_new_one(asker, e
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3])
 def test_an_altered_copy_of_a_renewal_displaces_no_answer(share):
-    """Its proof covers all the SYN says, and answers to it are kept apart."""
+    """Its proof covers all the SYN says, and answers to it are kept apart.
+
+    Displaced, it would cost some hundred packets; chance makes a difference of dozens
+    where every third datagram is lost.
+    """
     without, attacked = lost_at_renewal(share, 0), lost_at_renewal(share, 4)
-    assert attacked <= 1.2 * without + 20 * share
+    assert attacked <= without + 150 * share
 
 
 def lost_at_renewal(share: float, copies: int) -> int:

@@ -6,6 +6,7 @@ Transport; the way of a packet through the first is, in this order:
 
     alpha       both directions of one session, and its associations
     sender      our rounds: S1, the wait for A1, S2, verdicts, repetition
+    pace        when rounds start
     early       small packets inside S1
     queue       packets that wait for a round
     layout      a round's S2s, one after the other in one buffer

@@ -52,6 +52,7 @@ from alpha_trio.proto.traces import (
     trace_message,
 )
 from alpha_trio.proto.transport.line import ROUND_KINDS, Line
+from alpha_trio.proto.transport.pace import useful_rounds
 from alpha_trio.proto.transport.receiver import ControlMessage, InAssociation, Receiver
 from alpha_trio.proto.transport.round import OutAssociation
 from alpha_trio.proto.transport.sender import Sender
@@ -62,7 +63,7 @@ LATER_SPACING = 64  # 4,096 elements, 2,047 rounds: made in slices
 START_ASSOCIATIONS = 4  # as soon as one was too few
 LONG_WAY = 0.025  # s of round-trip time on which one is too few from the start,
 ONE_EVERY = 0.015  # and of which each further one is good for as much
-MOST_ASSOCIATIONS = 16  # of ours; the peer may have more
+MOST_ASSOCIATIONS = 40  # of ours; the peer may have more
 OPENING_LIFETIME = 5.0  # s until an OPEN without an ACCEPT is given up
 RENEW_BELOW = 0.3  # share of a chain's rounds that is left when its successor opens
 
@@ -192,6 +193,9 @@ class AlphaTransport(Transport):
             self.sender.trees = True
         elif not self._coming():
             wanted = max(START_ASSOCIATIONS, 2 * self._wanted)
+            if (trip := self.sender.rtt.least) < inf:
+                # All at once: each exchange takes long there.
+                wanted = max(wanted, START_ASSOCIATIONS + useful_rounds(trip))
             self._wanted = min(wanted, MOST_ASSOCIATIONS)
             self._open_wanted()
 
@@ -201,7 +205,9 @@ class AlphaTransport(Transport):
             association.rounds_left >= RENEW_BELOW * association.chain.length / 2
             for association in self.sender.associations.values()
         )
-        for _ in range(self._wanted - fresh - self._coming()):
+        coming = self._coming()
+        room = MAX_ASSOCIATIONS - len(self.sender.associations) - coming
+        for _ in range(min(self._wanted - fresh - coming, room)):
             self._open_one()
 
     def _coming(self) -> int:
@@ -347,7 +353,9 @@ class AlphaTransport(Transport):
     @property
     def deadline(self) -> float:
         """When on_deadline wants to be called, seconds."""
-        return -inf if self._making else self.sender.deadline
+        if self._making:
+            return -inf
+        return min(self.sender.deadline, self.sender.pace.resume)
 
     def on_deadline(self, now: float, out: Outbox) -> None:
         """Make a slice of a chain; repeat what was not answered."""

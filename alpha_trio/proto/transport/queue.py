@@ -18,7 +18,9 @@ _OBJECTS, _SEGMENT = 210, 50  # bytes of the objects that hold a frame, and a se
 
 
 MOST_LOOKED_AT = 32
-"""Frames among which early data is sought: more are a load, and fill rounds."""
+"""Frames among which early data is sought: more are a load, and fill rounds.
+
+Some times as many on a long way, where more of what goes early gathers meanwhile."""
 
 
 @define(eq=False)
@@ -123,18 +125,23 @@ class FlowQueue:
         return self._taken((self._front or self._back).popleft())
 
     def take_early(
-        self, room: int, most: int, held: Collection[bytes]
+        self,
+        room: int,
+        most: int,
+        held: Collection[bytes],
+        looked_at: int = MOST_LOOKED_AT,
     ) -> list[list[Waiting]]:
         """Take what may go ahead of all else, in up to ``most`` times ``room`` bytes.
 
         These are flows of which nothing remains behind, and that overtake nothing of
         their own, which are those ``held``: who comes alone, not who fills rounds.
         What goes together has one traffic class, which its datagram bears as well.
+        Among more than ``looked_at`` frames nothing is sought.
         """
         packed: list[list[Waiting]] = []
         free = 0
         counts: dict[bytes, int] = {}
-        for waiting in self._looked_at():
+        for waiting in self._looked_at(looked_at):
             size = waiting.early_size if waiting.packets else room + 1
             if size > room or waiting.flow in held:
                 continue
@@ -157,14 +164,14 @@ class FlowQueue:
                 row.extend(left)
         return [some for some in packed if some]
 
-    def _looked_at(self) -> Iterator[Waiting]:
-        yield from islice(self._front, MOST_LOOKED_AT)
-        if len(self._back) <= MOST_LOOKED_AT:
+    def _looked_at(self, most: int) -> Iterator[Waiting]:
+        yield from islice(self._front, most)
+        if len(self._back) <= most:
             yield from self._back
 
-    def is_small(self, room: int) -> bool:
-        """Whether all of it would fit into ``room`` bytes of early data."""
-        if len(self) > MOST_LOOKED_AT:
+    def is_small(self, room: int, most: int = MOST_LOOKED_AT) -> bool:
+        """Whether it all, ``most`` frames, fits into ``room`` bytes of early data."""
+        if len(self) > most:
             return False
         for waiting in self:
             room -= waiting.early_size

@@ -8,7 +8,8 @@ by side, so throughput is (rounds in flight) x (bytes a round) / RTT.
 A round starts at once when an association is idle, and takes all that waits.  Under
 load packets queue up while associations wait for their A1, so rounds grow by
 themselves: one packet (mode N) on an idle line, dozens (C) under load, and trees
-(C+M) when even that does not fill bandwidth times delay.
+(C+M) when even that does not fill bandwidth times delay.  pace.py has how far apart
+rounds start on a long way.
 
 Keys are disclosed in the order in which rounds were started, whatever the order of
 their A1s: packets of a flow are never overtaken by later ones.
@@ -67,7 +68,13 @@ from alpha_trio.proto.transport.early import Early, EarlyState, room_for_early
 from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group
 from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.modes import MODES, depth_of
-from alpha_trio.proto.transport.queue import FlowQueue, Waiting, waiting_again
+from alpha_trio.proto.transport.pace import Pace, early_waiting, is_long
+from alpha_trio.proto.transport.queue import (
+    MOST_LOOKED_AT,
+    FlowQueue,
+    Waiting,
+    waiting_again,
+)
 from alpha_trio.proto.transport.round import OutAssociation, Round
 from alpha_trio.proto.transport.sized import (
     COPIES,
@@ -80,16 +87,14 @@ from alpha_trio.proto.transport.sized import (
 from alpha_trio.proto.transport.timing import RTO_JITTER, RoundTrip
 
 HELD_BYTES = 7_500_000  # waiting and under way; oldest waiting dropped first
-UNDER_WAY_BYTES = 5_000_000  # in rounds: until disclosed, or until answered
+# In rounds: until disclosed, or until answered.  On a long way this, by the round trip,
+# is the rate: 560 Mbit/s at 100 ms.
+UNDER_WAY_BYTES = 7_000_000
 QUEUE_AGE = 2.0  # s, likewise
-# While some rounds are under way, what does not fill another one waits for the next
-# A1: a round costs as much as twenty packets do in it.  Not on long ways: there rounds
-# are few and waiting is long.
-ROUNDS_AT_ONCE = 1  # and one more for each ...
-ROUNDS_EVERY = 0.004  # s of round-trip time
-# And no more than this: what cannot be answered yet waits here, where an echo may pass
-# it, and not in the peer's socket, where nothing can.  The least round-trip time tells
-# how many the way itself holds; the present one would count that queue as well.
+# No more rounds are under way than this: what cannot be answered yet waits here, where
+# an echo may pass it, and not in the peer's socket, where nothing can.  The least
+# round-trip time tells how many the way itself holds; the present one would count that
+# queue as well.
 MOST_ROUNDS = 5
 ROUNDS_MORE_EVERY = 0.0005  # s of the least round-trip time
 
@@ -129,12 +134,14 @@ class Sender:
     sized: SizeProbe | None = None  # waits until nothing else does
     doubted_size: int = _NO_SIZE  # bytes of a datagram that a narrow path may not take
     large: bool = False  # a round had larger ones since somebody last looked
+    pace: Pace = field(factory=Pace)
     early: Early = field(init=False)
     trial: Round | None = None  # of early data, under way
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
     starved: bool = False  # something waits because every association is busy
     trees: bool = False  # and there are as many of those as there may be
     sent: int = 0  # S2s, repetitions included
+    _messages_since: float = -inf  # when the first of those that wait came
     _challenged: float = -inf  # when the peer was last asked elsewhere
 
     def __attrs_post_init__(self) -> None:
@@ -224,8 +231,7 @@ class Sender:
 
     def start(self, now: float, out: Outbox) -> None:
         """Start a round on every idle association, as long as something waits."""
-        if self.controls or self.trace:
-            self._start_control(now, out)
+        self._start_messages(now, out)
         if self.sized is not None:
             self._start_sized(self.sized, now, out)
         self._drop_old(now)
@@ -233,7 +239,7 @@ class Sender:
         if not self.queue or self._better_wait_for_early():
             return
         room, roots = self._capacity()
-        if self._better_wait(room):
+        if self._better_wait(room, now):
             return
         flags = RELIABLE if self.reliable else 0
         most = MOST_ROUNDS + int(min(self.rtt.least, 1.0) / ROUNDS_MORE_EVERY)
@@ -245,8 +251,21 @@ class Sender:
                 if not self.queue:
                     self.starved = self.trees = False
                     return
+                if is_long(self.rtt.smoothed) and self._better_wait(room, now):
+                    return
         # What only waits for a probe's answer needs no further associations.
         self.starved = not self._put_off_sized(now, out)
+
+    def _start_messages(self, now: float, out: Outbox) -> None:
+        """Let control messages go, behind a key stroke if they come with it.
+
+        On a long way the only association may be theirs for long.
+        """
+        if not self.controls and self.trace is None:
+            return
+        if now < self._messages_since + (self.rtt.smoothed or 0.0):
+            self._start_early(now, out)
+        self._start_control(now, out)
 
     def _drop_old(self, now: float) -> None:
         age = RELIABLE_LIFETIME if self.reliable else QUEUE_AGE
@@ -265,13 +284,19 @@ class Sender:
             self._try_early(now, out)
         if not self.queue or not self._goes_early:
             return
+        trip, early = self.rtt.smoothed, self.early
+        if self.pace.must_wait_early(early.under_way, trip, now):
+            return
         idle = [a for a in self.associations.values() if a.idle]
-        most = min(len(idle), self.early.room(self.rtt.smoothed))
+        most = min(
+            len(idle), early.room(trip), self.pace.early_at_once(early.under_way)
+        )
         if not most:
             return
         held: set[bytes] = set().union(*(round_.flows for round_ in self.order))
         room = room_for_early(self.line.datagram_size)
-        packed = self.queue.take_early(room, most, held)
+        looked_at = MOST_LOOKED_AT * early_waiting(trip)
+        packed = self.queue.take_early(room, most, held, looked_at)
         for association, taken in zip(idle, packed, strict=False):
             self.queued_bytes -= sum(waiting.held for waiting in taken)
             self.queued_count -= sum(waiting.count for waiting in taken)
@@ -285,7 +310,9 @@ class Sender:
         """
         if not self._goes_early or not (self.order or self.early.under_way):
             return False
-        if not self.queue.is_small(room_for_early(self.line.datagram_size)):
+        times = early_waiting(self.rtt.smoothed)
+        room = times * room_for_early(self.line.datagram_size)
+        if not self.queue.is_small(room, times * MOST_LOOKED_AT):
             return False
         busy = not any(a.idle for a in self.associations.values())
         self.starved = busy and self.early.room(self.rtt.smoothed) > 0
@@ -325,6 +352,7 @@ class Sender:
             traffic_class=taken[0].traffic_class if taken else 0,
         )
         self.early.under_way += 1
+        self.pace.early_started = now
         round_.early = count = len(bodies)
         # Sent once, however often repeated; and even if the kernel refuses it now.
         counters = self.line.counters
@@ -333,11 +361,11 @@ class Sender:
         counters.tx_bytes += sum(map(len, bodies)) - count * FRAME_WORD_SIZE
         return round_
 
-    def _better_wait(self, room: int) -> bool:
+    def _better_wait(self, room: int, now: float) -> bool:
+        """Whether what waits, less than a full round, waits for more."""
         if self.rtt.smoothed is None or self.queued_count >= room:
             return False
-        more = int(self.rtt.smoothed / ROUNDS_EVERY)
-        return self.under_way >= ROUNDS_AT_ONCE + more
+        return self.pace.must_wait(self.under_way, self.rtt.smoothed, now)
 
     def _capacity(self) -> tuple[int, int]:
         """Most packets for the next round, and most roots its S1 may carry."""
@@ -353,7 +381,8 @@ class Sender:
         if self.mode == "cm":
             trees = max(1, roots >> depth)
             return min(trees << depth, most), trees
-        if self.mode == "c" or not (self.trees or roots < fit):
+        trees = self.trees or is_long(self.rtt.smoothed) or roots < fit
+        if self.mode == "c" or not trees:
             return min(roots, most), roots
         return min(roots << depth, most), roots
 
@@ -392,6 +421,7 @@ class Sender:
         round_ = self._announce(association, datagrams, flags, now, out)
         round_.flows = frozenset(waiting.flow for waiting in taken)
         self.order.append(round_)
+        self.pace.started = now
         self.under_way_bytes += datagrams.size
         if flags:
             self.line.counters.reliable_rounds += 1
@@ -594,8 +624,10 @@ class Sender:
 
     def send_controls(self, messages: Iterable[bytes], now: float, out: Outbox) -> None:
         """Send control messages in reliable rounds, before any packet that waits."""
+        if not self.controls:
+            self._messages_since = now
         self.controls += messages
-        self._start_control(now, out)
+        self._start_messages(now, out)
 
     def send_trace(self, message: bytes, probe: Probe, now: float, out: Outbox) -> None:
         """Send a TRACE, and tell ``probe`` what had been sent when it left.
@@ -603,8 +635,10 @@ class Sender:
         It goes once: counters that other nodes note at its repetition would not belong
         to ours.  A newer one replaces one that has to wait.
         """
+        if self.trace is None and not self.controls:
+            self._messages_since = now
         self.trace = message, probe
-        self._start_control(now, out)
+        self._start_messages(now, out)
 
     def _start_control(self, now: float, out: Outbox) -> None:
         for association in self.associations.values():
@@ -777,6 +811,9 @@ class Sender:
 
     def on_deadline(self, now: float, out: Outbox) -> None:
         """Repeat what was not answered, give up what is too old."""
+        if now >= self.pace.resume:
+            self.pace.resume = inf
+            self.start(now, out)
         if now < self.deadline:
             return
         for association in self.associations.values():

@@ -110,7 +110,7 @@ def test_no_position_is_ever_used_for_two_packets(seed, goes_early):
     streams = set(early) if goes_early else {stream for stream, _ in used}
     assert len(streams) > 100
     assert len({key for key, *_ in streams}) >= 4  # sessions and directions
-    assert len({association for _, association, _ in streams}) > 2
+    assert len({association for _, association, _ in streams}) > 1
 
 
 # -- session keys

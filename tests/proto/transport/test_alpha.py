@@ -106,7 +106,7 @@ def test_there_are_never_more_than_useful():
         sim.send("vm1", "vm2")
         sim.run(0.003)
         most = max(most, sim.session("vm1", "vm2").statistics(sim.now).associations)
-    assert most == MOST_ASSOCIATIONS
+    assert START_ASSOCIATIONS < most <= MOST_ASSOCIATIONS
 
 
 class LongWay(Link):
