@@ -23,7 +23,7 @@ from alpha_trio.proto.messages import (
 from alpha_trio.proto.packets.frames import cut
 from alpha_trio.proto.primitives import EARLY_USE
 from alpha_trio.proto.transport import EarlyState
-from alpha_trio.proto.transport.early import LOSSES, TRIALS, TRIES
+from alpha_trio.proto.transport.early import LOSSES, TRIALS, TRIES, Early
 from alpha_trio.proto.transport.sender import CONTROL_LIFETIME, ROUND_LIFETIME
 from tests.proto.ends import ELSEWHERE, Ends, changed, head, of_kind
 from tests.proto.inner import Packet
@@ -527,6 +527,31 @@ def test_the_next_session_tries_again():
     assert session.early_state is EarlyState.ON
 
 
+def test_after_a_session_in_which_none_arrived_it_costs_no_packet():
+    """Or each renewal would lose some: the next session begins with a trial."""
+    sim = far()
+    sim.link.loses = lambda datagram: is_early(datagram, filled=False)
+    for _ in range(40):
+        sim.send("vm1", "vm2")
+        sim.run(0.5)
+    session = sim.session("vm1", "vm2")
+    before, sent = len(sim.hosts["vm2"].received), []
+    lost = session.counters.drops.copy()
+    for _ in range(3):
+        sim.sent.clear()
+        sim.hosts["vm1"].table.ask(session, sim.now)
+        for _ in range(30):
+            sent += sim.send("vm1", "vm2")
+            sim.run(0.5)
+        assert len(sim.messages(Kind.ACK)) == 1
+        early = [s.data for s in sim.messages(Kind.S1, "vm1") if s.data[10] & 0x20]
+        assert early
+        assert not any(map(is_early, early))
+        assert session.early_state is EarlyState.LOST
+    assert sim.hosts["vm2"].payloads()[before:] == sent
+    assert session.counters.drops == lost
+
+
 def test_after_a_loss_an_empty_one_goes_first():
     sim = settled()
     sim.link.loses = lambda datagram: is_early(datagram, filled=False)
@@ -541,6 +566,20 @@ def test_after_a_loss_an_empty_one_goes_first():
     tried = [s.data for s in sim.messages(Kind.S1, "vm1") if is_early(s.data, filled=0)]
     assert not is_early(tried[0])
     assert sim.session("vm1", "vm2").early_state is EarlyState.ON
+
+
+def test_trials_come_to_an_end_though_each_gave_way():
+    """What made it give way was answered; an outage counts once, however long."""
+    early = Early(EarlyState.TRYING)
+    for number in range(5):
+        early.on_lost(0, number, number + 1)
+    early.on_other_answer(6)
+    assert early.state is EarlyState.TRYING
+    for number in range(6, 6 + TRIALS - 1):
+        assert early.state is EarlyState.TRYING
+        early.on_lost(0, number, number + 0.5)
+        early.on_other_answer(number + 0.6)
+    assert early.state is EarlyState.LOST
 
 
 def test_a_trial_gives_way_to_what_waits():
