@@ -169,7 +169,7 @@ def verdict(row: Row, ours: Sequence[float], theirs: Sequence[float]) -> Verdict
     good as the worst of those ahead.
     """
     here, there = statistics.median(ours), statistics.median(theirs)
-    percent = 100 * (here - there) / there if there else None
+    percent = 100 * (here / there - 1) if there else None
     rounds = min(len(ours), len(theirs))
     noise = _LEAST_NOISE if rounds > 1 else _NOISE_OF_ONE_ROUND
     is_apart = max(ours) < min(theirs) or max(theirs) < min(ours)

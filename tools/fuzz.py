@@ -29,6 +29,7 @@ TARGETS = (
     "relay",
     "messages",
     "joining",
+    "early",
     "control",
     "settings",
     "state",

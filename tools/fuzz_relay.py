@@ -10,18 +10,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from hashlib import sha256
 from itertools import product
 from random import Random
+from weakref import WeakKeyDictionary
 
 from attrs import Factory, define, field
 
 from alpha_trio.proto.batch import Remote
 from alpha_trio.proto.messages import (
+    EARLY_ROUND,
     HEADER_SIZE,
     NODE_SIZE,
+    ROUND,
     ROUND_HEAD_SIZE,
+    S1_FIXED_SIZE,
     SAID_SIZE,
     SIGNATURE_SIZE,
+    TAG_SIZE,
     Ack,
     Kind,
     Syn,
@@ -34,9 +40,16 @@ from alpha_trio.proto.primitives import (
     Identity,
     chain_id,
 )
-from alpha_trio.proto.relay import Relay, RelayPolicy, Unseen
-from alpha_trio.proto.relay.introduction import Introductions
+from alpha_trio.proto.relay import Relay, RelayEarly, RelayPolicy, Unseen
+from alpha_trio.proto.relay.introduction import (
+    ANSWER_COST,
+    ANSWERS,
+    COST,
+    OWN_ANSWERS,
+    Introductions,
+)
 from alpha_trio.proto.relay.session import SESSION_COST
+from alpha_trio.proto.relay.watched import EARLY_BURST, EARLY_RATE, EarlyBuckets
 from alpha_trio.proto.relay.witness import ASSOCIATION_COST, EARLY_COST, Witness
 from tools.fuzz_handshakes import KINDS as HANDSHAKE_KINDS
 from tools.fuzz_handshakes import Seen, Stranger
@@ -58,21 +71,26 @@ KINDS = (*HANDSHAKE_KINDS, *ROUND_KINDS)
 ROLE = "relay"
 MOST_STEPS = 4_000  # of one script
 POLICIES = tuple(
-    RelayPolicy(unseen, strict, memory=memory, roots=roots)
-    for unseen, strict, memory, roots in product(
+    RelayPolicy(unseen, strict, memory=memory, roots=roots, early=early)
+    for unseen, strict, memory, roots, early in product(
         (Unseen.DROP, Unseen.UNTIL_HANDSHAKE),
         (True, False),
         (64 << 20, 48 << 10),
         (0, 4),
+        (RelayEarly.LIMITED, RelayEarly.OFF),
     )
 )
 LASTS = 60.0  # s of a world: the genuine session is not to be replaced meanwhile
 _CHECK_EVERY = 32  # steps
 _KEPT = 6  # sessions of the others
 _ADDRESSES = ("203.0.113.9", "203.0.113.10", "192.168.10.60", "192.168.10.61")
+_VOLLEY = 16  # full S1s: more than twice what an association has room for
 _ROUNDS = (Kind.S1, Kind.A1, Kind.S2, Kind.A2)
 _ELEMENT = slice(ROUND_HEAD_SIZE - NODE_SIZE, ROUND_HEAD_SIZE)
+_SHAPE_AT = HEADER_SIZE + 2  # in messages of a round
+_DIGEST = slice(ROUND_HEAD_SIZE, ROUND_HEAD_SIZE + NODE_SIZE)  # in an A1
 _LIMIT = slice(12, 16)
+_LARGEST_HANDSHAKE = COST + (ANSWERS + OWN_ANSWERS) * ANSWER_COST  # there is room for
 _PATIENCE = 200  # times a tenth of a second: an S1 is repeated that long
 _TIDY_EVERY = 1.0  # s
 
@@ -85,6 +103,20 @@ class Pair:
 
     talkers: tuple[Talker, Talker]
     places: tuple[Remote, Remote]
+
+
+@define(eq=False)
+class Unproven:
+    """Early data that passed in an association, whatever its relay has counted."""
+
+    since: float  # s
+    passed: int = 0  # bytes, of copies as well
+    signed: dict[tuple[int, bytes], int] = Factory(dict)  # bytes of each S1, once
+
+    def most(self, now: float) -> float:
+        """Bytes that may have passed."""
+        room = EARLY_BURST + EARLY_RATE * (now - self.since)
+        return 2 * room + sum(self.signed.values())
 
 
 @define(eq=False)
@@ -102,6 +134,10 @@ class Scene:
     said: set[bytes] = Factory(set)  # genuine S2s, and signed parts of ACKs, ACKACKs
     signed: set[bytes] = Factory(set)  # S2s of the others
     elements: set[bytes] = Factory(set)  # of all chains, that somebody has said
+    genuine: deque[bytes] = Factory(lambda: deque(maxlen=_KEPT))  # S1s with early data
+    answers: dict[bytes, bytes] = Factory(dict)  # genuine A1s, by what they answer
+    true: set[bytes] = Factory(set)  # digests of S1s whose early data was signed
+    unproven: WeakKeyDictionary[EarlyBuckets, Unproven] = Factory(WeakKeyDictionary)
     tidied: float = 0.0
 
     def __attrs_post_init__(self) -> None:
@@ -122,6 +158,11 @@ class Scene:
     def _note(self, datagram: bytes) -> None:
         if datagram[0] == Kind.S2:
             self.said.add(datagram)
+        if datagram[0] == Kind.A1:
+            self.answers[datagram[_DIGEST]] = datagram
+        if _is_early(datagram):
+            self.genuine.append(datagram)
+            self.true.add(_digest(datagram))
         if datagram[0] in _ROUNDS:
             self.elements.add(datagram[_ELEMENT])
         elif datagram[0] == Kind.SYN:
@@ -150,7 +191,33 @@ class Scene:
         for datagram in passed:
             if self.policy.unseen is Unseen.DROP:
                 self._check_passed(datagram)
+            if _is_early(datagram):
+                self._check_early(datagram)
         return passed
+
+    def _check_early(self, s1: bytes) -> None:
+        """More than there is room for passes only if it was signed."""
+        digest, size = _digest(s1), len(s1) - S1_FIXED_SIZE - NODE_SIZE - TAG_SIZE
+        number, _, _, index, _ = ROUND.unpack_from(s1, HEADER_SIZE)
+        for witness in self._witnesses():
+            association = witness.associations.get(number)
+            round_ = None if association is None else association.round(index)
+            if association is None or association.early is None or round_ is None:
+                continue
+            if all(said.digest != digest for said in round_.s1s):
+                continue
+            insist(witness.early is RelayEarly.LIMITED, "no early data where it is off")
+            noted = self.unproven.setdefault(
+                association.early, Unproven(self.world.now)
+            )
+            noted.passed += size
+            if digest in self.true:
+                noted.signed[index, digest] = size
+            within = noted.passed <= noted.most(self.world.now)
+            insist(within, "early data that nobody has proven is bounded")
+
+    def _witnesses(self) -> list[Witness]:
+        return [end.incoming for same in self.relay._all() for end in same.ends]
 
     def _check_passed(self, datagram: bytes) -> None:
         kind, strict = datagram[0], self.policy.require_a1
@@ -227,10 +294,11 @@ class Scene:
             {0: chains[0]},
             {0: chains[1]},
             lambda text: bytes(16),
-            lambda association, number, offset, text: text,
+            lambda association, number, offset, text, use: text,
             lambda text: text,
             elements=self.elements,
             signed=self.signed,
+            true=self.true,
         )
 
     def feed_one(
@@ -254,7 +322,9 @@ class Scene:
     def step(self, choices: Choices) -> None:
         """The others make a datagram of some kind."""
         kind = one_of(choices, KINDS)
-        if kind in HANDSHAKE_KINDS:
+        if kind == "EARLY" and self.genuine and choices.number(3) == 0:
+            self._disturb(choices)
+        elif kind in HANDSHAKE_KINDS:
             self._shake(kind, choices)
         elif not self.pairs:
             self.join()
@@ -299,12 +369,32 @@ class Scene:
             self.feed(kind, *self._s2(talker, choices), *way)
         elif kind == "A2":
             self.feed_one(kind, talker.a2(choices), *way)
+        elif kind == "EARLY" and choices.number(8) == 1:
+            for _ in range(_VOLLEY):
+                self.feed_one(kind, talker.unsigned_s1(), *way)
+        elif kind == "EARLY":
+            self.feed_one(kind, talker.early_s1(choices), *way)
         else:
             s1, s2 = talker.control(choices)
             self.feed_one("S1", s1, *way)
             a1 = other.a1(Choices(b""), [talker.rounds[-1]])
             self.feed_one("A1", a1, *way[::-1])
             self.feed_one(kind, spoiled(choices, s2), *way)
+
+    def _disturb(self, choices: Choices) -> None:
+        """An S1 of the genuine session, altered, and perhaps an A1 to that."""
+        s1 = latest_of(choices, self.genuine)
+        altered = s1[:ROUND_HEAD_SIZE] + spoiled(choices, s1[ROUND_HEAD_SIZE:])
+        if choices.number(8) == 1:  # of another shape
+            altered = altered[:_SHAPE_AT] + b"\0" + altered[_SHAPE_AT + 1 :]
+        one, other = self.world.ends
+        for source, target in ((one, other), (other, one)):
+            way = (source.address, PORT), (target.address, PORT)
+            for datagram in self.feed_one("EARLY", altered, *way):
+                self.world.arrive(target, datagram)
+            if (a1 := self.answers.get(_digest(s1))) and choices.number(2):
+                forged = a1[: _DIGEST.start] + _digest(altered) + a1[_DIGEST.stop :]
+                self.feed_one("A1", forged, *way[::-1])
 
     def _s2(self, talker: Talker, choices: Choices) -> tuple[bytes, int]:
         """Of theirs, or a genuine one that was changed behind its head."""
@@ -330,6 +420,13 @@ class Scene:
         """The genuine session goes on, unless it had to make room."""
         if self.relay.counters.evicted:
             return
+        ids = {t.line.agreement.local_id for e in self.world.ends for t in e.transports}
+        for session in self.relay._all():
+            ended = any(
+                end.incoming.early is not self.policy.early for end in session.ends
+            )
+            ours = any(end.id in ids for end in session.ends)
+            insist(not (ours and ended), "honest ends keep their early data")
         for end in self.world.ends:
             other = self.world.other(end)
             (payload,) = self.world.speak(end, [b"after all"])
@@ -340,6 +437,16 @@ class Scene:
                     break
                 self.world.wait(0.1)
             insist(not other.owed[payload], "the genuine session is not disturbed")
+
+
+def _is_early(datagram: bytes) -> bool:
+    least = S1_FIXED_SIZE + NODE_SIZE + TAG_SIZE
+    is_s1 = datagram[0] == Kind.S1 and len(datagram) >= least
+    return is_s1 and bool(datagram[_SHAPE_AT] & EARLY_ROUND)
+
+
+def _digest(s1: bytes) -> bytes:
+    return sha256(s1[:-TAG_SIZE]).digest()[:NODE_SIZE]
 
 
 def _signed_part(datagram: bytes) -> bytes:
@@ -365,7 +472,8 @@ def recount(relay: Relay) -> None:
     insist(len(sessions) <= relay.policy.sessions, "sessions are bounded")
     _recount_handshakes(relay._handshakes)
     spare = relay._handshakes.memory if not sessions else 0
-    insist(relay._handshakes.memory <= relay.policy.memory // 4, "so are handshakes")
+    share = max(relay.policy.memory // 4, _LARGEST_HANDSHAKE)
+    insist(relay._handshakes.memory <= share, "so are handshakes")
     bound = relay.policy.memory + spare
     insist(relay.memory <= bound, f"memory is bounded: {relay.memory}")
 

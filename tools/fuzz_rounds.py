@@ -19,26 +19,34 @@ from alpha_trio.proto.messages import (
     A1,
     CONTROL,
     CONTROL_MESSAGE,
+    EARLY_LENGTH,
+    EARLY_ROUND,
+    MAX_EARLY,
     MAX_RELIABLE,
     NODE_SIZE,
     RELIABLE,
     ROUND,
     ROUND_HEAD_SIZE,
     S1_COUNTS,
+    S1_FIXED_SIZE,
     S2_TAIL,
     Control,
     Kind,
+    early_of,
     first_word,
+    join_early,
 )
 from alpha_trio.proto.packets import frames
 from alpha_trio.proto.primitives import (
     ACKNOWLEDGMENT_CHAIN,
+    EARLY_USE,
     ELEMENT_SIZE,
     SIGNATURE_CHAIN,
     AckTree,
     HashChain,
     Presigner,
     chain_id,
+    early_packet,
 )
 from alpha_trio.proto.transport import AlphaTransport
 from tools.fuzz_world import (
@@ -55,8 +63,8 @@ from tools.fuzz_world import (
     spoiled,
 )
 
-KINDS = ("S1", "A1", "S2", "A2", "CONTROL")
-"""CONTROL: the S2s of control rounds."""
+KINDS = ("S1", "A1", "S2", "A2", "CONTROL", "EARLY")
+"""CONTROL: the S2s of control rounds.  EARLY: S1s with early data."""
 
 SPACING = 8  # of chains: 64 elements, 31 rounds
 MOST_STEPS = 4_000  # of one script
@@ -65,7 +73,11 @@ _CHECK_EVERY = 32  # steps
 _KEPT = 8  # rounds that more may follow to
 _MOST_PACKETS = 12  # of a round
 _MOST_DEPTH = 4  # of its trees
+_MOST_INSIDE = 4  # packets in an S1
 _FRAME_WORD = bytes(8)  # of a packet that is alone
+_PROOF = S2_TAIL.pack(0, 0, ROUND_HEAD_SIZE)  # in the place of packets that went early
+_LENGTHS = (0, 1, 8, 9, 255, MAX_EARLY, 2**16 - 1)  # that early data may say it has
+_ROOT = slice(S1_FIXED_SIZE, S1_FIXED_SIZE + NODE_SIZE)  # in an S1 with early data
 _FAR = (60, 66, 500, 2**31, 2**32 - 1)  # rounds ahead
 
 
@@ -95,7 +107,7 @@ class Talker:
     signatures: dict[int, HashChain]  # by association
     acknowledgments: dict[int, HashChain]
     tag: Callable[[bytes], bytes]
-    encrypt: Callable[[int, int, int, bytes], Buffer]
+    encrypt: Callable[[int, int, int, bytes, int], Buffer]
     inner: Callable[[bytes], bytes]  # a packet with this payload
     hearer: AlphaTransport | None = None  # who hears it, if that is an end
     knows_chains: bool = True
@@ -103,6 +115,8 @@ class Talker:
     trees: deque[tuple[Announced, AckTree]] = Factory(lambda: deque(maxlen=_KEPT))
     elements: set[bytes] = Factory(set)  # that it has said
     signed: set[bytes] = Factory(set)  # S2s
+    true: set[bytes] = Factory(set)  # digests of S1s whose early data is signed
+    early: deque[bytes] = Factory(lambda: deque(maxlen=_KEPT))  # S1s that had some
     asked: set[bytes] = Factory(set)  # nonces of TRACEs
     _said: Counter[tuple[bytes, int]] = Factory(Counter)  # the latest position
 
@@ -135,6 +149,75 @@ class Talker:
         digest = sha256(text).digest()[:NODE_SIZE]
         self.rounds.append(Announced(number, index, shape, len(parts), digest, s2s))
         return text + self.tag(text)
+
+    def early_s1(self, choices: Choices) -> bytes:
+        """Packets inside an S1, or what is none; or such an S1 once more."""
+        if self.early and choices.number(4) == 1:
+            return self._again(choices, latest_of(choices, self.early))
+        text, signed = self._inside(choices), choices.number(4) != 1
+        return self._around(choices, text, signed=signed)
+
+    def unsigned_s1(self) -> bytes:
+        """As much early data as there may be, whose root does not fit."""
+        return self._around(Choices(b""), self._filled(MAX_EARLY), signed=False)
+
+    def _around(self, choices: Choices, inside: bytes, *, signed: bool) -> bytes:
+        """An S1 with this early data, mostly of the next round and well formed."""
+        number = self._association(choices)
+        index = _near(choices, (self._reached(SIGNATURE_CHAIN, number) + 1) // 2)
+        chain = self.signatures.get(number)
+        key = self._element(SIGNATURE_CHAIN, chain, number, 2 * index + 2)
+        element = self._element(SIGNATURE_CHAIN, chain, number, 2 * index + 1)
+        name, shape = chain.chain_id if chain else bytes(NODE_SIZE), EARLY_ROUND
+        counts = S1_COUNTS.pack(1, 1, 0)
+        if choices.number(8) == 1:
+            shape |= one_of(choices, (0, RELIABLE, CONTROL, RELIABLE | CONTROL, 1, 7))
+            counts = S1_COUNTS.pack(choices.number(4), choices.number(4), 0)
+        text = bytes(self.encrypt(number, index, 0, inside, EARLY_USE))
+        root = self.random.randbytes(NODE_SIZE)
+        if signed:
+            root = _early_root(name, index, key, text)
+        head = self._head(Kind.S1, number, shape, index, element)
+        message = spoiled(choices, head + counts + root + text)
+        digest = sha256(message).digest()[:NODE_SIZE]
+        proof = self._head(Kind.S2, number, shape, index, key) + _PROOF
+        if message[_ROOT] == _early_root(name, index, key, early_of(message)):
+            self.signed.add(proof)
+            self.true.add(digest)
+        self.rounds.append(Announced(number, index, shape, 1, digest, (proof,)))
+        self.early.append(message + self.tag(message))
+        return self.early[-1]
+
+    def _again(self, choices: Choices, s1: bytes) -> bytes:
+        """As it was, or with another tag, or altered under a good one."""
+        message, tag = s1[:-NODE_SIZE], s1[-NODE_SIZE:]
+        how = choices.number(3)
+        if how == 0:
+            return s1
+        if how == 1:
+            return message + self.random.randbytes(len(tag))
+        altered = message[: _ROOT.start] + spoiled(choices, message[_ROOT.start :])
+        return altered + self.tag(altered)
+
+    def _inside(self, choices: Choices) -> bytes:
+        """Early data: packets, or lengths and bytes that fit nothing."""
+        how = choices.number(8)
+        if how == 0:
+            return b""  # a trial
+        if how == 1:
+            return EARLY_LENGTH.pack(one_of(choices, _LENGTHS)) + choices.text()
+        if how == 2:
+            return EARLY_LENGTH.pack(one_of(choices, _LENGTHS))
+        if how == 3:
+            return self._filled(MAX_EARLY + choices.number(2))
+        bodies = self._made_up(choices, 1 + choices.number(_MOST_INSIDE))
+        return spoiled(choices, join_early(bodies))
+
+    def _filled(self, size: int) -> bytes:
+        """One packet that takes so many bytes with its length."""
+        number = FORGED + self.random.randbytes(NUMBER.size - 1)
+        around = EARLY_LENGTH.size + len(_FRAME_WORD) + len(self.inner(number))
+        return join_early([_FRAME_WORD + self.inner(number + bytes(size - around))])
 
     def a1(self, choices: Choices, rounds: Iterable[Announced]) -> bytes:
         """Agree to one of ``rounds``; without any, to one that nobody announced."""
@@ -289,9 +372,15 @@ class Talker:
         for i, body in enumerate(bodies):
             offset = i * stride + fixed
             place = number, index, offset + S2_TAIL.size
-            text = bytes(self.encrypt(*place, body)) if secret else body
+            text = bytes(self.encrypt(*place, body, 0)) if secret else body
             parts.append(S2_TAIL.pack(i, 0, offset) + text)
         return parts
+
+
+def _early_root(name: bytes, index: int, key: bytes, early: Buffer) -> bytes:
+    """What signs early data as it is sent."""
+    signed = Presigner.sign(name, index, key, [early_packet(early)], 0)
+    return bytes(signed.roots[0])
 
 
 def _near(choices: Choices, index: int) -> int:
@@ -371,6 +460,8 @@ class Scene:
             self.feed(end, kind, *self._s2(talker, choices))
         elif kind == "A2":
             self.feed(end, kind, talker.a2(choices))
+        elif kind == "EARLY":
+            self.feed(end, kind, talker.early_s1(choices))
         else:
             s1, s2 = talker.control(choices)
             self.feed(end, "S1", s1)
@@ -402,11 +493,13 @@ class Scene:
 def authentic(data: bytes) -> None:
     """A session whose keys somebody has, or one of whose ends is hostile.
 
-    Who has the keys alone gets nothing delivered; of the peer nothing comes twice.
+    Who has the keys alone gets nothing delivered, as he has no element before it has
+    arrived; of the peer nothing comes twice, and nothing early to who takes none.
     """
     choices = Choices(data)
     mode, reliable = one_of(choices, _MODES), bool(choices.number(2))
-    world = World(mode, Random(1), reliable=reliable)
+    early = choices.number(4) != 1
+    world = World(mode, Random(1), reliable=reliable, early=early)
     world.meet(8)
     scene = Scene(world, bool(choices.number(2)))
     world.authentic, world.forged = not scene.peer, Counter()

@@ -153,6 +153,7 @@ class World:
     psk: bytes | None = None  # that both have
     known: bool = False  # whether each knows the other's key from the start
     reliable: bool = False  # whether lost packets are repeated
+    early: bool = True  # whether packets may travel inside S1s
     through: Callable[[End, bytes], Iterable[bytes]] | None = None
     """What of a datagram for an end goes on; without it, all."""
     ends: tuple[End, End] = field(init=False)
@@ -174,6 +175,7 @@ class World:
                 mode=self.mode,
                 reliable=self.reliable,
                 psk=self.psk,
+                early=self.early,
             )
         self.authentic = self.mode != "plain"
 
@@ -271,6 +273,8 @@ class World:
         for end in self.ends:
             end.session.statistics(self.now)  # it can always tell how it is
             insist(end.table.deadline == end.table.deadline, "a deadline is a number")
+            taken = self.early or not end.session.counters.early_received
+            insist(taken, "nothing comes early to who takes none")
             for what, size, most in bounds(end):
                 insist(size <= most, f"{what}: at most {most}, not {size}")
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from tests.model import early
+from tests.model.early import Early
 from tests.model.explore import TooMany, explore
 from tests.model.handshake import ELSEWHERE, INITIATOR, Handshake
 from tests.model.rounds import RECEIVER, SENDER, Rounds
@@ -21,6 +23,7 @@ from tests.model.rules import ALL, Rules
 World = Any  # each has states of its own
 
 _BEFORE, _BEHIND, _BOTH = frozenset({0}), frozenset({1}), frozenset({0, 1})
+_ENDS = frozenset({early.SENDER, early.RECEIVER})
 _KEYS = ("key 1", "key 2", "key 3")
 
 WORLDS: dict[str, Callable[[Rules], World]] = {
@@ -44,6 +47,38 @@ WORLDS: dict[str, Callable[[Rules], World]] = {
     ),
     "rounds-receiver": lambda rules: Rounds(
         rules, rounds=2, attacker=_BEHIND, ends=frozenset({RECEIVER})
+    ),
+    "early-before": lambda rules: Early(
+        rules, rounds=3, packets=3, attacker=_BEFORE, usual=frozenset({1}), shapes=True
+    ),
+    "early-behind": lambda rules: Early(
+        rules, rounds=3, packets=3, attacker=_BEHIND, shapes=True
+    ),
+    "early-renewed": lambda rules: Early(
+        rules, sessions=2, packets=3, attacker=_BEFORE, usual=frozenset({1})
+    ),
+    "early-lying-relays": lambda rules: Early(
+        rules,
+        relay=False,
+        sessions=2,
+        rounds=3,
+        packets=4,
+        attacker=_BEFORE,
+        usual=frozenset({1}),
+        shapes=True,
+    ),
+    "early-patient": lambda rules: Early(
+        rules, attacker=_BOTH, usual=frozenset({0}), shapes=True, gives_up=False
+    ),
+    "early-given-up": lambda rules: Early(rules, attacker=_BOTH),
+    "early-around": lambda rules: Early(
+        rules, attacker=_BOTH, around=True, gives_up=False
+    ),
+    "early-sender": lambda rules: Early(
+        rules, rounds=3, attacker=_BOTH, ends=frozenset({early.SENDER})
+    ),
+    "early-ends": lambda rules: Early(
+        rules, rounds=3, attacker=_BOTH, ends=_ENDS, shapes=True
     ),
     "handshake-keys": lambda rules: Handshake(rules, attacker=_BEHIND, keys=_KEYS),
     "handshake-around": lambda rules: Handshake(rules, attacker=_BOTH, keys=_KEYS),

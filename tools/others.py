@@ -10,6 +10,7 @@ hosts' folders and goes with them; devices, addresses and routes go with the pro
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +31,11 @@ from tools.lab import Host, LabError, wait_until
 
 _START_TIMEOUT = 30  # seconds until the first echo reply through the tunnel
 _ECHO_INTERVAL = 0.02  # seconds between echo requests until there is a reply
+# Each session is a network of its own.  What the kernel still repeats of connections
+# through the one before, the end of one that was not acknowledged, would be the first
+# packet through this one, from the wrong side: two handshakes of WireGuard's that cross
+# undo one another, and are begun anew after five seconds.
+_NETWORKS = itertools.count()
 _WIREGUARD_SOCKETS = Path("/run/wireguard")
 
 Command = tuple[str, ...]
@@ -97,7 +103,8 @@ class OtherTunnel:
     @contextmanager
     def session(self, vm1: Host, vm2: Host, *_routers: Host) -> Iterator[Session]:
         """Make keys, start it on both hosts, wait for an echo reply."""
-        ends = self._end(vm1, 1), self._end(vm2, 2)
+        network = f"172.30.{next(_NETWORKS) % 256}"
+        ends = self._end(vm1, network, 1), self._end(vm2, network, 2)
         commands = self.prepare(ends, self.programs[0])
         start = time.monotonic()
         # The one that calls comes last: refused, it would try again in seconds only.
@@ -123,11 +130,11 @@ class OtherTunnel:
             self.set_up(end)
             yield process
 
-    def _end(self, host: Host, number: int) -> End:
+    def _end(self, host: Host, network: str, number: int) -> End:
         folder = host.directory / self.name
         shutil.rmtree(folder, ignore_errors=True)  # of the round before
         folder.mkdir()
-        return End(host, f"at{os.getpid()}-{number}", f"172.30.0.{number}", folder)
+        return End(host, f"at{os.getpid()}-{number}", f"{network}.{number}", folder)
 
 
 def _told_version(program: str) -> str:

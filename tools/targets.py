@@ -36,10 +36,12 @@ from alpha_trio.proto.messages import (
     Cookie,
     Kind,
     Syn,
+    join_early,
     parse_ack_untrusted,
     parse_ackack_untrusted,
     parse_cookie_untrusted,
     parse_syn_untrusted,
+    take_early_untrusted,
 )
 from alpha_trio.proto.packets import frames
 from alpha_trio.proto.primitives import Identity
@@ -166,6 +168,21 @@ def joining(data: bytes) -> None:
     for deliver in out.delivers:
         packets = frames.finished(deliver.parts)
         insist(len(packets) == deliver.packets, "a delivery has its packets")
+
+
+def early(data: bytes) -> None:
+    """Early data of an authentic but hostile peer, decrypted."""
+    with suppress(BadPacket):
+        words, pieces = take_early_untrusted(memoryview(data))
+        bodies = [word.to_bytes(8) + bytes(pieces[i]) for i, word in enumerate(words)]
+        insist(join_early(bodies) == data, "what was taken joins to what came")
+        out, counters = Outbox(), Counters()
+        refused = deliver_untrusted(words, pieces, has_header, out, counters)
+        delivered = sum(deliver.packets for deliver in out.delivers)
+        insist(delivered + len(refused) == len(words), "each arrives or is refused")
+        for deliver in out.delivers:
+            packets = frames.finished(deliver.parts)
+            insist(len(packets) == deliver.packets, "a delivery has its packets")
 
 
 def control(data: bytes) -> None:
@@ -295,6 +312,14 @@ def _joining() -> list[bytes]:
     ]
 
 
+def _early() -> list[bytes]:
+    """Two packets, then a super-packet of three segments, and no packet at all."""
+    udp = packet("192.168.10.60", "192.168.10.61", [bytes(20)])
+    body = udp[frames.VIRTIO_SIZE :]
+    words = (0, 0, *range(0x05_1C_14_86_0014_0000, 0x05_1C_14_86_0014_0003))
+    return [join_early(word.to_bytes(8) + body for word in words), b""]
+
+
 _BOTH = tuple(product((0, 1), repeat=2))
 _LONG_SCRIPT = 40_000  # bytes: about a thousand datagrams, as a world is dear
 
@@ -311,9 +336,10 @@ TARGETS = {
     "authentic": Target(
         fuzz_rounds.authentic,
         [
-            _script(mode, reliable, peer)
+            _script(mode, reliable, early, peer)
             for mode in range(3)
             for reliable, peer in _BOTH
+            for early in range(2)
         ],
         _LONG_SCRIPT,
         tuple(product(ROLES, fuzz_rounds.KINDS)),
@@ -332,6 +358,7 @@ TARGETS = {
     ),
     "messages": Target(messages, _handshake()),
     "joining": Target(joining, _joining()),
+    "early": Target(early, _early()),
     "control": Target(
         control,
         [

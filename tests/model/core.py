@@ -26,6 +26,7 @@ from tests.proto.routed import Path
 PACKETS = [Packet(payload=letter * 20) for letter in (b"a", b"b")]
 
 WAIT = 0.7  # s, after which an S1 without answer goes again
+LIFETIME = 3.5  # s, after which a round without answer is given up
 
 ALTERED_AT = {
     Kind.S1: {"its pre-signature": 41, "its tag": -1},
@@ -33,6 +34,8 @@ ALTERED_AT = {
     Kind.S2: {"its key": 20, "its packet": -1},
 }
 """What is changed, and at which byte that is."""
+EARLY_ALTERED_AT = {**ALTERED_AT, Kind.S1: {"its packet": 60, "its tag": -1}}
+EARLY_ALTERED_AT[Kind.S2] = {"its key": 20, "its end": -1}
 
 ARRIVES, COMES_TWICE, IS_LOST = "arrives", "arrives, and will again", "is lost"
 GOES_AROUND = "goes around the relay"
@@ -82,15 +85,18 @@ class State:
 class Replay:
     """One course of events."""
 
-    def __init__(self, packets: int) -> None:
-        self.path = Path(mode="n", checked=False)
+    def __init__(self, world: Core) -> None:
+        early, self.pause = world.early, world.pause
+        self.altered_at = world.altered_at
+        mode = "adaptive" if early else "n"
+        self.path = Path(mode=mode, checked=False, early=early)
         self.path.introduce()
         self.got: dict[str, list[bytes]] = {"one": [], "relay": [], "two": []}
         self.way: list[UnderWay] = []
         self.sent: set[bytes] = set()
         self.answered: set[int] = set()
         self.passed: list[bytes] = []
-        for packet in PACKETS[:packets]:
+        for packet in PACKETS[: world.packets]:
             self._send("one", self.path.one.emit(packet, now=self.path.now))
 
     def carry_out(self, choice: Choice) -> None:
@@ -105,13 +111,13 @@ class Replay:
             beyond = "two" if datagram.source == "one" else "one"
             self.way.append(datagram._replace(source="relay", target=beyond))
         elif what != IS_LOST:
-            at = ALTERED_AT[Kind(datagram.data[0])].get(what)
+            at = self.altered_at[Kind(datagram.data[0])].get(what)
             data = datagram.data if at is None else changed(datagram.data, at)
             self._arrive(datagram._replace(data=data))
 
     def _wait(self) -> None:
         path = self.path
-        path.now += WAIT
+        path.now += self.pause
         for got in self.got.values():
             got.append(b"")
         self._send("one", path.one.serve(path.now))
@@ -153,6 +159,13 @@ class Core:
     alterations: int = 0
     waits: int = 0
     detours: int = 0
+    early: bool = False  # whether packets travel inside S1s
+    pause: float = WAIT  # s, each time that time passes
+
+    @property
+    def altered_at(self) -> dict[Kind, dict[str, int]]:
+        """What can be altered of each kind."""
+        return EARLY_ALTERED_AT if self.early else ALTERED_AT
 
     @property
     def start(self) -> State:
@@ -160,7 +173,7 @@ class Core:
         return self._state(())
 
     def _state(self, history: tuple[Choice, ...]) -> State:
-        replay = Replay(self.packets)
+        replay = Replay(self)
         for choice in history:
             replay.carry_out(choice)
         return State(
@@ -191,16 +204,20 @@ class Core:
     @cached_property
     def always(self) -> Mapping[str, Callable[[State], bool]]:
         """True of every state."""
-        return {
+        properties = {
             "nothing forged is delivered, and nothing twice": _once,
             "the relay passes what the sender sent, and nothing twice": _genuine,
             "the relay passes S2s only of rounds whose A1 it passed": _agreed,
         }
+        if self.early:
+            properties["what goes early arrives in its order"] = _ordered
+        return properties
 
     @cached_property
     def in_reach(self) -> Mapping[str, Callable[[State], bool]]:
         """Reached from everywhere by arrivals alone, if the network is no worse."""
-        if self.losses or self.alterations or self.detours:
+        given_up = self.waits and self.pause >= LIFETIME
+        if self.losses or self.alterations or self.detours or given_up:
             return {}
         return {"every packet gets through": self._through}
 
@@ -229,12 +246,18 @@ class Core:
             if detours and datagram.target == "relay":
                 yield Choice(datagram, GOES_AROUND)
             if alterations:
-                for what in ALTERED_AT[Kind(datagram.data[0])]:
+                for what in self.altered_at[Kind(datagram.data[0])]:
                     yield Choice(datagram, what)
 
 
 def _once(state: State) -> bool:
     return Counter(state.delivered) <= Counter(packet.build() for packet in PACKETS)
+
+
+def _ordered(state: State) -> bool:
+    order = [packet.build() for packet in PACKETS]
+    places = [order.index(packet) for packet in state.delivered if packet in order]
+    return places == sorted(places)
 
 
 def _genuine(state: State) -> bool:
@@ -253,6 +276,10 @@ WIDE = [
     Core(packets=1, copies=1, alterations=1),
     Core(packets=1, alterations=1, waits=1),
     Core(detours=2),
+    Core(early=True, copies=2),
+    Core(early=True, alterations=2),
+    Core(early=True, copies=1, losses=1, waits=1, pause=LIFETIME),
+    Core(early=True, packets=1, copies=1, alterations=1, detours=2),
 ]
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The rules that can be taken away, one by one, to see which attack each of them meets.
 
-The first nine are answers to attacks that work without them; the others are the base
-of it all, and there to show that the properties can fail.
+The first nine, and those of early data, are answers to attacks that work without them;
+the others are the base of it all, and there to show that the properties can fail.
 """
 
 from __future__ import annotations
@@ -66,6 +66,45 @@ class Rules:
 
     all_is_signed: bool = True
     """Signatures are over all of SYN and ACK.  Without: not over shares and anchors."""
+
+    # Of early data
+
+    early_when_accepted: bool = True
+    """Early data is delivered when its S1 is accepted.  Without: whenever that comes,
+    and so with each repetition."""
+
+    early_beyond_last: bool = True
+    """Only an S1 whose element lies beyond the last accepted one is new.  Without: one
+    of any round that is not remembered."""
+
+    early_once_sent: bool = True
+    """What went early goes in no other round and no other session.  Without: it goes
+    again if its round is given up, or the session is renewed, before an A1 came."""
+
+    early_if_agreed: bool = True
+    """Who did not give the option refuses early data.  Without: it is taken."""
+
+    proof_brings_nothing: bool = True
+    """The S2 of early data is the key and delivers nothing.  Without: it delivers what
+    its S1 had, as S2s do."""
+
+    early_bounded: bool = True
+    """A relay has room for so much early data that is not proven.  Without: no end."""
+
+    early_copies_apart: bool = True
+    """Copies and other versions of an S1 have room of their own there.  Without: they
+    share that of the first ones."""
+
+    early_back_if_signed: bool = True
+    """A relay gives room back for what fits the key.  Without: for what an A1 came."""
+
+    early_false_ends: bool = True
+    """If an A1 came for early data, and none fits the key, no more of it passes.
+    Without: more does, as far as there is room."""
+
+    early_false_of_all: bool = True
+    """But only if all that was agreed to is early data.  Without: also if there was an
+    S1 of another shape, of which it is not known yet."""
 
     def without(self, *names: str) -> Rules:
         """These rules but for some."""

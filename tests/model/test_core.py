@@ -3,7 +3,7 @@
 import pytest
 
 from alpha_trio.proto.handshake import exchange
-from tests.model.core import Core
+from tests.model.core import LIFETIME, Core
 from tests.model.explore import explore
 
 
@@ -20,8 +20,21 @@ def short_chains(monkeypatch):
         Core(packets=1, losses=1, waits=1),
         Core(packets=1, alterations=1),
         Core(packets=1, copies=1, detours=2),
+        Core(early=True),
+        Core(early=True, packets=1, copies=1, alterations=1),
+        Core(early=True, packets=1, copies=1, detours=2),
+        Core(early=True, losses=1, waits=1, pause=LIFETIME),
     ],
-    ids=["two-rounds", "lost-and-repeated", "altered", "around"],
+    ids=[
+        "two-rounds",
+        "lost-and-repeated",
+        "altered",
+        "around",
+        "early",
+        "early-altered",
+        "early-around",
+        "early-given-up",
+    ],
 )
 def test_whatever_becomes_of_datagrams(world):
     result = explore(world)

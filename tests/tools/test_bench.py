@@ -294,6 +294,7 @@ def test_a_row_may_have_a_noise_of_its_own():
     lost = Row("lost_percent", "lost", "%", least=1)
     assert verdict(lost, [1.5, 1.5], [0.6, 0.6]).word == "level"
     assert verdict(lost, [1.7, 1.7], [0.6, 0.6]).word == "behind"
+    assert str(verdict(lost, [0.0], [11.3])) == "ahead 100 %"
 
 
 def test_words_of_a_verdict():

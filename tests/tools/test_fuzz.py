@@ -7,15 +7,23 @@ from itertools import islice
 
 import pytest
 
-from alpha_trio.proto.handshake import exchange
-from alpha_trio.proto.messages import BadPacket
+from alpha_trio.proto.handshake import Agreement, exchange
+from alpha_trio.proto.messages import (
+    EARLY_ROUND,
+    HEADER_SIZE,
+    ROUND,
+    TAG_SIZE,
+    BadPacket,
+)
 from alpha_trio.proto.peers import Session, State
 from alpha_trio.proto.peers.waiting import QUEUE_PACKETS
 from alpha_trio.proto.primitives import ChainVerifier, Checker
 from alpha_trio.proto.primitives.chain import MAX_SKIP
-from alpha_trio.proto.relay import Relay, introduction
+from alpha_trio.proto.rates import TokenBucket
+from alpha_trio.proto.relay import Relay, RelayEarly, introduction
 from alpha_trio.proto.relay.witness import Witness
 from alpha_trio.proto.transport import receiver
+from alpha_trio.proto.transport.transport import Arrival
 from tools import fuzz, targets
 from tools.fuzz_world import MODES, Broken, World, fed
 from tools.targets import TARGETS
@@ -171,6 +179,63 @@ def test_a_packet_taken_twice_is_noticed(monkeypatch):
     target = TARGETS["authentic"]
     with pytest.raises(Broken, match="only once"):
         fuzz.mutate(target, 1, fuzz.until_fed(target, 4 * DATAGRAMS))
+
+
+def test_early_data_taken_twice_is_noticed(monkeypatch):
+    accept = receiver.Receiver.on_s1_untrusted
+
+    def forgetful(self, datagram, remote, local, owns_source, out):
+        arrival = accept(self, datagram, remote, local, owns_source, out)
+        message = datagram[:-TAG_SIZE]
+        number, shape, _, index, _ = ROUND.unpack_from(message, HEADER_SIZE)
+        if arrival is Arrival.NOTHING and shape & EARLY_ROUND:
+            early = self._early_untrusted(message, number, shape, index)
+            self._deliver_early(*early, owns_source, out)
+        return arrival
+
+    monkeypatch.setattr(receiver.Receiver, "on_s1_untrusted", forgetful)
+    fed.clear()
+    target = TARGETS["authentic"]
+    with pytest.raises(Broken, match="only once"):
+        fuzz.mutate(target, 1, fuzz.until_fed(target, 4 * DATAGRAMS))
+
+
+def test_early_data_taken_by_who_wants_none_is_noticed(monkeypatch):
+    always = property(lambda agreement: True, lambda agreement, value: None)
+    monkeypatch.setattr(Agreement, "takes_early", always)
+    fed.clear()
+    target = TARGETS["authentic"]
+    with pytest.raises(Broken, match="comes early to who takes none"):
+        fuzz.mutate(target, 1, fuzz.until_fed(target, 4 * DATAGRAMS))
+
+
+def test_early_data_beyond_what_there_is_room_for_is_noticed(monkeypatch):
+    """A relay that gives back what nobody signed."""
+    monkeypatch.setattr(TokenBucket, "take", allow)
+    fed.clear()
+    target = TARGETS["relay"]
+    with pytest.raises(Broken, match="nobody has proven is bounded"):
+        fuzz.mutate(target, 1, fuzz.until_fed(target, 4 * DATAGRAMS))
+
+
+def test_early_data_that_a_relay_takes_for_signed_is_noticed(monkeypatch):
+    def proven(self, association, round_, s1s):
+        return s1s[0][0].early
+
+    monkeypatch.setattr(Witness, "_prove_early", proven)
+    fed.clear()
+    target = TARGETS["relay"]
+    with pytest.raises(Broken, match="what its sender signed"):
+        fuzz.mutate(target, 1, fuzz.until_fed(target, 4 * DATAGRAMS))
+
+
+def test_early_data_of_honest_ends_that_is_ended_is_noticed(monkeypatch):
+    def judge(self, round_):
+        self.early = RelayEarly.OFF
+
+    monkeypatch.setattr(Witness, "_judge_early", judge)
+    with pytest.raises(Broken, match="keep their early data"):
+        TARGETS["relay"].run(TARGETS["relay"].seeds[0])
 
 
 def test_wrong_sums_of_a_relay_are_noticed(monkeypatch):

@@ -134,7 +134,7 @@ class Introductions:
 
     keys: frozenset[bytes]  # that may; empty: all
     lenient: bool
-    kept: int  # SYNs that may wait for their ACKACK, the oldest goes
+    kept: int  # SYNs with an ACK that may wait for their ACKACK, the oldest goes
     consent: Consent
     random: RandomBytes
     budgets: Budgets = field(factory=Budgets)
@@ -173,6 +173,7 @@ class Introductions:
         self._by_id.setdefault(asked.syn.sender_id, []).append(asked)
         self.asked[asked.said] = asked
         self.memory += asked.memory
+        self._make_room(asked)
 
     def on_cookie_untrusted(
         self, datagram: bytes, crossing: Crossing, now: float
@@ -285,6 +286,15 @@ class Introductions:
         self._answers.setdefault(answer.responder_id, []).append(answer)
         answer.asked.answers.append(answer)
         self.memory += ANSWER_COST
+        self._make_room(answer.asked)
+
+    def _make_room(self, latest: Asked) -> None:
+        """A SYN that has several ACKs takes the room of others."""
+        while self.memory > self.kept * (COST + ANSWER_COST):
+            oldest = next((a for a in self.asked.values() if a is not latest), None)
+            if oldest is None:
+                return
+            self._forget(oldest)
 
     def _drop(self, answer: Answer) -> None:
         answer.asked.answers.remove(answer)

@@ -234,7 +234,8 @@ class Relay:
             except BadPacket as error:
                 refusal = refusal or error
                 continue
-            self._held += meter.held - before
+            finally:  # its key may have freed something, whether it passes or not
+                self._held += meter.held - before
             self._make_room()
             return size
         assert refusal is not None
@@ -447,6 +448,7 @@ class Relay:
         if introduction is not None:
             self._establish_untrusted(introduction, now)
             known.confirm(introduction, datagram, now)
+        self._make_room()  # what is remembered of it counts as well
         if kind in (Kind.SYN, Kind.ACK):
             self._announce(run.view, at)
         self._forward(run, at, at + size, self._stray)

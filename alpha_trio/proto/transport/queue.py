@@ -164,6 +164,13 @@ class FlowQueue:
                 row.extend(left)
         return [some for some in packed if some]
 
+    def has_single(self, room: int) -> bool:
+        """Whether a packet that came alone, and fits, may be among those in front."""
+        return any(
+            len(waiting.segments) == 1 and len(waiting.segments[0]) < room
+            for waiting in islice(self._front, MOST_LOOKED_AT)
+        )
+
     def _looked_at(self, most: int) -> Iterator[Waiting]:
         yield from islice(self._front, most)
         if len(self._back) <= most:

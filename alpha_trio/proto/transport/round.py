@@ -34,6 +34,7 @@ class Round:
     resend_at: float
     attempts: int = 1  # since something new was heard
     agreed: bool = False
+    overtaken: int = 0  # A1s of later rounds that came before its own
     ack_root: bytes = b""
     ack_key: bytes = b""  # once an A2 has disclosed it
     unanswered: int = 0  # bit i: packet i was sent, and there is no verdict on it

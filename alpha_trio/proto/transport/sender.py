@@ -98,6 +98,10 @@ QUEUE_AGE = 2.0  # s, likewise
 MOST_ROUNDS = 5
 ROUNDS_MORE_EVERY = 0.0005  # s of the least round-trip time
 
+LIGHT = 4  # bytes held by small packets for each that they have
+
+OVERTAKEN = 3  # later rounds answered, until an S1 is repeated before its time
+
 LEAST_SHARE = 4  # a super-packet is torn apart for this part of a round, not for less
 
 ROUND_LIFETIME = 3.0  # s until an unanswered round holds up those behind it no more
@@ -286,6 +290,10 @@ class Sender:
         if not self.queue or not self._goes_early:
             return
         trip, early = self.rtt.smoothed, self.early
+        room = room_for_early(self.line.datagram_size)
+        light = self._is_light(room)
+        if not light and not self.queue.has_single(room):
+            return  # hot path: there is nothing but streams
         if self.pace.must_wait_early(early.under_way, trip, now):
             return
         idle = [a for a in self.associations.values() if a.idle]
@@ -295,13 +303,16 @@ class Sender:
         if not most:
             return
         held: set[bytes] = set().union(*(round_.flows for round_ in self.order))
-        room = room_for_early(self.line.datagram_size)
-        looked_at = MOST_LOOKED_AT * early_waiting(trip)
+        looked_at = MOST_LOOKED_AT * (early_waiting(trip) if light else 1)
         packed = self.queue.take_early(room, most, held, looked_at)
         for association, taken in zip(idle, packed, strict=False):
             self.queued_bytes -= sum(waiting.held for waiting in taken)
             self.queued_count -= sum(waiting.count for waiting in taken)
             self._start_early_round(association, taken, now, out)
+
+    def _is_light(self, room: int) -> bool:
+        """Whether so little waits that it is worth to look at each packet."""
+        return self.queued_bytes <= LIGHT * room * early_waiting(self.rtt.smoothed)
 
     def _better_wait_for_early(self) -> bool:
         """Whether what waits goes early, once the rounds before it are out.
@@ -311,9 +322,11 @@ class Sender:
         """
         if not self._goes_early or not (self.order or self.early.under_way):
             return False
+        room = room_for_early(self.line.datagram_size)
+        if not self._is_light(room):
+            return False
         times = early_waiting(self.rtt.smoothed)
-        room = times * room_for_early(self.line.datagram_size)
-        if not self.queue.is_small(room, times * MOST_LOOKED_AT):
+        if not self.queue.is_small(times * room, times * MOST_LOOKED_AT):
             return False
         busy = not any(a.idle for a in self.associations.values())
         self.starved = busy and self.early.room(self.rtt.smoothed) > 0
@@ -551,6 +564,23 @@ class Sender:
             self.early.on_answer(round_.early)
         else:
             self.early.on_other_answer(now)
+        if self.under_way > 0:
+            self._note_overtaken(round_, now)
+
+    def _note_overtaken(self, answered: Round, now: float) -> None:
+        """Of an S1 sent before that has no answer one of the two was lost, it seems.
+
+        After OVERTAKEN later ones that is sure enough not to wait for the timer; but
+        relays let nothing pass again at once.
+        """
+        for association in self.associations.values():
+            round_ = association.round
+            if round_ is None or round_.agreed or round_.started >= answered.started:
+                continue
+            round_.overtaken += 1
+            if round_.overtaken == OVERTAKEN and round_.attempts == 1:
+                round_.resend_at = max(now, round_.started + MIN_RTO)
+                self.deadline = min(self.deadline, round_.resend_at)
 
     def _challenge(self, place: Place, now: float, out: Outbox) -> None:
         """The peer answers from there, or it is a copy: see whether it receives there.

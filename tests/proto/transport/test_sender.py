@@ -458,3 +458,43 @@ def test_the_oldest_is_found_on_either_side():
     for waiting in (*frames_of(b"x", 2, since=1.0), *frames_of(b"y", 1, since=2.0)):
         queue.append(waiting)
     assert [queue.pop_oldest().since for _ in range(3)] == [1.0, 1.0, 2.0]
+
+
+# -- evidence of a loss
+
+
+@pytest.mark.parametrize("lost", [Kind.S1, Kind.A1])
+def test_three_later_answers_repeat_an_s1_before_its_time(lost):
+    """On a way whose delay varies the timer would wait for long."""
+    ends, now = Ends.make(), 1.0
+    open_associations(ends, 6, now)
+    ends.one.sender.rtt.begin(0.1)
+    ends.one.sender.rtt.variation = 0.2  # s; so the timer is at 0.9
+    first = ends.one.send(b"first", now=now)
+    later = [ends.one.send(b"%d" % n, now=now + 0.01 * n)[0] for n in range(1, 6)]
+    if lost is Kind.A1:
+        ends.two.take(*first, now=now)
+    answers = ends.two.take(*later, now=now + 0.05)
+    again = []
+    for number, a1 in enumerate(answers, 1):
+        ends.one.take(a1, now=now + 0.1)
+        again += ends.one.serve(now + 0.1)
+        assert again == (first if number >= 3 else [])
+
+
+def test_two_later_answers_may_be_chance():
+    ends, now = Ends.make(), 1.0
+    open_associations(ends, 6, now)
+    ends.one.sender.rtt.begin(0.1)
+    ends.one.send(b"first", now=now)
+    later = [ends.one.send(b"%d" % n, now=now + 0.01 * n)[0] for n in range(1, 3)]
+    ends.one.take(*ends.two.take(*later, now=now + 0.05), now=now + 0.1)
+    assert ends.one.serve(now + 0.1) == []
+
+
+def open_associations(ends: Ends, number: int, now: float) -> None:
+    """Let the sender have so many, as if it had been busy."""
+    ends.one.transport._wanted = number
+    ends.one.transport._open_wanted()
+    ends.settle(now=now)
+    assert len(ends.one.sender.associations) >= number
