@@ -62,9 +62,9 @@ def delivered(
 
 LOSSY = {"loss": 0.3}
 MIXING = {"loss": 0.1, "duplicate": 0.1, "late": 0.1, "delay": 0.05}
+HOSTILE = {"loss": 0.02, "late": 0.2, "delay": 0.3, "replay": 0.1, "flip": 0.02}
 ROUNDS, EARLY = {"mode": "c"}, {"mode": "adaptive"}
 NOT_EARLY = {"mode": "adaptive", "early": False}
-HOSTILE = {"loss": 0.02, "late": 0.2, "delay": 0.3, "replay": 0.1, "flip": 0.02}
 
 
 # A renewal on a bad link, and a start anew on one: once each on the links that only
