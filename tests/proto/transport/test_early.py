@@ -13,16 +13,16 @@ from alpha_trio.proto.messages import (
     MAX_EARLY,
     NO_EARLY,
     NODE_SIZE,
-    ROUND_HEAD_SIZE,
     S1_COUNTS,
     S1_FIXED_SIZE,
+    S2_TAIL,
     TAG_SIZE,
     Kind,
     join_early,
 )
 from alpha_trio.proto.packets.frames import cut
 from alpha_trio.proto.primitives import EARLY_USE
-from alpha_trio.proto.transport import EarlyState
+from alpha_trio.proto.transport import Arrival, EarlyState
 from alpha_trio.proto.transport.early import LOSSES, TRIALS, TRIES, Early
 from alpha_trio.proto.transport.sender import CONTROL_LIFETIME, ROUND_LIFETIME
 from tests.proto.ends import ELSEWHERE, Ends, changed, head, of_kind
@@ -31,6 +31,7 @@ from tests.proto.simulation import Hostile, Link, Simulation, remote_of
 
 EARLY_SHAPE = 0x20
 ONE_WAY = 0.05  # s
+WORD = bytes(8)  # frame word of a packet that is whole
 LARGE = 1245  # bytes of a packet that fits its S2, but no S1
 
 
@@ -251,10 +252,11 @@ def test_who_does_not_want_it_gets_none(here):
 
 def test_who_did_not_agree_takes_none():
     """Whoever sends it all the same, with the session's keys."""
+    text = join_early([WORD + b"x" * 30])
     agreed, refusing = Ends.make(early=True), Ends.make()
-    (s1,) = agreed.one.send(b"x" * 30)
-    assert is_early(s1)
-    assert refusing.two.take(s1) == []
+    agreed.two.take(tagged_s1(agreed, text))
+    assert agreed.two.received == [b"x" * 30]
+    assert refusing.two.take(tagged_s1(refusing, text)) == []
     assert refusing.two.received == []
     assert refusing.two.drops == {Drop.BAD_ROUND: 1}
 
@@ -331,15 +333,21 @@ def test_the_key_alone_delivers_nothing():
 
 
 def tagged_s1(ends: Ends, text: bytes, *, shape=EARLY_SHAPE, counts=(1, 1)) -> bytes:
-    """What only ``one`` can make, whatever is in it."""
-    (s1,) = Ends.make(early=True).one.send(b"x")
-    ends.one.send(b"x")
-    encrypt = ends.one.transport.line.encrypt
-    early = encrypt.apply(0, 0, 0, text, EARLY_USE) if text else b""
-    head_ = bytearray(s1[:ROUND_HEAD_SIZE])
-    head_[10] = shape
-    message = bytes(head_) + S1_COUNTS.pack(*counts, 0) + bytes(16 * counts[1]) + early
-    return ends.one.tagged(message)
+    """The S1 of the first round as only ``one`` can make it, whatever is in it."""
+    line, chain = ends.one.transport.line, ends.one.sender.associations[0].chain
+    head_ = line.head(Kind.S1, 0, shape, 0, chain.element(1))
+    early = line.encrypt.apply(0, 0, 0, text, EARLY_USE)
+    roots = bytes(NODE_SIZE * counts[1])
+    return ends.one.tagged(head_ + S1_COUNTS.pack(*counts, 0) + roots + bytes(early))
+
+
+def assert_refused(ends: Ends, made: bytes) -> None:
+    """Without a trace: what makes sense is taken afterwards, for the same round."""
+    assert ends.two.take(made) == []
+    assert ends.two.received == []
+    assert ends.two.drops == {Drop.BAD_ROUND: 1}
+    ends.two.take(tagged_s1(ends, join_early([WORD + b"good"])))
+    assert ends.two.received == [b"good"]
 
 
 @pytest.mark.parametrize(
@@ -355,9 +363,7 @@ def tagged_s1(ends: Ends, text: bytes, *, shape=EARLY_SHAPE, counts=(1, 1)) -> b
 )
 def test_early_data_that_makes_no_sense_is_refused_as_a_whole(text):
     ends = Ends.make(early=True)
-    assert ends.two.take(tagged_s1(ends, text)) == []
-    assert ends.two.received == []
-    assert ends.two.drops == {Drop.BAD_ROUND: 1}
+    assert_refused(ends, tagged_s1(ends, text))
 
 
 @pytest.mark.parametrize(
@@ -366,9 +372,19 @@ def test_early_data_that_makes_no_sense_is_refused_as_a_whole(text):
 )
 def test_a_round_with_early_data_has_one_of_all(shape, counts):
     ends = Ends.make(early=True)
-    made = tagged_s1(ends, join_early([bytes(30)]), shape=shape, counts=counts)
-    assert ends.two.take(made) == []
-    assert ends.two.drops == {Drop.BAD_ROUND: 1}
+    text = join_early([WORD + bytes(30)])
+    assert_refused(ends, tagged_s1(ends, text, shape=shape, counts=counts))
+
+
+def test_a_peer_that_signed_something_else_is_found_out():
+    """Its packets are its own all the same; the key does not prove them to relays."""
+    ends = Ends.make(early=True)
+    ends.two.take(tagged_s1(ends, join_early([WORD + b"x" * 30])))
+    assert ends.two.received == [b"x" * 30]
+    key = ends.one.sender.associations[0].chain.element(2)
+    proof = ends.one.transport.line.head(Kind.S2, 0, EARLY_SHAPE, 0, key)
+    ends.two.take(proof + S2_TAIL.pack(0, 0, 32))
+    assert ends.two.drops == {Drop.FORGED: 1}
 
 
 def test_inner_sources_are_checked():
@@ -377,6 +393,7 @@ def test_inner_sources_are_checked():
     ends.settle(*ends.one.send(b"x" * 30))
     assert ends.two.received == []
     assert ends.two.drops == {Drop.WRONG_SOURCE: 1}
+    assert ends.two.transport.line.counters.early_received == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -595,6 +612,21 @@ def test_a_trial_gives_way_to_what_waits():
     assert {head(s1).round for s1 in sent if head(s1).shape == 0} == {1}
 
 
+def test_a_trial_says_that_the_peer_is_there_and_has_no_packet():
+    """Or each would be answered by a keepalive, and these by trials."""
+    ends = Ends.make(early=True)
+    for filled in (False, True):
+        if not filled:
+            ends.one.sender.early.state = EarlyState.TRYING
+            ends.one.sender.start(0.0, ends.one.out)
+        (s1,) = ends.one.send(b"x" * 30) if filled else ends.one.sent()
+        (a1,) = ends.two.take(s1)
+        assert ends.two.arrival is (Arrival.DATA if filled else Arrival.KEEPALIVE)
+        ends.two.take(*ends.one.take(a1))
+        assert ends.two.arrival is Arrival.KEEPALIVE
+    assert ends.two.received == [b"x" * 30]
+
+
 def test_patience_is_bounded():
     assert TRIALS + LOSSES + TRIES < 16
 
@@ -652,6 +684,16 @@ def test_an_s1_bears_the_class_of_what_is_in_it(traffic_class):
     assert (Kind.S1, traffic_class & 3) in sim.classes
     assert {shown for kind, shown in sim.classes if kind != Kind.S1} == {0}
     assert sim.hosts["vm2"].received[-1].traffic_class == traffic_class
+
+
+def test_an_s1_that_goes_again_bears_it_again():
+    sim = settled()
+    sim.classes.clear()
+    sim.block("vm1", "vm2")
+    sim.emit("vm1", sim.packet("vm1", "vm2", payload=b"x", traffic_class=2).frame())
+    sim.run(1)
+    assert len(sim.classes) > 2
+    assert set(sim.classes) == {(Kind.S1, 2)}
 
 
 def test_dscp_is_copied_if_it_is_to_be():
