@@ -46,7 +46,7 @@ OUTGOING_DROPS = frozenset(
     }
 )
 ECHO_REQUEST = 8
-MOST_SLICES = 100
+MOST_SLICES = 600  # four make a chain, and both ends may have 64 in the making
 
 
 class Link:
@@ -334,8 +334,8 @@ class Simulation:
         table, session = self.hosts[at].table, self.session(at, of)
         remotes, prefixes = map(remote_of, addresses), table._prefixes_of[of]
         known = session.keepalive, session.negotiation.key, session.mode
-        known += (session.reliable,)
-        table.configure(session, list(remotes), prefixes, *known)
+        how = {"reliable": session.reliable, "early": session.early}
+        table.configure(session, list(remotes), prefixes, *known, **how)
 
     # -- acting
 

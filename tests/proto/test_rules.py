@@ -6,9 +6,10 @@ and digests alone, as it does for a relay, which has no key.
 
 Rules are numbered like those of the security argument in docs/protocol.md.  Rule 15
 is about relays: what the ends do so that these can check is proven here, the relays
-themselves in test_relay_attacks.py.  Rules 5, 8 and 9 are proven for chains and
-trees in test_chain.py, test_presign.py and test_acks.py as well, rule 11 for queues
-in test_sender.py and for handshakes in test_handshake.py and test_peers.py.
+themselves in relay/test_attacks.py.  Rules 23 and 24, on early data, are proven in
+transport/test_early.py and relay/test_early.py.  Rules 5, 8 and 9 are proven for
+chains and trees in test_chain.py, test_presign.py and test_acks.py as well, rule 11
+for queues in test_sender.py and for handshakes in test_handshake.py and test_peers.py.
 """
 
 import ast
@@ -288,9 +289,10 @@ def test_rule_5_an_end_remembers_one_element_of_a_chain():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_rule_6_no_chain_has_two_open_rounds(seed):
+@pytest.mark.parametrize("early", [False, True])
+def test_rule_6_no_chain_has_two_open_rounds(seed, early):
     """A round begins when the one before is disclosed, or is given up for good."""
-    sim = Simulation(seed, mode="adaptive")
+    sim = Simulation(seed, mode="adaptive", early=early)
     sim.pair()
     assert sim.ping("vm1", "vm2")
     sim.link = Hostile(sim.random, loss=0.3, duplicate=0.2, late=0.3, replay=0.1)

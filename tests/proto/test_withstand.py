@@ -46,12 +46,19 @@ def require(sim: Simulation, at: Host, of: Host, key=True, psk=None) -> None:
     table, remotes = at.table, session.negotiation.remotes
     key = of.identity.public if key else None
     prefixes = table._prefixes_of[of.name]
-    table.configure(session, remotes, prefixes, key=key, mode=sim.mode, psk=psk)
+    known = {"key": key, "mode": sim.mode, "psk": psk, "early": sim.early}
+    table.configure(session, remotes, prefixes, **known)
 
 
-def pair(seed: int = 5, link: Link | None = None, mode: str = "adaptive", psk=None):
+def pair(
+    seed: int = 5,
+    link: Link | None = None,
+    mode: str = "adaptive",
+    psk=None,
+    early: bool = True,
+):
     """Two hosts with each other's key."""
-    sim = Simulation(seed, link, mode)
+    sim = Simulation(seed, link, mode, early=early)
     one, two = sim.pair()
     require(sim, one, two, psk=psk)
     require(sim, two, one, psk=psk)
@@ -151,9 +158,10 @@ class WithoutAckAcks(Link):
             yield DELAY, datagram
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("asker", ["vm1", "vm2"])
-def test_the_old_session_carries_on_until_something_came_in_the_new_one(asker):
-    sim, one, two = pair(link=WithoutAckAcks())
+def test_the_old_session_carries_on_until_something_came_in_the_new_one(asker, early):
+    sim, one, two = pair(link=WithoutAckAcks(), early=early)
     assert sim.ping(asker, {"vm1": "vm2", "vm2": "vm1"}[asker])
     sim.run(REKEY_AFTER - sim.now - 1)
     sim.link.closed = True
@@ -215,9 +223,10 @@ def lost_at_renewal(share: float, copies: int) -> int:
     return len(set(handed) - set(arrived))
 
 
-def test_an_attacker_during_renewals_for_half_an_hour_loses_nobody_a_packet():
+@pytest.mark.parametrize("early", [False, True])
+def test_an_attacker_during_renewals_for_half_an_hour_loses_nobody_a_packet(early):
     """Copies and altered copies of all handshake messages, and forged cookies."""
-    sim, one, two = pair()
+    sim, one, two = pair(early=early)
     sim.ping("vm1", "vm2")
     random, seen = Random(9), len(sim.sent)
     there, back = [], []
@@ -236,6 +245,8 @@ def test_an_attacker_during_renewals_for_half_an_hour_loses_nobody_a_packet():
     assert set(there) <= set(two.payloads()[skipped[0] :])
     assert set(back) <= set(one.payloads()[skipped[1] :])
     assert len(sim.messages(Kind.ACKACK)) >= 10
+    goes_early = sim.session("vm1", "vm2").counters.early_sent
+    assert (goes_early > 1000) == early
 
 
 def molest(sim: Simulation, sent, random: Random) -> None:

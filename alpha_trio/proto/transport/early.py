@@ -78,7 +78,9 @@ class Early:
     state: EarlyState
     allowed: bool = True  # by our own settings
     under_way: int = 0  # rounds whose A1 has not come, but is not overdue either
+    _arrived: bool = False  # ever, in this session
     _failed: int = 0  # trials that got no answer
+    _unjudged: bool = False  # one more got none, but nor did anything else meanwhile
     _lost: int = 0  # rounds that were given up since one was answered
     _pause: float = -inf  # until when nothing is tried
     _heard: float = -inf  # when another round was answered last
@@ -98,6 +100,16 @@ class Early:
             return cls(EarlyState.OFF_PEER)
         return cls(EarlyState.ON)
 
+    def succeed(self, before: Early) -> None:
+        """Take over from the session before this one what it knew of the path.
+
+        Where none ever arrived a trial goes first, or each renewal would cost packets
+        anew.  Where some did the path only loses much.
+        """
+        doubted = before.state in (EarlyState.LOST, EarlyState.TRYING)
+        if doubted and not before._arrived and self.state is EarlyState.ON:
+            self.state = EarlyState.TRYING
+
     @property
     def usable(self) -> bool:
         """Whether packets may go so."""
@@ -114,14 +126,23 @@ class Early:
 
     def on_answer(self, packets: int) -> None:
         """The A1 of such a round came, of a trial if it had no packets."""
+        self._arrived = True
         if self.state is EarlyState.TRYING:
-            self.state, self._failed = EarlyState.ON, 0
+            self.state, self._failed, self._unjudged = EarlyState.ON, 0, False
         if packets:
             self._lost = 0
 
     def on_other_answer(self, now: float) -> None:
-        """So the peer is there, and the path lets S1 and A1 pass."""
+        """So the peer is there, and the path lets S1 and A1 pass.
+
+        A trial that made way for this round had no answer for another reason then; but
+        of all that failed while nobody answered only one counts.
+        """
         self._heard = now
+        if self._unjudged:
+            self._unjudged = False
+            self._failed += 1
+            self._judge()
 
     def on_silence(self, started: float, tries: int) -> bool:
         """Its S1 went ``tries`` times; whether that says that none will arrive.
@@ -141,8 +162,13 @@ class Early:
             self._lost += 1
         elif self._heard > started:
             self._failed += 1
+        else:
+            self._unjudged = True
         self._pause = now + TRIAL_PAUSE
+        if self.state is EarlyState.ON:
+            self.state = EarlyState.TRYING
+        self._judge()
+
+    def _judge(self) -> None:
         if self._failed >= TRIALS or self._lost >= LOSSES:
             self.state = EarlyState.LOST
-        elif self.state is EarlyState.ON:
-            self.state = EarlyState.TRYING

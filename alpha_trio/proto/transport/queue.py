@@ -10,7 +10,7 @@ from struct import Struct
 from attrs import define, field
 
 from alpha_trio.proto.messages import EARLY_LENGTH
-from alpha_trio.proto.packets import FRAME_WORD_SIZE, traffic_class_of
+from alpha_trio.proto.packets import FRAME_WORD_SIZE, flow_of, traffic_class_of
 
 _WORD = Struct("!Q")
 _EARLY_HEADS = EARLY_LENGTH.size + FRAME_WORD_SIZE
@@ -81,10 +81,14 @@ class Waiting:
 
 
 def waiting_again(bodies: Iterable[bytes], now: float) -> Iterator[Waiting]:
-    """Bodies of packets as they wait in a queue."""
+    """Bodies of packets as they wait in a queue.
+
+    Each knows its flow again, or what follows could overtake it by going early.
+    """
     for body in bodies:
         (word,) = _WORD.unpack_from(body)
-        yield Waiting(word, b"", [body[FRAME_WORD_SIZE:]], now)
+        packet = body[FRAME_WORD_SIZE:]
+        yield Waiting(word, b"", [packet], now, flow_of(packet))
 
 
 @define(eq=False)

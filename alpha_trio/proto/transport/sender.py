@@ -169,6 +169,7 @@ class Sender:
         """
         if old.rtt.smoothed is not None:
             self.rtt.begin(old.rtt.smoothed)
+        self.early.succeed(old.early)
         for round_ in old.order:
             old.finish(round_)
             for waiting in old.reopen(round_, now):

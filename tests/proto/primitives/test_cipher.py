@@ -15,7 +15,7 @@ from alpha_trio.proto.messages import (
     Kind,
     early_of,
 )
-from alpha_trio.proto.primitives import Keystream, SessionKeys, Tagger
+from alpha_trio.proto.primitives import EARLY_USE, Keystream, SessionKeys, Tagger
 from alpha_trio.proto.primitives.cipher import KEY_SIZE
 from alpha_trio.proto.transport.sender import ROUND_LIFETIME
 from tests.proto.ends import head
@@ -50,17 +50,18 @@ def test_offsets_up_to_the_largest_have_a_block_of_their_own():
     assert bytes(last) != bytes(Keystream(KEY).apply(65_535, 2**32 - 1, 0, bytes(40)))
 
 
-def test_no_block_is_shared_between_keys_associations_and_rounds():
+def test_no_block_is_shared_between_keys_associations_rounds_and_uses():
     numbers = [0, 1, 255, 256, 65_535, 65_536, 2**32 - 1]
     associations = [0, 1, 255, 256, 65_535]
     streams = [
-        bytes(Keystream(key).apply(association, number, 0, bytes(16 * 64)))
+        bytes(Keystream(key).apply(association, number, 0, bytes(16 * 64), use))
         for key in (KEY, OTHER_KEY)
         for association in associations
         for number in numbers
+        for use in (0, EARLY_USE)
     ]
     blocks = {s[i : i + 16] for s in streams for i in range(0, len(s), 16)}
-    assert len(blocks) == 64 * 2 * len(associations) * len(numbers)
+    assert len(blocks) == 64 * 2 * 2 * len(associations) * len(numbers)
 
 
 def test_the_result_is_the_callers_to_change():

@@ -1,9 +1,12 @@
 """What relays let pass of early data, and what that gives up."""
 
+from collections import Counter
 from random import Random
 
 import pytest
+from attrs import define, field
 
+from alpha_trio.proto.batch import Drop
 from alpha_trio.proto.messages import (
     NO_EARLY,
     NODE_SIZE,
@@ -20,8 +23,8 @@ from alpha_trio.proto.relay.verdict import RelayDrop
 from alpha_trio.proto.relay.watched import EARLY_BURST, EARLY_RATE, REPEAT_AFTER
 from alpha_trio.proto.transport import EarlyState
 from tests.proto.ends import changed, head, of_kind
-from tests.proto.routed import STRICT, Path, Routed
-from tests.proto.simulation import Hostile, Link
+from tests.proto.routed import STRICT, Parted, Path, Routed, Watched, relay_of
+from tests.proto.simulation import DELAY, Hostile, Link
 
 OFF = RelayPolicy(Unseen.DROP, early=RelayEarly.OFF)
 LENIENT = RelayPolicy(Unseen.DROP, require_a1=False)
@@ -261,6 +264,138 @@ def test_hostile_links_and_relays_deliver_nothing_twice(policy, seed):
     assert (early > 10) == (policy is not OFF)
     for drop in (RelayDrop.EARLY, RelayDrop.EARLY_FALSE):
         assert not sim.drops().get(drop)
+
+
+def stroke_by_stroke(sim: Routed, number: int = 40, pause: float = 0.06) -> list[bytes]:
+    """Packets that come alone; those that did not arrive by their S1's first copy."""
+    late, host = [], sim.hosts["vm2"]
+    for _ in range(number):
+        (payload,) = sim.send("vm1", "vm2")
+        sim.run(DELAY + 0.001)
+        if payload not in host.payloads():
+            late.append(payload)
+        sim.run(pause)
+    sim.run(5)
+    return late
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+def test_directions_that_part_have_early_data_with_lenient_relays(lenient):
+    """One that wants an A1 sees none, nor a handshake: all is unknown to it."""
+    sim = Parted(policy=LENIENT if lenient else STRICT)
+    sim.pair()
+    assert sim.ping("vm1", "vm2") == lenient
+    if not lenient:
+        return
+    sim.run(2)
+    assert stroke_by_stroke(sim) == []
+    assert sim.session("vm1", "vm2").counters.early_sent > 35
+    assert set(sim.drops()) <= {RelayDrop.REPLAYED}
+
+
+@define
+class Altering(Link):
+    """Changes a byte of early data in the first copies of S1s between the relays."""
+
+    copies: int = 0
+    seen: Counter = field(factory=Counter)
+
+    def carry(self, datagram):
+        if datagram[0] == Kind.S1 and head(datagram).shape == 0x20:
+            self.seen[datagram] += 1
+            if self.seen[datagram] <= self.copies and size_of(datagram):
+                datagram = changed(datagram, FIRST + 9)
+        yield DELAY, datagram
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_what_was_altered_behind_a_relay_passes_when_it_is_sent_again(copies):
+    """The second relay took the altered one first; the receiver takes none of it."""
+    sim = Routed(link=Altering())
+    sim.pair()
+    assert sim.ping("vm1", "vm2")
+    sim.run(2)
+    sim.link.copies = copies
+    late = stroke_by_stroke(sim, 20, 2)
+    assert len(late) == 20
+    received = sim.hosts["vm2"].payloads()
+    assert received[-20:] == late
+    assert sim.session("vm1", "vm2").early_state is EarlyState.ON
+    assert sim.hosts["vm2"].drops() == {Drop.BAD_ROUND: 20 * copies}
+
+
+class Observed(Routed):
+    """Somebody sees each S1 where it passes, and is ``faster`` at the relay, or not."""
+
+    faster = False
+    forged = 3  # altered versions of each, beside as many copies
+
+    def _carry(self, host, source, address, data):
+        if data[0] != Kind.S1 or not head(data).shape & 0x20 or not size_of(data):
+            return super()._carry(host, source, address, data)
+        if self.faster:
+            self.flood(host, source, address, data)
+        super()._carry(host, source, address, data)
+        if not self.faster:
+            self.flood(host, source, address, data)
+            self.flood(host, source, address, data)
+        return None
+
+    def flood(self, host, source, address, data):
+        for _ in range(self.forged):
+            at = self.random.randrange(FIRST, len(data))
+            false = changed(data, at, self.random.randrange(1, 256))
+            for made in (false, data) if not self.faster else (false,):
+                Routed._carry(self, host, source, address, made)
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_an_observer_holds_up_nothing_and_has_nothing_delivered(faster):
+    """However many copies and versions he adds, within what genuine ones need."""
+    sim = Observed()
+    sim.pair()
+    assert sim.ping("vm1", "vm2")
+    sim.run(2)
+    sim.faster = faster
+    assert stroke_by_stroke(sim, 60, 0.3 if faster else 0.06) == []
+    received = sim.hosts["vm2"].payloads()
+    assert len(set(received)) == len(received) == 61
+    assert sim.session("vm1", "vm2").early_state is EarlyState.ON
+    assert not sim.drops().get(RelayDrop.EARLY)
+    assert not sim.drops().get(RelayDrop.EARLY_FALSE)
+
+
+@define(eq=False)
+class Lying(Watched):
+    """Puts no mark into the handshake, and drops early data all the same."""
+
+    filled: bool = True  # only what has packets in it
+
+    def through(self, data, stride, source, destination, now, link=0):
+        early = data[0] == Kind.S1 and head(data).shape & 0x20
+        if early and (size_of(data) or not self.filled):
+            return []
+        return super().through(data, stride, source, destination, now, link)
+
+
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_relay_that_lies_costs_some_packets_and_then_none(filled):
+    sim = Routed()
+    sim.pair()
+    sim.relays[1] = Lying(relay_of(), filled=filled)
+    sent = []
+    for _ in range(40):
+        sent += sim.send("vm1", "vm2")
+        sim.run(0.5)
+    session = sim.session("vm1", "vm2")
+    assert session.early_state is EarlyState.LOST
+    drops = session.counters.drops
+    assert set(drops) == {Drop.UNACKNOWLEDGED, Drop.QUEUE_FULL}  # waited for the first
+    received = sim.hosts["vm2"].payloads()
+    assert 0 < len(sent) - len(received) == sum(drops.values()) <= 16
+    sent = sim.send("vm1", "vm2", 3)
+    sim.run(1)
+    assert sim.hosts["vm2"].payloads()[-3:] == sent
 
 
 def test_ends_hear_of_a_relay_that_does_not_want_it():

@@ -1,6 +1,7 @@
 """Early data between the two ends: what it gains, and what it must never do."""
 
-from collections import Counter
+from collections import Counter, defaultdict
+from hashlib import sha256
 from random import Random
 
 import pytest
@@ -8,27 +9,29 @@ from attrs import define, field
 
 from alpha_trio.proto.batch import Drop
 from alpha_trio.proto.messages import (
+    CONTROL,
     MAX_EARLY,
     NO_EARLY,
     NODE_SIZE,
-    ROUND_HEAD_SIZE,
     S1_COUNTS,
     S1_FIXED_SIZE,
+    S2_TAIL,
     TAG_SIZE,
     Kind,
     join_early,
 )
 from alpha_trio.proto.packets.frames import cut
 from alpha_trio.proto.primitives import EARLY_USE
-from alpha_trio.proto.transport import EarlyState
-from alpha_trio.proto.transport.early import LOSSES, TRIALS, TRIES
-from alpha_trio.proto.transport.sender import ROUND_LIFETIME
+from alpha_trio.proto.transport import Arrival, EarlyState
+from alpha_trio.proto.transport.early import LOSSES, TRIALS, TRIES, Early
+from alpha_trio.proto.transport.sender import CONTROL_LIFETIME, ROUND_LIFETIME
 from tests.proto.ends import ELSEWHERE, Ends, changed, head, of_kind
 from tests.proto.inner import Packet
-from tests.proto.simulation import Hostile, Link, Simulation
+from tests.proto.simulation import Hostile, Link, Simulation, remote_of
 
 EARLY_SHAPE = 0x20
 ONE_WAY = 0.05  # s
+WORD = bytes(8)  # frame word of a packet that is whole
 LARGE = 1245  # bytes of a packet that fits its S2, but no S1
 
 
@@ -151,6 +154,52 @@ def test_nothing_overtakes_its_flow():
     assert sizes == [LARGE, 5]
 
 
+def test_nor_across_a_renewal():
+    """What the old session did not disclose goes again, and knows its flow."""
+    sim = settled()
+    sim.link.loses = lambda datagram: datagram[0] == Kind.A1
+    sent = [bytes([number]) * LARGE for number in range(3)]
+    for payload in sent:
+        sim.emit("vm1", sim.packet("vm1", "vm2", payload=payload).frame())
+    sim.run(0.2)
+    sim.hosts["vm1"].table.ask(sim.session("vm1", "vm2"), sim.now)
+    sim.run(0.02)
+    sent += sim.send("vm1", "vm2")
+    sim.link.loses = lambda datagram: False
+    sim.run(5)
+    assert len(sim.messages(Kind.ACK)) == 1
+    assert sim.hosts["vm2"].payloads()[-len(sent) :] == sent
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_flows_stay_in_order_where_nothing_is_lost(seed):
+    """Packets of all sizes, several flows, long ways and short ones, renewals."""
+    dice = Random(seed)
+    one_way = (0.0005, 0.002, 0.01, 0.05, 0.15)[seed % 5]
+    sim = Simulation(seed, Far(one_way), mode="adaptive")
+    sim.pair()
+    assert sim.ping("vm1", "vm2")
+    sent, before = defaultdict(list), len(sim.hosts["vm2"].received)
+    for number in range(400):
+        flow, size = dice.randrange(4), dice.choice((8, 8, 8, 20, 200, 700, LARGE))
+        payload = b"%d " % number + bytes(size)
+        sent[flow].append(payload)
+        packet = sim.packet("vm1", "vm2", payload=payload, ports=(100 + flow, 9))
+        sim.emit("vm1", packet.frame())
+        if dice.random() < 0.02:
+            sim.hosts["vm1"].table.ask(sim.session("vm1", "vm2"), sim.now)
+        if dice.random() < 0.6:
+            sim.run(dice.choice((0.0001, 0.001, 0.01, 0.05, 0.1)))
+    sim.run(5)
+    arrived = defaultdict(list)
+    for packet in sim.hosts["vm2"].received[before:]:
+        port = int.from_bytes(packet.transport[:2])
+        arrived[port - 100].append(packet.payload)
+    assert arrived == sent
+    assert sim.session("vm1", "vm2").counters.early_sent > 10
+    assert len(sim.messages(Kind.ACK)) > 2
+
+
 def test_another_flow_is_not_held_up():
     sim = settled()
     sim.emit("vm1", sim.packet("vm1", "vm2", payload=bytes(LARGE)).frame())
@@ -203,10 +252,11 @@ def test_who_does_not_want_it_gets_none(here):
 
 def test_who_did_not_agree_takes_none():
     """Whoever sends it all the same, with the session's keys."""
+    text = join_early([WORD + b"x" * 30])
     agreed, refusing = Ends.make(early=True), Ends.make()
-    (s1,) = agreed.one.send(b"x" * 30)
-    assert is_early(s1)
-    assert refusing.two.take(s1) == []
+    agreed.two.take(tagged_s1(agreed, text))
+    assert agreed.two.received == [b"x" * 30]
+    assert refusing.two.take(tagged_s1(refusing, text)) == []
     assert refusing.two.received == []
     assert refusing.two.drops == {Drop.BAD_ROUND: 1}
 
@@ -283,15 +333,21 @@ def test_the_key_alone_delivers_nothing():
 
 
 def tagged_s1(ends: Ends, text: bytes, *, shape=EARLY_SHAPE, counts=(1, 1)) -> bytes:
-    """What only ``one`` can make, whatever is in it."""
-    (s1,) = Ends.make(early=True).one.send(b"x")
-    ends.one.send(b"x")
-    encrypt = ends.one.transport.line.encrypt
-    early = encrypt.apply(0, 0, 0, text, EARLY_USE) if text else b""
-    head_ = bytearray(s1[:ROUND_HEAD_SIZE])
-    head_[10] = shape
-    message = bytes(head_) + S1_COUNTS.pack(*counts, 0) + bytes(16 * counts[1]) + early
-    return ends.one.tagged(message)
+    """The S1 of the first round as only ``one`` can make it, whatever is in it."""
+    line, chain = ends.one.transport.line, ends.one.sender.associations[0].chain
+    head_ = line.head(Kind.S1, 0, shape, 0, chain.element(1))
+    early = line.encrypt.apply(0, 0, 0, text, EARLY_USE)
+    roots = bytes(NODE_SIZE * counts[1])
+    return ends.one.tagged(head_ + S1_COUNTS.pack(*counts, 0) + roots + bytes(early))
+
+
+def assert_refused(ends: Ends, made: bytes) -> None:
+    """Without a trace: what makes sense is taken afterwards, for the same round."""
+    assert ends.two.take(made) == []
+    assert ends.two.received == []
+    assert ends.two.drops == {Drop.BAD_ROUND: 1}
+    ends.two.take(tagged_s1(ends, join_early([WORD + b"good"])))
+    assert ends.two.received == [b"good"]
 
 
 @pytest.mark.parametrize(
@@ -307,9 +363,7 @@ def tagged_s1(ends: Ends, text: bytes, *, shape=EARLY_SHAPE, counts=(1, 1)) -> b
 )
 def test_early_data_that_makes_no_sense_is_refused_as_a_whole(text):
     ends = Ends.make(early=True)
-    assert ends.two.take(tagged_s1(ends, text)) == []
-    assert ends.two.received == []
-    assert ends.two.drops == {Drop.BAD_ROUND: 1}
+    assert_refused(ends, tagged_s1(ends, text))
 
 
 @pytest.mark.parametrize(
@@ -318,9 +372,19 @@ def test_early_data_that_makes_no_sense_is_refused_as_a_whole(text):
 )
 def test_a_round_with_early_data_has_one_of_all(shape, counts):
     ends = Ends.make(early=True)
-    made = tagged_s1(ends, join_early([bytes(30)]), shape=shape, counts=counts)
-    assert ends.two.take(made) == []
-    assert ends.two.drops == {Drop.BAD_ROUND: 1}
+    text = join_early([WORD + bytes(30)])
+    assert_refused(ends, tagged_s1(ends, text, shape=shape, counts=counts))
+
+
+def test_a_peer_that_signed_something_else_is_found_out():
+    """Its packets are its own all the same; the key does not prove them to relays."""
+    ends = Ends.make(early=True)
+    ends.two.take(tagged_s1(ends, join_early([WORD + b"x" * 30])))
+    assert ends.two.received == [b"x" * 30]
+    key = ends.one.sender.associations[0].chain.element(2)
+    proof = ends.one.transport.line.head(Kind.S2, 0, EARLY_SHAPE, 0, key)
+    ends.two.take(proof + S2_TAIL.pack(0, 0, 32))
+    assert ends.two.drops == {Drop.FORGED: 1}
 
 
 def test_inner_sources_are_checked():
@@ -329,12 +393,13 @@ def test_inner_sources_are_checked():
     ends.settle(*ends.one.send(b"x" * 30))
     assert ends.two.received == []
     assert ends.two.drops == {Drop.WRONG_SOURCE: 1}
+    assert ends.two.transport.line.counters.early_received == 0
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("renewals", [False, True])
-def test_nothing_twice_and_each_loss_counted_once(seed, renewals):
-    """On a link that does everything, in one session and across several."""
+def test_nothing_twice_on_a_link_that_does_everything(seed, renewals):
+    """In one session and across several."""
     sim = Simulation(seed, mode="adaptive")
     sim.pair()
     assert sim.ping("vm1", "vm2")
@@ -350,10 +415,39 @@ def test_nothing_twice_and_each_loss_counted_once(seed, renewals):
     received = Counter(sim.hosts["vm2"].payloads())
     assert set(received.values()) == {1}
     assert set(received) - {b"ping 1"} <= set(sent)
+    assert len(received) > 0.6 * len(sent)
+    assert sim.session("vm1", "vm2").counters.early_sent > 20
+
+
+def is_doomed(s1: bytes, seed: int) -> bool:
+    """Of one in twelve S1s of packets no copy ever arrives."""
+    if s1[0] != Kind.S1 or head(s1).shape & CONTROL:
+        return False
+    return sha256(s1[:-TAG_SIZE] + bytes([seed])).digest()[0] < 256 // 12
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("renewals", [False, True])
+def test_each_packet_arrives_or_is_counted_as_lost_once(seed, renewals):
+    """S1s are lost for good, no S2 is: that one is lost nobody knows."""
+    sim, dice = far(), Random(seed)
+    assert sim.ping("vm1", "vm2")
+    sim.link.loses = lambda datagram: is_doomed(datagram, seed)
+    sent, host = [], sim.hosts["vm2"]
+    before = len(host.received)
+    for _ in range(200):
+        sent += sim.send("vm1", "vm2", dice.choice((0, 1, 1, 2)))
+        if renewals and dice.random() < 0.02:
+            sim.hosts["vm1"].table.ask(sim.session("vm1", "vm2"), sim.now)
+        sim.run(dice.choice((0.02, 0.05, 0.3, 1)))
+    sim.link.loses = lambda datagram: False
+    sim.run(200)
+    arrived = host.payloads()[before:]
+    assert len(set(arrived)) == len(arrived)
     counters = sim.session("vm1", "vm2").counters
-    assert counters.early_sent > 20
-    missing = len(sent) + 1 - sum(received.values())
-    assert missing >= 0
+    assert len(sent) - len(arrived) == sum(counters.drops.values())
+    assert counters.drops[Drop.UNACKNOWLEDGED] > 0
+    assert counters.tx_packets == len(arrived) + 1 + counters.drops[Drop.UNACKNOWLEDGED]
 
 
 def test_an_early_packet_that_was_given_up_is_not_sent_again():
@@ -381,6 +475,34 @@ def test_nor_in_the_next_session():
     sim.run(5)
     assert len(sim.messages(Kind.ACK)) == 1
     assert sim.hosts["vm2"].payloads().count(payload) == 1
+
+
+def test_an_s1_that_was_held_back_counts_until_a_later_one_came():
+    """Of its association.  Until then whoever holds it decides when it is delivered."""
+    for late in (False, True):
+        ends = Ends.make(early=True)
+        (held,) = ends.one.send(b"held")
+        ends.one.serve(ROUND_LIFETIME + 1)  # given up
+        assert ends.one.drops == {Drop.UNACKNOWLEDGED: 1}
+        ends.one.sender.early.state = EarlyState.ON
+        (later,) = ends.one.send(b"later", now=5)
+        assert head(later).association == head(held).association
+        ends.two.take(*((later, held) if late else (held, later)))
+        assert ends.two.received == ([b"later"] if late else [b"held", b"later"])
+
+
+def test_a_lost_one_may_come_later_than_those_behind_it():
+    """As any packet that is repeated; none waits for it."""
+    sim, lost = settled(), []
+    sim.link.loses = lambda datagram: is_early(datagram) and not lost.append(1)
+    (first,) = sim.send("vm1", "vm2")
+    sim.run(0.01)
+    sim.link.loses = lambda datagram: False
+    (second,) = sim.send("vm1", "vm2")
+    sim.run(ONE_WAY + 0.001)
+    assert sim.hosts["vm2"].payloads()[-1] == second
+    sim.run(2)
+    assert sim.hosts["vm2"].payloads()[-2:] == [second, first]
 
 
 # -- when it does not arrive
@@ -422,6 +544,31 @@ def test_the_next_session_tries_again():
     assert session.early_state is EarlyState.ON
 
 
+def test_after_a_session_in_which_none_arrived_it_costs_no_packet():
+    """Or each renewal would lose some: the next session begins with a trial."""
+    sim = far()
+    sim.link.loses = lambda datagram: is_early(datagram, filled=False)
+    for _ in range(40):
+        sim.send("vm1", "vm2")
+        sim.run(0.5)
+    session = sim.session("vm1", "vm2")
+    before, sent = len(sim.hosts["vm2"].received), []
+    lost = session.counters.drops.copy()
+    for _ in range(3):
+        sim.sent.clear()
+        sim.hosts["vm1"].table.ask(session, sim.now)
+        for _ in range(30):
+            sent += sim.send("vm1", "vm2")
+            sim.run(0.5)
+        assert len(sim.messages(Kind.ACK)) == 1
+        early = [s.data for s in sim.messages(Kind.S1, "vm1") if s.data[10] & 0x20]
+        assert early
+        assert not any(map(is_early, early))
+        assert session.early_state is EarlyState.LOST
+    assert sim.hosts["vm2"].payloads()[before:] == sent
+    assert session.counters.drops == lost
+
+
 def test_after_a_loss_an_empty_one_goes_first():
     sim = settled()
     sim.link.loses = lambda datagram: is_early(datagram, filled=False)
@@ -438,6 +585,20 @@ def test_after_a_loss_an_empty_one_goes_first():
     assert sim.session("vm1", "vm2").early_state is EarlyState.ON
 
 
+def test_trials_come_to_an_end_though_each_gave_way():
+    """What made it give way was answered; an outage counts once, however long."""
+    early = Early(EarlyState.TRYING)
+    for number in range(5):
+        early.on_lost(0, number, number + 1)
+    early.on_other_answer(6)
+    assert early.state is EarlyState.TRYING
+    for number in range(6, 6 + TRIALS - 1):
+        assert early.state is EarlyState.TRYING
+        early.on_lost(0, number, number + 0.5)
+        early.on_other_answer(number + 0.6)
+    assert early.state is EarlyState.LOST
+
+
 def test_a_trial_gives_way_to_what_waits():
     ends = Ends.make(early=True)
     ends.one.sender.early.state = EarlyState.TRYING
@@ -449,6 +610,21 @@ def test_a_trial_gives_way_to_what_waits():
     later = 1.01 * ends.one.sender.rtt.timeout(1)
     sent = ends.one.serve(later) + ends.one.send(b"y" * 30, now=later)
     assert {head(s1).round for s1 in sent if head(s1).shape == 0} == {1}
+
+
+def test_a_trial_says_that_the_peer_is_there_and_has_no_packet():
+    """Or each would be answered by a keepalive, and these by trials."""
+    ends = Ends.make(early=True)
+    for filled in (False, True):
+        if not filled:
+            ends.one.sender.early.state = EarlyState.TRYING
+            ends.one.sender.start(0.0, ends.one.out)
+        (s1,) = ends.one.send(b"x" * 30) if filled else ends.one.sent()
+        (a1,) = ends.two.take(s1)
+        assert ends.two.arrival is (Arrival.DATA if filled else Arrival.KEEPALIVE)
+        ends.two.take(*ends.one.take(a1))
+        assert ends.two.arrival is Arrival.KEEPALIVE
+    assert ends.two.received == [b"x" * 30]
 
 
 def test_patience_is_bounded():
@@ -510,6 +686,47 @@ def test_an_s1_bears_the_class_of_what_is_in_it(traffic_class):
     assert sim.hosts["vm2"].received[-1].traffic_class == traffic_class
 
 
+def test_an_s1_that_goes_again_bears_it_again():
+    sim = settled()
+    sim.classes.clear()
+    sim.block("vm1", "vm2")
+    sim.emit("vm1", sim.packet("vm1", "vm2", payload=b"x", traffic_class=2).frame())
+    sim.run(1)
+    assert len(sim.classes) > 2
+    assert set(sim.classes) == {(Kind.S1, 2)}
+
+
+def test_dscp_is_copied_if_it_is_to_be():
+    sim = Simulation(link=Far(), mode="adaptive")
+    for name in ("vm1", "vm2"):
+        sim.host(name).table.visible = 0xFF
+    sim.peer("vm1", "vm2")
+    sim.peer("vm2", "vm1")
+    assert sim.ping("vm1", "vm2")
+    sim.classes.clear()
+    for number, shown in enumerate((0xB8, 0x28 | 2)):
+        fields = {"traffic_class": shown, "ports": (5 + number, 9)}
+        sim.emit("vm1", sim.packet("vm1", "vm2", payload=b"x", **fields).frame())
+    sim.run(1)
+    carried = [shown for kind, shown in sim.classes if kind == Kind.S1 and shown]
+    assert carried == [0xB8, 0x28 | 2]  # and not both in one
+
+
+@pytest.mark.parametrize(("inner", "arrives"), [(0, []), (2, [3])])
+def test_a_mark_of_a_router_reaches_the_flow(inner, arrives):
+    """What cannot bear it is dropped; the S1 was authentic, and is answered."""
+    sim = settled()
+    host = sim.hosts["vm2"]
+    before, sim.ecn = len(host.received), 3
+    packet = sim.packet("vm1", "vm2", payload=b"x", traffic_class=inner)
+    sim.emit("vm1", packet.frame())
+    sim.run(1)
+    assert [p.traffic_class for p in host.received[before:]] == arrives
+    assert host.drops()[Drop.CONGESTED] == 1 - len(arrives)
+    assert len(sim.messages(Kind.S1, "vm1")) == 1
+    assert sim.session("vm1", "vm2").early_state is EarlyState.ON
+
+
 def test_packets_of_two_classes_go_in_two():
     ends = Ends.make(early=True)
     ends.one.sender.rtt.begin(0.1)
@@ -542,6 +759,45 @@ def test_who_moved_is_followed_by_its_proof():
     assert ends.two.transport.line.proven.remote == ELSEWHERE
 
 
+def place_of(sim: Simulation, at: str, of: str) -> tuple:
+    """Where a host sends what it has for a peer."""
+    return sim.session(at, of).current.line.remote
+
+
+def test_a_host_that_moves_loses_nothing_by_early_data():
+    sim = settled()
+    sent = []
+    for number in range(4):
+        sim.renumber("vm1", f"192.168.10.{90 + number}")
+        for _ in range(10):
+            sent += sim.send("vm1", "vm2")
+            sim.run(0.07)
+        assert place_of(sim, "vm2", "vm1") == remote_of(f"192.168.10.{90 + number}")
+    (answer,) = sim.send("vm2", "vm1")
+    sim.run(1)
+    assert sim.hosts["vm2"].payloads()[-len(sent) :] == sent
+    assert sim.hosts["vm1"].payloads()[-1] == answer
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_copies_of_all_s1s_from_elsewhere_move_no_host(first):
+    """First or not, and delivered once all the same."""
+    sim, copied = settled(), []
+    home = place_of(sim, "vm2", "vm1")
+    for _ in range(30):
+        sim.send("vm1", "vm2")
+        sim.run(0.01 if first else ONE_WAY + 0.01)
+        for sent in sim.messages(Kind.S1, "vm1")[len(copied) :]:
+            copied.append(sent.data)
+            sim.inject("vm2", ELSEWHERE, sent.data)
+        sim.run(0.05)
+        assert place_of(sim, "vm2", "vm1") == home
+    sim.run(1)
+    received = sim.hosts["vm2"].payloads()
+    assert len(set(received)) == len(received) >= 30
+    assert len([s1 for s1 in copied if is_early(s1)]) >= 30
+
+
 # -- control rounds give their association back with their key
 
 
@@ -562,3 +818,62 @@ def test_a_control_round_frees_its_association_with_its_key():
     later = ends.one.take(a2)  # its element is older than that of the A1: still taken
     assert ends.one.drops == {}
     assert [head(m).round for m in of_kind(Kind.S1, later)] == [2]
+
+
+def settling(early: bool = False) -> tuple[Ends, bytes, bytes]:
+    """A control round whose key is out, with its S2 and the A2 that did not come."""
+    ends = Ends.make(early=early)
+    message = bytes([5]) + bytes(19)  # PADDING
+    ends.one.sender.send_controls([message], 0.0, ends.one.out)
+    (a1,) = ends.two.take(*ends.one.sent())
+    (s2,) = of_kind(Kind.S2, ends.one.take(a1))
+    (a2,) = of_kind(Kind.A2, ends.two.take(s2))
+    return ends, s2, a2
+
+
+def test_early_data_need_not_wait_for_a_verdict():
+    ends, _, a2 = settling(early=True)
+    (s1,) = ends.one.send(b"x" * 30)
+    assert is_early(s1)
+    (a1,) = ends.two.take(s1)
+    (proof,) = ends.one.take(a1)
+    ends.two.take(proof)
+    assert ends.one.send(b"y" * 30) == []
+    (s1,) = ends.one.take(a2)
+    assert is_early(s1)
+    ends.two.take(s1)
+    assert ends.two.received == [b"x" * 30, b"y" * 30]
+    assert (ends.one.drops, ends.two.drops) == ({}, {})
+
+
+def test_a_verdict_that_was_lost_is_asked_for_again_beside_the_next_round():
+    ends, s2, a2 = settling()
+    ends.settle(*ends.one.send(b"x" * 30))
+    assert ends.one.send(b"y" * 30) == []
+    assert ends.one.serve(1.0) == [s2]
+    again = of_kind(Kind.A2, ends.two.take(s2, now=1.0))
+    assert again == [a2]
+    (s1,) = of_kind(Kind.S1, ends.one.take(*again, now=1.0))
+    assert head(s1).round == 2
+    ends.settle(s1, now=1.0)
+    assert ends.two.received == [b"x" * 30, b"y" * 30]
+
+
+def test_a_verdict_that_comes_again_changes_nothing():
+    ends, _, a2 = settling()
+    ends.one.take(a2)
+    for payload in (b"x", b"y", b"z"):
+        ends.settle(*ends.one.send(payload))
+        assert ends.one.take(a2) == []
+    assert ends.two.received == [b"x", b"y", b"z"]
+    assert head(*ends.one.send(b"last")).round == 4
+
+
+def test_a_verdict_that_never_comes_is_waited_for_no_longer_than_a_message():
+    ends, *_ = settling()
+    ends.settle(*ends.one.send(b"x"))
+    for tenth in range(int(10 * CONTROL_LIFETIME)):
+        assert not of_kind(Kind.S1, ends.one.serve(tenth / 10))
+    later = CONTROL_LIFETIME + 2  # it is looked at when a repetition is due
+    ends.settle(*ends.one.serve(later), *ends.one.send(b"y", now=later), now=later)
+    assert ends.two.received == [b"x", b"y"]
