@@ -420,12 +420,10 @@ class Scene:
         """The genuine session goes on, unless it had to make room."""
         if self.relay.counters.evicted:
             return
-        ids = {t.line.agreement.local_id for e in self.world.ends for t in e.transports}
-        for session in self.relay._all():
-            ended = any(
-                end.incoming.early is not self.policy.early for end in session.ends
-            )
-            ours = any(end.id in ids for end in session.ends)
+        keys = {end.table.identity.public for end in self.world.ends}
+        for session in self.relay._all():  # an id may be that of others as well
+            ours = keys == {end.key for end in session.ends}
+            ended = any(e.incoming.early is not self.policy.early for e in session.ends)
             insist(not (ours and ended), "honest ends keep their early data")
         for end in self.world.ends:
             other = self.world.other(end)
