@@ -181,6 +181,8 @@ class Scene:
         self, data: bytes, stride: int, source: Remote, destination: Remote
     ) -> list[bytes]:
         view, passed, at = memoryview(bytearray(data)), [], 0
+        # The S1 that shows that what came before was false has passed itself.
+        off = {w for w in self._witnesses() if w.early is RelayEarly.OFF}
         ranges = self.relay.transit(view, stride, source, destination, self.world.now)
         for start, end in ranges:
             insist(at <= start < end <= len(view), "ranges follow one another")
@@ -192,11 +194,11 @@ class Scene:
             if self.policy.unseen is Unseen.DROP:
                 self._check_passed(datagram)
             if _is_early(datagram):
-                self._check_early(datagram)
+                self._check_early(datagram, off)
         return passed
 
-    def _check_early(self, s1: bytes) -> None:
-        """More than there is room for passes only if it was signed."""
+    def _check_early(self, s1: bytes, off: set[Witness]) -> None:
+        """More than there is room for passes only if it was signed, none where off."""
         digest, size = _digest(s1), len(s1) - S1_FIXED_SIZE - NODE_SIZE - TAG_SIZE
         number, _, _, index, _ = ROUND.unpack_from(s1, HEADER_SIZE)
         for witness in self._witnesses():
@@ -206,7 +208,7 @@ class Scene:
                 continue
             if all(said.digest != digest for said in round_.s1s):
                 continue
-            insist(witness.early is RelayEarly.LIMITED, "no early data where it is off")
+            insist(witness not in off, "no early data where it is off")
             noted = self.unproven.setdefault(
                 association.early, Unproven(self.world.now)
             )
@@ -420,12 +422,10 @@ class Scene:
         """The genuine session goes on, unless it had to make room."""
         if self.relay.counters.evicted:
             return
-        ids = {t.line.agreement.local_id for e in self.world.ends for t in e.transports}
-        for session in self.relay._all():
-            ended = any(
-                end.incoming.early is not self.policy.early for end in session.ends
-            )
-            ours = any(end.id in ids for end in session.ends)
+        keys = {end.table.identity.public for end in self.world.ends}
+        for session in self.relay._all():  # an id may be that of others as well
+            ours = keys == {end.key for end in session.ends}
+            ended = any(e.incoming.early is not self.policy.early for e in session.ends)
             insist(not (ours and ended), "honest ends keep their early data")
         for end in self.world.ends:
             other = self.world.other(end)
