@@ -157,17 +157,23 @@ def test_nothing_overtakes_its_flow():
 def test_nor_across_a_renewal():
     """What the old session did not disclose goes again, and knows its flow."""
     sim = settled()
-    sim.link.loses = lambda datagram: datagram[0] == Kind.A1
-    sent = [bytes([number]) * LARGE for number in range(3)]
+    sim.link.one_way = 0.001
+    for _ in range(8):
+        assert sim.ping("vm1", "vm2")
+    session = sim.session("vm1", "vm2")
+    old = session.current
+    unheard = bytes([Kind.A1]), old.local_id.to_bytes(4)
+    sim.link.loses = lambda datagram: (datagram[:1], datagram[4:8]) == unheard
+    sent = [bytes([number]) * LARGE for number in range(20)]
     for payload in sent:
         sim.emit("vm1", sim.packet("vm1", "vm2", payload=payload).frame())
     sim.run(0.2)
-    sim.hosts["vm1"].table.ask(sim.session("vm1", "vm2"), sim.now)
-    sim.run(0.02)
+    sim.hosts["vm1"].table.ask(session, sim.now)
+    while session.current is old:
+        sim.run(0.0001)
+    assert len(session.current.sender.queue) == len(sent)
     sent += sim.send("vm1", "vm2")
-    sim.link.loses = lambda datagram: False
-    sim.run(5)
-    assert len(sim.messages(Kind.ACK)) == 1
+    sim.run(3)
     assert sim.hosts["vm2"].payloads()[-len(sent) :] == sent
 
 
@@ -597,6 +603,47 @@ def test_trials_come_to_an_end_though_each_gave_way():
         early.on_lost(0, number, number + 0.5)
         early.on_other_answer(number + 0.6)
     assert early.state is EarlyState.LOST
+
+
+def test_one_that_arrives_between_makes_up_for_one_that_was_lost():
+    early = Early(EarlyState.ON)
+    for number in range(3 * LOSSES):
+        early.on_lost(1, number, number + 0.5)
+        assert early.state is EarlyState.TRYING
+        early.on_answer(0)
+        early.on_answer(1)
+        assert early.state is EarlyState.ON
+
+
+def test_one_that_is_repeated_in_vain_while_others_are_answered_is_the_last():
+    """Nobody waits until it is given up."""
+    early = Early(EarlyState.ON)
+    assert not early.on_silence(1.0, TRIES)  # perhaps nothing passes
+    early.on_other_answer(1.5)
+    assert not early.on_silence(1.0, TRIES - 1)
+    assert not early.on_silence(2.0, TRIES)
+    assert early.state is EarlyState.ON
+    assert early.on_silence(1.0, TRIES)
+    assert early.state is EarlyState.LOST
+
+
+@pytest.mark.parametrize("some", [False, True])
+def test_a_path_that_only_loses_much_is_not_held_against_the_next_session(some):
+    before, early = Early(EarlyState.ON), Early(EarlyState.ON)
+    if some:
+        before.on_answer(1)
+    for number in range(LOSSES):
+        before.on_lost(1, number, number + 3)
+    assert before.state is EarlyState.LOST
+    early.succeed(before)
+    assert early.state is (EarlyState.ON if some else EarlyState.TRYING)
+
+
+@pytest.mark.parametrize("state", [EarlyState.OFF_PEER, EarlyState.OFF_RELAY])
+def test_what_was_not_agreed_to_is_not_tried_either(state):
+    early = Early(state)
+    early.succeed(Early(EarlyState.LOST))
+    assert early.state is state
 
 
 def test_a_trial_gives_way_to_what_waits():
