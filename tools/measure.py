@@ -326,27 +326,25 @@ def time_to_first_reply(
     """
     start = time.monotonic()
     with host.socket(kind=socket.SOCK_RAW, proto=socket.IPPROTO_ICMP) as echo:
-        # Connected, it gets ICMP from this address only.
-        echo.connect((address, 0))
         while (now := time.monotonic()) < start + timeout:
             meanwhile()
-            # Refused by a device that is not up yet, or by a daemon without a peer:
-            # not there yet, as without an answer.
+            # Refused while a device has no address yet, or a daemon no peer: not there
+            # yet, as without an answer.
             with suppress(OSError):
-                echo.send(_echo_request())
-            if _is_answered(echo, now + min(every, timeout)):
+                echo.sendto(_echo_request(), (address, 0))
+            if _is_answered(echo, address, now + min(every, timeout)):
                 return time.monotonic() - start
     raise LabError(f"{host.name}: no echo reply from {address} in {timeout:g} s")
 
 
-def _is_answered(echo: socket.socket, until: float) -> bool:
-    # A peer on this machine answers by its kernel, so any reply is ours.
+def _is_answered(echo: socket.socket, address: str, until: float) -> bool:
+    # A peer on this machine answers by its kernel, so any reply of its is ours.
     while (left := until - time.monotonic()) > 0:
         if not select.select([echo], [], [], left)[0]:
             return False
-        with suppress(OSError):  # an ICMP error: not there yet
-            if _is_echo_reply(echo.recv(2048)):
-                return True
+        packet, (sender, _) = echo.recvfrom(2048)
+        if sender == address and _is_echo_reply(packet):
+            return True
     return False
 
 

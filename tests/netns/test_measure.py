@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tools import measure
+from tools.daemons import ending
 from tools.lab import LabError
 
 pytestmark = pytest.mark.netns
@@ -127,19 +128,34 @@ def test_first_reply_is_seen_although_requests_are_lost(pair):
 
 def test_a_first_reply_is_awaited_while_there_is_no_way_yet(pair):
     vm1, vm2 = pair
-    here, there = REJECTING.format(hook="output"), REJECTING.format(hook="input")
+    inner = "172.30.0.2"
+    vm2.run("ip", "address", "add", inner, "dev", "lo")
     steps = [
-        lambda: vm1.run("nft", "-f", "-", stdin=here),
-        lambda: vm2.run("nft", "-f", "-", stdin=there),
+        lambda: None,  # no route
+        lambda: vm1.run("ip", "route", "add", inner, "via", vm2.address),
         lambda: vm1.run("nft", "delete", "table", "ip", "rejecting"),
         lambda: None,
         lambda: vm2.run("nft", "delete", "table", "ip", "rejecting"),
     ]
+    for host, hook in ((vm1, "output"), (vm2, "input")):
+        host.run("nft", "-f", "-", stdin=REJECTING.format(hook=hook))
     left = iter(steps)
     measure.time_to_first_reply(
-        vm1, vm2.address, every=0.01, meanwhile=lambda: next(left, str)()
+        vm1, inner, every=0.01, meanwhile=lambda: next(left, str)()
     )
     assert list(left) == []
+
+
+def test_somebody_elses_echo_is_no_reply(pair):
+    vm1, vm2 = pair
+    vm2.lose(1, f"ip daddr {vm2.address}")
+    vm2.run("ip", "address", "add", "192.168.10.70/24", "dev", "eth0")
+    other = vm1.popen("ping", "-i", "0.01", "192.168.10.70")
+    with (
+        ending(other),
+        pytest.raises(LabError, match=r"no echo reply from 192\.168\.10\.61"),
+    ):
+        measure.time_to_first_reply(vm1, vm2.address, timeout=0.3)
 
 
 def test_udp_packets_are_counted_where_they_arrive(pair):
