@@ -32,6 +32,14 @@ NARROW = (
     "more; a path with 100 bytes more, or IPv4 inside, needs none"
 )
 
+LOSSY = 0.005  # of exchanges of S1 and A1, from which TCP suffers
+
+LOSES = (
+    "peer {}: {:.1f} % of what goes there and back is lost on the way; TCP that takes "
+    "loss for congestion, as CUBIC does, gets more of it with: alpha-trio peers set {} "
+    "--reliable on"
+)
+
 
 _LOSSES = {
     Drop.NO_AGREEMENT: (
@@ -263,6 +271,13 @@ def _health(
         for peer in peers
         if (mtu := peer.session.mtu) < IPV6_LEAST
         and any(prefix.version == 6 for prefix in peer.prefixes)
+    ]
+    lines += [
+        LOSES.format(peer.settings.name, loss * 100, peer.settings.name)
+        for peer in peers
+        if (loss := peer.session.statistics(now).loss) is not None
+        and loss >= LOSSY
+        and not peer.settings.reliable
     ]
     lines += [line for peer in peers if (line := _twins(peer, now)) is not None]
     have = {*udp.offloads, *(name.rstrip("46") for name in tun.offloads)}

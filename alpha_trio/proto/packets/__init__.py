@@ -6,6 +6,7 @@ and back; and the ICMP errors an inner sender is answered with.
     frames      super-packets taken apart, and joined again
     icmp        errors, as packets for the TUN
     fragments   packets in pieces, where a path takes less than IPv6 may count on
+    tcp         what a packet is to its connection
 """
 
 from alpha_trio.proto.packets import frames, icmp
@@ -21,18 +22,22 @@ from alpha_trio.proto.packets.frames import (
     same_flow,
     traffic_class_of,
 )
+from alpha_trio.proto.packets.tcp import TCP, Role, role_of
 
 __all__ = [
     "FRAME_WORD_SIZE",
     "GSO_NONE",
     "IPV6_LEAST",
+    "TCP",
     "VIRTIO_SIZE",
     "Cut",
+    "Role",
     "flow_of",
     "frames",
     "icmp",
     "join_datagrams",
     "join_untrusted",
+    "role_of",
     "same_flow",
     "split_frame",
     "traffic_class_of",

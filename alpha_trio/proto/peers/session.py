@@ -978,5 +978,6 @@ class Session:
             elements_left=rounds.elements_left if rounds else 0,
             mtu=self.mtu,
             mtu_source=self.mtu_source,
+            loss=rounds.rtt.loss if rounds else None,
             twins=self.whereabouts.twins_at(now),
         )

@@ -41,4 +41,5 @@ class Statistics:
     elements_left: int
     mtu: int  # inner, bytes
     mtu_source: Source
+    loss: float | None  # share of S1 and A1 exchanges of late; None: too few to tell
     twins: tuple[Remote, Remote] | None = None  # where two hosts have its key

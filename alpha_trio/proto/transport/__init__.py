@@ -8,7 +8,9 @@ Transport; the way of a packet through the first is, in this order:
     sender      our rounds: S1, the wait for A1, S2, verdicts, repetition
     pace        when rounds start
     early       small packets inside S1
+    conversation  which of TCP's go so
     queue       packets that wait for a round
+    standing    whether these wait for long, and which of them is lost for that
     layout      a round's S2s, one after the other in one buffer
     round       a round under way, and the association it runs on
     sized       a question whether a datagram so large arrives

@@ -14,6 +14,7 @@ from alpha_trio.proto.packets import FRAME_WORD_SIZE, flow_of, traffic_class_of
 
 _WORD = Struct("!Q")
 _EARLY_HEADS = EARLY_LENGTH.size + FRAME_WORD_SIZE
+_CE = 0x03  # of a traffic class, RFC 3168
 _OBJECTS, _SEGMENT = 210, 50  # bytes of the objects that hold a frame, and a segment
 
 
@@ -32,6 +33,8 @@ class Waiting:
     segments: list[bytes]  # of one size but for the last
     since: float
     flow: bytes = b""  # addresses, ports and protocol; only equality matters
+    marked: bool = False  # as having met congestion, outside; the receiver passes it on
+    may_go_early: bool = True  # by itself, whatever else there is
 
     @property
     def count(self) -> int:
@@ -44,6 +47,11 @@ class Waiting:
         return len(self.segments) if self.headers or self.segments[0] else 0
 
     @property
+    def size(self) -> int:
+        """Bytes of the first packet."""
+        return len(self.headers) + len(self.segments[0])
+
+    @property
     def held(self) -> int:
         """Bytes of memory, about: small packets are mostly the objects around them."""
         count = len(self.segments)
@@ -54,10 +62,11 @@ class Waiting:
     def traffic_class(self) -> int:
         """Of all its packets."""
         head = self.headers or self.segments[0]
+        mark = _CE if self.marked else 0
         # hot path: IPv4, where it is one byte
         if head and head[0] >> 4 == 4:
-            return head[1]
-        return traffic_class_of(head)
+            return head[1] | mark
+        return traffic_class_of(head) | mark
 
     @property
     def early_size(self) -> int:
@@ -130,20 +139,26 @@ class FlowQueue:
         most: int,
         held: Collection[bytes],
         looked_at: int = MOST_LOOKED_AT,
+        *,
+        whole: bool = True,
     ) -> list[list[Waiting]]:
         """Take what may go ahead of all else, in up to ``most`` times ``room`` bytes.
 
         These are flows of which nothing remains behind, and that overtake nothing of
         their own, which are those ``held``: who comes alone, not who fills rounds.
         What goes together has one traffic class, which its datagram bears as well.
-        Among more than ``looked_at`` frames nothing is sought.
+        Among more than ``looked_at`` frames nothing is sought.  Not ``whole``: all that
+        waits is small, so the rest of a flow may follow with the next S1.
         """
         packed: list[list[Waiting]] = []
         free = 0
         counts: dict[bytes, int] = {}
+        blocked = set(held)
         for waiting in self._looked_at(looked_at):
-            size = waiting.early_size if waiting.packets else room + 1
-            if size > room or waiting.flow in held:
+            may = waiting.may_go_early and waiting.packets
+            size = waiting.early_size if may else room + 1
+            if size > room or waiting.flow in blocked:
+                blocked.add(waiting.flow)
                 continue
             fresh = size > free or waiting.traffic_class != packed[-1][0].traffic_class
             if fresh and len(packed) == most:
@@ -154,8 +169,9 @@ class FlowQueue:
             packed[-1].append(waiting)
             free -= size
             counts[waiting.flow] = counts.get(waiting.flow, 0) + 1
-        whole = {flow for flow, count in counts.items() if count == self._flows[flow]}
-        packed = [[w for w in some if w.flow in whole] for some in packed]
+        if whole:
+            alone = {f for f, count in counts.items() if count == self._flows[f]}
+            packed = [[w for w in some if w.flow in alone] for some in packed]
         taken = {id(w): self._taken(w) for some in packed for w in some}
         if taken:
             for row in (self._front, self._back):
@@ -167,7 +183,9 @@ class FlowQueue:
     def has_single(self, room: int) -> bool:
         """Whether a packet that came alone, and fits, may be among those in front."""
         return any(
-            len(waiting.segments) == 1 and len(waiting.segments[0]) < room
+            len(waiting.segments) == 1
+            and len(waiting.segments[0]) < room
+            and waiting.may_go_early
             for waiting in islice(self._front, MOST_LOOKED_AT)
         )
 
@@ -177,14 +195,18 @@ class FlowQueue:
             yield from self._back
 
     def is_small(self, room: int, most: int = MOST_LOOKED_AT) -> bool:
-        """Whether it all, ``most`` frames, fits into ``room`` bytes of early data."""
+        """Whether all of it may go early: ``most`` frames, and ``room`` bytes."""
         if len(self) > most:
             return False
         for waiting in self:
             room -= waiting.early_size
-            if room < 0 or not waiting.packets:
+            if room < 0 or not waiting.packets or not waiting.may_go_early:
                 return False
         return True
+
+    def has_more(self, flow: bytes) -> bool:
+        """Whether anything of this flow waits."""
+        return flow in self._flows
 
     def pop_oldest(self) -> Waiting:
         """Take the frame that has waited longest."""

@@ -12,7 +12,8 @@ themselves: one packet (mode N) on an idle line, dozens (C) under load, and tree
 rounds start on a long way.
 
 Keys are disclosed in the order in which rounds were started, whatever the order of
-their A1s: packets of a flow are never overtaken by later ones.
+their A1s, unless they have no flow in common: packets of a flow are never overtaken by
+later ones.
 
 A reliable round keeps its association after that, until each of its packets has its
 verdict: S2s without one are repeated, and the key is public, so they go as they were.
@@ -64,11 +65,12 @@ from alpha_trio.proto.primitives import (
     early_packet,
 )
 from alpha_trio.proto.traces import Counts, Probe
+from alpha_trio.proto.transport.conversation import Conversations
 from alpha_trio.proto.transport.early import Early, EarlyState, room_for_early
 from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group
 from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.modes import MODES, depth_of
-from alpha_trio.proto.transport.pace import Pace, early_waiting, is_long
+from alpha_trio.proto.transport.pace import Pace, distance, early_waiting, is_long
 from alpha_trio.proto.transport.queue import (
     MOST_LOOKED_AT,
     FlowQueue,
@@ -84,7 +86,14 @@ from alpha_trio.proto.transport.sized import (
     Outcome,
     SizeProbe,
 )
+from alpha_trio.proto.transport.standing import (
+    INTERVAL,
+    INTERVAL_TRIPS,
+    TARGET,
+    StandingQueue,
+)
 from alpha_trio.proto.transport.timing import RTO_JITTER, RoundTrip
+from alpha_trio.proto.transport.transport import ECN
 
 HELD_BYTES = 7_500_000  # waiting and under way; oldest waiting dropped first
 # In rounds: until disclosed, or until answered.  On a long way this, by the round trip,
@@ -139,7 +148,9 @@ class Sender:
     doubted_size: int = _NO_SIZE  # bytes of a datagram that a narrow path may not take
     large: bool = False  # a round had larger ones since somebody last looked
     pace: Pace = field(factory=Pace)
+    standing: StandingQueue = field(factory=StandingQueue)
     early: Early = field(init=False)
+    talks: Conversations = field(factory=Conversations)
     trial: Round | None = None  # of early data, under way
     order: deque[Round] = field(factory=deque)  # started, key not yet disclosed
     starved: bool = False  # something waits because every association is busy
@@ -170,6 +181,7 @@ class Sender:
         if old.rtt.smoothed is not None:
             self.rtt.begin(old.rtt.smoothed)
         self.early.succeed(old.early)
+        self.talks = old.talks
         for round_ in old.order:
             old.finish(round_)
             for waiting in old.reopen(round_, now):
@@ -214,7 +226,15 @@ class Sender:
         """Queue the segments of ``cut``; ``start`` sends them."""
         headers, segments = bytes(cut.headers), cut.segments
         flow = flow_of(headers or segments[0])
-        self._queue(Waiting(cut.word, headers, segments, now, flow))
+        waiting = Waiting(cut.word, headers, segments, now, flow)
+        if self.early.usable:
+            waiting.may_go_early = self.talks.may_go_early(
+                waiting,
+                room_for_early(self.line.datagram_size),
+                self.rtt.least,
+                queued=self.queue.has_more(flow),
+            )
+        self._queue(waiting)
 
     def _queue(self, waiting: Waiting, *, in_order: bool = False) -> None:
         if in_order:
@@ -252,8 +272,10 @@ class Sender:
             if self.under_way >= most or self.under_way_bytes > UNDER_WAY_BYTES:
                 return
             if association.idle:
-                self._start_round(association, self._take(room), roots, flags, now, out)
+                if taken := self._take(room, now):
+                    self._start_round(association, taken, roots, flags, now, out)
                 if not self.queue:
+                    self.standing.rest(now)
                     self.starved = self.trees = False
                     return
                 if is_long(self.rtt.smoothed) and self._better_wait(room, now):
@@ -303,8 +325,10 @@ class Sender:
         if not most:
             return
         held: set[bytes] = set().union(*(round_.flows for round_ in self.order))
-        looked_at = MOST_LOOKED_AT * (early_waiting(trip) if light else 1)
-        packed = self.queue.take_early(room, most, held, looked_at)
+        times = early_waiting(trip) if light else 1
+        looked_at = times * MOST_LOOKED_AT
+        whole = not (light and self.queue.is_small(times * room, looked_at))
+        packed = self.queue.take_early(room, most, held, looked_at, whole=whole)
         for association, taken in zip(idle, packed, strict=False):
             self.queued_bytes -= sum(waiting.held for waiting in taken)
             self.queued_count -= sum(waiting.count for waiting in taken)
@@ -403,8 +427,9 @@ class Sender:
             return min(roots, most), roots
         return min(roots << depth, most), roots
 
-    def _take(self, room: int) -> list[Waiting]:
+    def _take(self, room: int, now: float) -> list[Waiting]:
         spare = room // LEAST_SHARE
+        tell = self._stands(now)
         taken: list[Waiting] = []
         while self.queue and room:
             waiting = self.queue.popleft()
@@ -418,9 +443,34 @@ class Sender:
                 self.queue.appendleft(rest)
                 self.queued_bytes += rest.held
             self.queued_count -= waiting.count
+            if tell and self.queue.has_more(waiting.flow):
+                tell = False
+                if not self._told(waiting):
+                    continue
             room -= waiting.count
             taken.append(waiting)
         return taken
+
+    def _stands(self, now: float) -> bool:
+        """Whether a sender inside is to be told that it is too fast."""
+        if self.reliable or not self.queue:
+            return False
+        trip = self.rtt.smoothed or 0.0
+        target, interval = TARGET + distance(trip), max(INTERVAL, INTERVAL_TRIPS * trip)
+        return self.standing.tells(now - self.queue.oldest.since, target, interval, now)
+
+    def _told(self, waiting: Waiting) -> bool:
+        """Lose one packet, or mark them all; False if nothing is left of the frame.
+
+        Only of a flow that has more waiting: it is the one whose queue it is.
+        """
+        if waiting.traffic_class & ECN:
+            waiting.marked = True
+            return True
+        self.line.counters.drop(Drop.QUEUE_FULL)
+        del waiting.segments[0]
+        waiting.word += 1
+        return bool(waiting.segments)
 
     def _start_round(
         self,
@@ -557,6 +607,7 @@ class Sender:
 
     def _on_agreed(self, round_: Round, now: float) -> None:
         """See what an A1 tells of the path."""
+        self.rtt.answered(repeated=round_.attempts > 1)
         if round_.attempts == 1:
             self.rtt.sample(now - round_.started)
             self._leave(round_)
@@ -607,10 +658,25 @@ class Sender:
         return next((r for r in found.open_rounds if r.number == index), None)
 
     def _release(self, now: float, out: Outbox) -> None:
-        """Disclose what is agreed, in the order in which it was started."""
+        """Disclose what is agreed, for each flow in the order in which it was sent."""
         while self.order and self.order[0].agreed:
             self._disclose(self.order.popleft(), now, out)
+        if any(round_.agreed for round_ in self.order):
+            self._pass_by(now, out)
         self.start(now, out)
+
+    def _pass_by(self, now: float, out: Outbox) -> None:
+        """Disclose what is agreed, and has no flow in common with what is before it.
+
+        So a lost S1 costs the others nothing.
+        """
+        held: set[bytes] = set()
+        for round_ in list(self.order):
+            if round_.agreed and held.isdisjoint(round_.flows):
+                self.order.remove(round_)
+                self._disclose(round_, now, out)
+            else:
+                held |= round_.flows
 
     def _disclose(self, round_: Round, now: float, out: Outbox) -> None:
         for group in round_.datagrams.groups:

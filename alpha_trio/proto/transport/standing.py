@@ -23,7 +23,7 @@ _RECENT = 16  # intervals after which it begins anew
 
 @define(eq=False)
 class StandingQueue:
-    """Looks at each packet of a flow that has more waiting, as its turn comes."""
+    """Is asked, as each round starts, about what has waited longest."""
 
     _due: float = inf  # when waiting will have been long for an interval, or next one
     _dropping: bool = False
@@ -31,7 +31,7 @@ class StandingQueue:
     _ended: float = -inf
 
     def tells(self, waited: float, target: float, interval: float, now: float) -> bool:
-        """Whether this packet, which has ``waited`` s, is the one to be lost."""
+        """Whether a packet is to be lost now, when one has ``waited`` s."""
         if waited < target:
             self.rest(now)
             return False

@@ -20,6 +20,8 @@ RTO_JITTER = 0.25  # share of the time that chance decides, half of it either wa
 
 BACKED_OFF_RTO = 1.0  # s it grows to; longer only where the way itself is
 
+LOSS_OVER = 256  # exchanges over which their loss is reckoned
+
 MOST_DOUBTS = 8  # times a timeout is doubled before the first try: MIN to MAX_RTO
 
 
@@ -34,6 +36,8 @@ class RoundTrip:
     doubts: int = 0  # how often to double the timeout, until there is a measurement
     unsure: bool = False  # a repeated S1 was answered since there was one
     _doubted: float = -inf  # when ``doubts`` grew
+    _exchanges: int = 0  # up to LOSS_OVER
+    _lost: float = 0.0  # of these
 
     def doubt(self, now: float) -> None:
         """An S1 was answered twice, so it was repeated before its answer could come.
@@ -44,6 +48,19 @@ class RoundTrip:
         if self.unsure and now - self._doubted >= (self.smoothed or FIRST_RTO):
             self.doubts = min(self.doubts + 1, MOST_DOUBTS)
             self._doubted = now
+
+    def answered(self, *, repeated: bool) -> None:
+        """An exchange is over; ``repeated``: its question or its answer was lost."""
+        if self._exchanges < LOSS_OVER:
+            self._exchanges += 1
+        else:
+            self._lost -= self._lost / LOSS_OVER
+        self._lost += repeated
+
+    @property
+    def loss(self) -> float | None:
+        """Share of the last exchanges in which something was lost; None: too few."""
+        return self._lost / LOSS_OVER if self._exchanges >= LOSS_OVER else None
 
     def sample(self, rtt: float) -> None:
         """Take one measurement, of an exchange that was not repeated.

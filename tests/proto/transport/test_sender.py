@@ -29,6 +29,7 @@ from alpha_trio.proto.transport.sender import (
 from alpha_trio.proto.transport.timing import (
     BACKED_OFF_RTO,
     FIRST_RTO,
+    LOSS_OVER,
     MAX_RTO,
     RTO_GROWTH,
     RTO_MARGIN,
@@ -498,3 +499,103 @@ def open_associations(ends: Ends, number: int, now: float) -> None:
     ends.one.transport._open_wanted()
     ends.settle(now=now)
     assert len(ends.one.sender.associations) >= number
+
+
+# -- rounds that pass others
+
+
+def flowing(number: int, payload: bytes) -> Packet:
+    """A packet of the ``number``-th flow."""
+    return Packet(payload=payload, ports=(5000 + number, 2323))
+
+
+def with_associations() -> Ends:
+    """Ends of which one may have four rounds under way, of a packet each."""
+    ends = Ends.make(mode="n")
+    first = ends.one.emit(batch("n"))
+    ends.settle(*first, *ends.one.emit(batch("n")))
+    assert len(ends.one.sender.associations) == 4
+    ends.two.received.clear()
+    return ends
+
+
+def test_a_lost_s1_holds_up_its_own_flow_alone():
+    ends = with_associations()
+    lost = ends.one.emit(flowing(1, b"lost at first"))
+    same = ends.one.emit(flowing(1, b"behind it"))
+    other = ends.one.emit(flowing(2, b"of another flow"))
+    assert [len(of_kind(Kind.S1, sent)) for sent in (lost, same, other)] == [1, 1, 1]
+    ends.settle(*same, *other)
+    assert payloads_of(ends.two) == [b"of another flow"]
+    ends.settle(*lost)
+    assert payloads_of(ends.two) == [b"of another flow", b"lost at first", b"behind it"]
+
+
+def test_a_round_of_several_flows_waits_for_each_of_them():
+    ends = with_associations()
+    ends.one.sender.mode = "c"
+    ends.one.sender.rtt.begin(0.05)
+    lost = ends.one.emit(flowing(1, b"lost"), 0.1)
+    for number in (2, 3, 1, 2):
+        frame = flowing(number, b"%d" % number).frame()
+        ends.one.transport.outgoing(cut(frame, 60_000), 0.11, ends.one.out)
+    ends.one.transport.push(0.11, ends.one.out)
+    together = ends.one.sent()
+    after = ends.one.emit(flowing(3, b"after"), 0.12)
+    assert [len(of_kind(Kind.S1, sent)) for sent in (lost, together, after)] == [1] * 3
+    ends.settle(*together, *after, now=0.12)
+    assert payloads_of(ends.two) == []
+    ends.settle(*lost, now=0.12)
+    arrived = payloads_of(ends.two)
+    assert arrived[0] == b"lost"
+    assert sorted(arrived[1:5]) == [b"1", b"2", b"2", b"3"]
+    assert arrived[5:] == [b"after"]
+
+
+def payloads_of(end: End) -> list[bytes]:
+    """Of the UDP packets it delivered."""
+    return [packet[28:] for packet in end.received]
+
+
+# -- how much the way loses
+
+
+def test_of_few_exchanges_no_loss_is_told():
+    trip = RoundTrip()
+    for _ in range(LOSS_OVER - 1):
+        trip.answered(repeated=True)
+    assert trip.loss is None
+    trip.answered(repeated=True)
+    assert trip.loss == 1.0
+
+
+@given(st.integers(1, 50), st.integers(0, 1000))
+def test_the_loss_that_is_told_is_that_of_late(every, seed):
+    trip, dice = RoundTrip(), Random(seed)
+    for _ in range(3 * LOSS_OVER):
+        trip.answered(repeated=True)
+    for _ in range(20 * LOSS_OVER):
+        trip.answered(repeated=dice.random() < 1 / every)
+    assert trip.loss == pytest.approx(1 / every, abs=0.12)
+
+
+def test_a_way_that_loses_every_tenth_is_known_as_such():
+    sim = Simulation(link=Losing(), mode="n", early=False)
+    sim.pair()
+    for _ in range(3 * LOSS_OVER):
+        sim.send("vm1", "vm2")
+        sim.run(0.05)
+    loss = sim.session("vm1", "vm2").statistics(sim.now).loss
+    assert loss == pytest.approx(0.1, abs=0.05)
+
+
+@define
+class Losing(Link):
+    """Loses every tenth S1."""
+
+    sent: int = 0
+
+    def carry(self, datagram):
+        self.sent += datagram[0] == Kind.S1
+        if datagram[0] != Kind.S1 or self.sent % 10:
+            yield from super().carry(datagram)
