@@ -17,10 +17,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
 from alpha_trio import rpc
 from tools.lab import Host, LabError, wait_until
+from tools.warm import Warm, Warmed
 
 PROGRAM = Path(sys.executable).with_name("alpha-trio")
 _PATIENCE = 10  # seconds that a program may take to end
@@ -31,6 +32,8 @@ class Daemon:
 
     As a context manager it starts, and at the end stops and insists on exit code 0.
     """
+
+    warm: ClassVar[Warm | None] = None  # whose forks all daemons of ours are, if any
 
     def __init__(
         self, host: Host, *arguments: str, config: str = "", program: Path = PROGRAM
@@ -52,7 +55,7 @@ class Daemon:
         if program != PROGRAM:
             # It names this checkout, whose modules would be found before its own.
             self.environment["PYTHONPATH"] = ""
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | Warmed | None = None
         self._log_start = 0  # where the log of the present run begins
 
     @property
@@ -67,19 +70,28 @@ class Daemon:
 
     def start(self, timeout: float = 10) -> Self:
         """Start it, again if need be, wait until it answers commands; return it."""
-        command = (str(self.program), "run", "--config", str(self.config_file))
         with self.log_file.open("a") as log:
             self._log_start = log.tell()
-            self._process = self.host.popen(
-                *command,
-                *self.arguments,
+            self._process = self._launch(log)
+        wait_until(self._has_answered, f"{self.host.name}: daemon's answer", timeout)
+        return self
+
+    def _launch(self, log: IO[str]) -> subprocess.Popen[str] | Warmed:
+        arguments = ("run", "--config", str(self.config_file), *self.arguments)
+        # A host of another kind may have a way of its own into itself.
+        if self.warm is None or self.program != PROGRAM or type(self.host) is not Host:
+            return self.host.popen(
+                str(self.program),
+                *arguments,
                 stdout=log,
                 stderr=log,
                 env=self.environment,
                 detached=True,
             )
-        wait_until(self._has_answered, f"{self.host.name}: daemon's answer", timeout)
-        return self
+        host, environment = self.host, self.environment
+        process = self.warm.run(host.namespace, arguments, environment, log.fileno())
+        host.end_with(process)
+        return process
 
     __enter__ = start
 
@@ -165,7 +177,7 @@ class Daemon:
         what = f"{self.host.name}: {text!r} in the log"
         wait_until(lambda: text in self.log[since:], what, timeout)
 
-    def _running(self) -> subprocess.Popen[str]:
+    def _running(self) -> subprocess.Popen[str] | Warmed:
         if self._process is None:
             raise LabError(f"{self.host.name}: daemon does not run")
         return self._process
@@ -177,7 +189,7 @@ class Daemon:
         return LabError(f"{self.host.name}: daemon {what}\n{tail}")
 
 
-def _has_ended(process: subprocess.Popen[str], timeout: float) -> bool:
+def _has_ended(process: subprocess.Popen[str] | Warmed, timeout: float) -> bool:
     """Wait for the end of a process, at most ``timeout`` s.
 
     ``Popen.wait`` with a timeout looks every 50 ms; a daemon ends in 100, and tests and

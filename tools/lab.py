@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, NoReturn, Self, TypeVar
+from typing import IO, Any, NoReturn, Protocol, Self, TypeVar
 
 from attrs import define, field
 
@@ -96,6 +96,16 @@ def _ip(*arguments: str) -> str:
     return _execute(("ip", *arguments)).stdout
 
 
+class _Process(Protocol):
+    """What runs on a host and is killed with it; its context waits for its end."""
+
+    def kill(self) -> None: ...
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *_: Any) -> object: ...
+
+
 @define(eq=False)
 class Host:
     """A host of the lab: a network namespace with addresses of its own."""
@@ -106,7 +116,7 @@ class Host:
     address: str = ""  # IPv4 address of the first link
     address6: str = ""  # IPv6 address of the first link
     ports: list[str] = field(factory=list)  # names of its links: eth0, eth1 ...
-    _processes: list[subprocess.Popen[Any]] = field(factory=list)
+    _processes: list[_Process] = field(factory=list)
 
     def run(
         self,
@@ -151,6 +161,10 @@ class Host:
         )
         self._processes.append(process)
         return process
+
+    def end_with(self, process: _Process) -> None:
+        """Kill it with the host, as what ``popen`` started."""
+        self._processes.append(process)
 
     def inside(self, *command: str) -> tuple[str, ...]:
         """Return the command line that runs ``command`` here."""

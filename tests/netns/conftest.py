@@ -6,7 +6,24 @@ from collections.abc import Iterator
 
 import pytest
 
+from tools.daemons import Daemon
 from tools.lab import Host, Lab
+from tools.warm import Warm
+
+
+@pytest.fixture(autouse=True, scope="session")
+def warm(own_ground: None) -> Iterator[None]:
+    """Daemons need not import for each test what they imported for the one before."""
+    Daemon.warm = Warm.start()
+    yield
+    Daemon.warm.close()
+
+
+@pytest.fixture(autouse=True)
+def cold(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But where the test is about the start itself, or about memory."""
+    if request.node.get_closest_marker("cold") is not None:
+        monkeypatch.setattr(Daemon, "warm", None)
 
 
 @pytest.fixture

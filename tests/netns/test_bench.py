@@ -14,7 +14,7 @@ import pytest
 from tools import bench
 from tools.lab import NAMESPACES
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.cold]
 
 
 def test_links_and_figures_that_were_asked_for(tmp_path, capsys):

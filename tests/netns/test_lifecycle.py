@@ -33,7 +33,7 @@ from tests.netns.traffic import (
 from tools.daemons import PROGRAM, Daemon
 from tools.lab import wait_until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.cold]
 
 SETTLING_SECONDS = 1  # the last rounds still have their timers
 IDLE_SECONDS = 2

@@ -15,7 +15,7 @@ from tools.others import OTHERS, OtherTunnel
 
 from .test_delay import pids_on
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.cold]
 
 
 @pytest.mark.parametrize("tunnel", OTHERS.values(), ids=list(OTHERS))

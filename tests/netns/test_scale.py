@@ -9,7 +9,7 @@ import pytest
 
 from tools import scale
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.cold]
 
 SESSIONS = 100
 RELAYED_SESSION_KB = 5
