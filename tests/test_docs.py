@@ -105,9 +105,7 @@ def module_of(path):
 
 
 def test_the_way_of_a_packet_names_code_that_exists():
-    steps = re.findall(
-        r"^\d+\. .*(?:\n   .*)*", section("README.md", "How a packet crosses"), re.M
-    )
+    steps = re.findall(r"^\d+\. .*(?:\n   .*)*", text_of("docs/packet.md"), re.M)
     assert len(steps) > 10
     for step in steps:
         files = re.findall(r"`(alpha_trio/[\w/]+\.py)`", step)

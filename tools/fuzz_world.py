@@ -230,7 +230,7 @@ class World:
         self.authentic = False
         current = end.session.current
         if isinstance(current, AlphaTransport) and data[:1] < b"\x80":
-            current.sender.send_controls([data[1:]], self.now, end.out)
+            current.sender.controls.send([data[1:]], self.now, end.out)
         elif current is not None and len(data) > frames.FRAME_WORD_SIZE + 1:
             word = int.from_bytes(data[1 : 1 + frames.FRAME_WORD_SIZE])
             body = data[1 + frames.FRAME_WORD_SIZE :]

@@ -16,7 +16,7 @@ from tests.netns.traffic import add, introduce, peer, ping
 from tools.daemons import PROGRAM, Daemon, ending
 from tools.lab import wait_until
 
-pytestmark = pytest.mark.netns
+pytestmark = [pytest.mark.netns, pytest.mark.cold]
 
 CLOCKS = Path(__file__).with_name("clocks")
 SHIFTS = struct.Struct("=dd")

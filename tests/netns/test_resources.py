@@ -116,6 +116,7 @@ def test_clients_that_stay_take_no_descriptor_that_is_needed(pair):
         assert process.poll() is None
 
 
+@pytest.mark.cold
 def test_the_soft_limit_of_open_files_is_raised(pair):
     vm1, _ = pair
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)

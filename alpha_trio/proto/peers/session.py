@@ -267,7 +267,7 @@ class Session:
         """What was asked of the path before matters no more."""
         self._probe = None
         if isinstance(self.current, AlphaTransport):
-            self.current.sender.sized = None
+            self.current.sender.controls.sized = None
 
     def _on_probed(
         self, probe: SizeProbe, outcome: Outcome, now: float, out: Outbox

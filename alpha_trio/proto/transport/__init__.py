@@ -6,9 +6,10 @@ Transport; the way of a packet through the first is, in this order:
 
     alpha       both directions of one session, and its associations
     sender      our rounds: S1, the wait for A1, S2, verdicts, repetition
+    controls    those that bring no packet: control messages, traces, size probes
     pace        when rounds start
     early       small packets inside S1
-    conversation  which of TCP's go so
+    conversation  which of TCP's do
     queue       packets that wait for a round
     standing    whether these wait for long, and which of them is lost for that
     layout      a round's S2s, one after the other in one buffer

@@ -243,7 +243,7 @@ class AlphaTransport(Transport):
 
     def _close(self, number: int, now: float, out: Outbox) -> None:
         close = CONTROL_MESSAGE.pack(Control.CLOSE, number, b"")
-        self.sender.send_controls([close], now, out)
+        self.sender.controls.send([close], now, out)
 
     def _make_some(self, now: float, out: Outbox) -> None:
         what, number, chain, anchor = self._making[0]
@@ -256,7 +256,7 @@ class AlphaTransport(Transport):
             self._add_in(number, chain, anchor)
         self._made.append(CONTROL_MESSAGE.pack(what, number, chain.anchor))
         if not self._making:  # all in one round
-            self.sender.send_controls(self._made, now, out)
+            self.sender.controls.send(self._made, now, out)
             self._made.clear()
 
     def _on_control(self, message: ControlMessage, now: float, out: Outbox) -> None:
@@ -294,7 +294,7 @@ class AlphaTransport(Transport):
         known = [*self.receiver.associations, *making]
         # What waits to be said counts, too: who opens and closes without end, and never
         # answers, would have us keep an ACCEPT for each.
-        room = MAX_ASSOCIATIONS - len(self.sender.controls)
+        room = MAX_ASSOCIATIONS - len(self.sender.controls.waiting)
         if number in known or len(known) >= room:
             raise BadPacket
         name = chain_id(self.line.agreement.offer.nonce, ACKNOWLEDGMENT_CHAIN, number)
@@ -305,7 +305,7 @@ class AlphaTransport(Transport):
 
     def ask_size(self, probe: SizeProbe, now: float, out: Outbox) -> None:
         """Find out whether datagrams of a size reach the peer."""
-        self.sender.ask_size(probe, now, out)
+        self.sender.controls.ask_size(probe, now, out)
 
     def take_large(self) -> bool:
         """Whether datagrams above ``doubt`` were sent since the last call."""
@@ -326,7 +326,7 @@ class AlphaTransport(Transport):
         """Ask every node on the way to the peer, and the peer, what it has counted."""
         probe.back = self.receiver.counts
         message = trace_message(probe.nonce)
-        self.sender.send_trace(message, probe, now, out)
+        self.sender.controls.send_trace(message, probe, now, out)
 
     def _report(self, nonce: bytes, now: float, out: Outbox) -> None:
         """Answer the peer's TRACE, unless there are too many."""

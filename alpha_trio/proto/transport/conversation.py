@@ -57,14 +57,14 @@ class Conversations:
         role = role_of(waiting.headers or waiting.segments[0], waiting.size)
         if role is not Role.DATA:
             return role is not Role.SYN_ACK
-        if queued or waiting.early_size > room:
+        if waiting.early_size > room:
             return self._is_bulk(waiting.flow)
         dscp = waiting.traffic_class >> 2
         prompt = dscp >= _LEAST_PROMPT or dscp == _LOW_DELAY
-        return self._count(waiting.flow) > PROVEN or prompt
+        return self._count(waiting.flow, not queued) > PROVEN or prompt
 
-    def _count(self, flow: bytes) -> int:
-        count = self._alone.pop(flow, 0) + 1
+    def _count(self, flow: bytes, more: int) -> int:
+        count = self._alone.pop(flow, 0) + more
         if len(self._alone) >= MOST_CONNECTIONS:
             del self._alone[next(iter(self._alone))]
         self._alone[flow] = count

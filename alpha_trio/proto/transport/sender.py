@@ -28,7 +28,7 @@ both ends and the relays between them agree (early.py).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import inf
 
 from attrs import define, field
@@ -37,7 +37,6 @@ from alpha_trio.proto.batch import Buffer, Drop, Outbox, Place, Remote
 from alpha_trio.proto.messages import (
     A1,
     CONTROL,
-    CONTROL_MESSAGE,
     EARLY_ROUND,
     HEADER_SIZE,
     MAX_PACKETS,
@@ -52,7 +51,6 @@ from alpha_trio.proto.messages import (
     S1_FIXED_SIZE,
     TAG_SIZE,
     BadPacket,
-    Control,
     Kind,
     join_early,
 )
@@ -64,7 +62,8 @@ from alpha_trio.proto.primitives import (
     digest_of,
     early_packet,
 )
-from alpha_trio.proto.traces import Counts, Probe
+from alpha_trio.proto.traces import Counts
+from alpha_trio.proto.transport.controls import Controls
 from alpha_trio.proto.transport.conversation import Conversations
 from alpha_trio.proto.transport.early import Early, EarlyState, room_for_early
 from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group
@@ -79,12 +78,7 @@ from alpha_trio.proto.transport.queue import (
 )
 from alpha_trio.proto.transport.round import OutAssociation, Round
 from alpha_trio.proto.transport.sized import (
-    COPIES,
-    LAST_WAIT,
-    PROBE_PATIENCE,
-    STUCK_AFTER,
     Outcome,
-    SizeProbe,
 )
 from alpha_trio.proto.transport.standing import (
     INTERVAL,
@@ -118,12 +112,7 @@ CONTROL_LIFETIME = 3.0  # s, or six round trips, until a control message makes w
 # Where two of three exchanges fail, one of a hundred thousand fails twenty times.
 RELIABLE_LIFETIME = 20.0  # s for S1 and A1, as much for S2 and A2, and to wait before
 
-CHALLENGE_INTERVAL = 0.5  # s between questions whether the peer is elsewhere now
-
-PROBE_TRIPS = 6  # round trips that a size probe waits for a second association
-
 _NO_SIZE = 1 << 16
-_CONTROLS_AT_ONCE = 32  # control messages in one datagram, 20 bytes each
 
 
 @define(eq=False)
@@ -142,13 +131,11 @@ class Sender:
     under_way_bytes: int = 0  # held for rounds that may still need them
     deadline: float = inf  # when an answer may be overdue; looked at anew then
     under_way: int = 0  # rounds whose A1 has not come, but is not overdue either
-    controls: list[bytes] = field(factory=list)  # waiting, and first in turn
-    trace: tuple[bytes, Probe] | None = None  # likewise, and next in turn
-    sized: SizeProbe | None = None  # waits until nothing else does
     doubted_size: int = _NO_SIZE  # bytes of a datagram that a narrow path may not take
     large: bool = False  # a round had larger ones since somebody last looked
     pace: Pace = field(factory=Pace)
     standing: StandingQueue = field(factory=StandingQueue)
+    controls: Controls = field(init=False)
     early: Early = field(init=False)
     talks: Conversations = field(factory=Conversations)
     trial: Round | None = None  # of early data, under way
@@ -156,10 +143,9 @@ class Sender:
     starved: bool = False  # something waits because every association is busy
     trees: bool = False  # and there are as many of those as there may be
     sent: int = 0  # S2s, repetitions included
-    _messages_since: float = -inf  # when the first of those that wait came
-    _challenged: float = -inf  # when the peer was last asked elsewhere
 
     def __attrs_post_init__(self) -> None:
+        self.controls = Controls(self)
         self.early = Early.agreed(self.line.agreement)
 
     @property
@@ -256,11 +242,9 @@ class Sender:
 
     def start(self, now: float, out: Outbox) -> None:
         """Start a round on every idle association, as long as something waits."""
-        self._start_messages(now, out)
-        if self.sized is not None:
-            self._start_sized(self.sized, now, out)
+        self.controls.start(now, out)
         self._drop_old(now)
-        self._start_early(now, out)
+        self.start_early(now, out)
         if not self.queue or self._better_wait_for_early():
             return
         room, roots = self._capacity()
@@ -281,18 +265,7 @@ class Sender:
                 if is_long(self.rtt.smoothed) and self._better_wait(room, now):
                     return
         # What only waits for a probe's answer needs no further associations.
-        self.starved = not self._put_off_sized(now, out)
-
-    def _start_messages(self, now: float, out: Outbox) -> None:
-        """Let control messages go, behind a key stroke if they come with it.
-
-        On a long way the only association may be theirs for long.
-        """
-        if not self.controls and self.trace is None:
-            return
-        if now < self._messages_since + (self.rtt.smoothed or 0.0):
-            self._start_early(now, out)
-        self._start_control(now, out)
+        self.starved = not self.controls.put_off_sized(now, out)
 
     def _drop_old(self, now: float) -> None:
         age = RELIABLE_LIFETIME if self.reliable else QUEUE_AGE
@@ -305,7 +278,7 @@ class Sender:
     def _goes_early(self) -> bool:
         return self.early.usable and not self.reliable and self.mode == "adaptive"
 
-    def _start_early(self, now: float, out: Outbox) -> None:
+    def start_early(self, now: float, out: Outbox) -> None:
         """Let go inside S1s what overtakes nothing of its flow by that."""
         if self.early.state is EarlyState.TRYING:
             self._try_early(now, out)
@@ -364,7 +337,7 @@ class Sender:
         if self.trial is not None:
             overdue = self.trial.attempts > 1 or now >= self.trial.resend_at
             if self.queue and overdue:
-                self._give_up(self.trial, Drop.NO_AGREEMENT, now)
+                self.give_up(self.trial, Drop.NO_AGREEMENT, now)
             return
         wanted = self.early.is_due(now) and not self.reliable
         if not wanted or self.queue or self.mode != "adaptive":
@@ -383,7 +356,7 @@ class Sender:
         bodies = [body for waiting in taken for body in waiting.bodies()]
         place = association.number, association.next_round, 0
         early = self.line.encrypt.apply(*place, join_early(bodies), EARLY_USE)
-        round_ = self._announce(
+        round_ = self.announce(
             association,
             Datagrams.bare(b""),
             EARLY_ROUND,
@@ -485,7 +458,7 @@ class Sender:
         depth = depth_for(packets, roots)
         place = association.number, association.next_round
         datagrams = Datagrams.sealed(taken, depth, self.line.encrypt, *place)
-        round_ = self._announce(association, datagrams, flags, now, out)
+        round_ = self.announce(association, datagrams, flags, now, out)
         round_.flows = frozenset(waiting.flow for waiting in taken)
         self.order.append(round_)
         self.pace.started = now
@@ -493,7 +466,7 @@ class Sender:
         if flags:
             self.line.counters.reliable_rounds += 1
 
-    def _announce(
+    def announce(
         self,
         association: OutAssociation,
         datagrams: Datagrams,
@@ -602,7 +575,7 @@ class Sender:
         if not round_.shape & CONTROL:
             self._release(now, out)
         if elsewhere is not None and elsewhere != round_.asked_at:
-            self._challenge(elsewhere, now, out)
+            self.controls.challenge(elsewhere, now, out)
         return True
 
     def _on_agreed(self, round_: Round, now: float) -> None:
@@ -635,17 +608,6 @@ class Sender:
             if round_.overtaken == OVERTAKEN and round_.attempts == 1:
                 round_.resend_at = max(now, round_.started + MIN_RTO)
                 self.deadline = min(self.deadline, round_.resend_at)
-
-    def _challenge(self, place: Place, now: float, out: Outbox) -> None:
-        """The peer answers from there, or it is a copy: see whether it receives there.
-
-        By a message that nobody waits for, so that a copy costs no packet its time.
-        """
-        idle = [a for a in self.associations.values() if a.idle]
-        if idle and now >= self._challenged + CHALLENGE_INTERVAL:
-            self._challenged = now
-            nothing = CONTROL_MESSAGE.pack(Control.PADDING, 0, b"")
-            self._start_control_round(idle[0], nothing, now, out, place)
 
     def _open_round_untrusted(self, association: int, index: int) -> Round | None:
         """The round a message is about; None if that is over.
@@ -720,144 +682,7 @@ class Sender:
         self.under_way -= 1
         self.early.under_way -= round_.shape & EARLY_ROUND != 0
 
-    # -- control messages and A2 ---------------------------------------------------
-
-    def send_controls(self, messages: Iterable[bytes], now: float, out: Outbox) -> None:
-        """Send control messages in reliable rounds, before any packet that waits."""
-        if not self.controls:
-            self._messages_since = now
-        self.controls += messages
-        self._start_messages(now, out)
-
-    def send_trace(self, message: bytes, probe: Probe, now: float, out: Outbox) -> None:
-        """Send a TRACE, and tell ``probe`` what had been sent when it left.
-
-        It goes once: counters that other nodes note at its repetition would not belong
-        to ours.  A newer one replaces one that has to wait.
-        """
-        if self.trace is None and not self.controls:
-            self._messages_since = now
-        self.trace = message, probe
-        self._start_messages(now, out)
-
-    def _start_control(self, now: float, out: Outbox) -> None:
-        for association in self.associations.values():
-            if not association.idle:
-                continue
-            if self.controls:
-                body = b"".join(self.controls[:_CONTROLS_AT_ONCE])
-                del self.controls[:_CONTROLS_AT_ONCE]
-                self._start_control_round(association, body, now, out)
-            elif self.trace is not None:
-                (body, probe), self.trace = self.trace, None
-                round_ = self._start_control_round(association, body, now, out)
-                round_.probe = probe
-
-    # -- size probes ---------------------------------------------------------------
-
-    def ask_size(self, probe: SizeProbe, now: float, out: Outbox) -> None:
-        """Find out whether datagrams of a size arrive, when nothing else waits."""
-        self.sized = probe
-        self._start_sized(probe, now, out)
-
-    def _start_sized(self, probe: SizeProbe, now: float, out: Outbox) -> None:
-        patient = now < probe.since + PROBE_PATIENCE
-        if patient and (self.queue or self.controls):
-            return
-        if self._probe_would_block(probe, now):
-            return
-        idle = next((a for a in self.associations.values() if a.idle), None)
-        if idle is None and not patient:
-            idle = self._make_way(probe, now, out)
-        if idle is not None:
-            self.sized = None
-            round_ = self._start_control_round(idle, probe.body, now, out)
-            round_.sized = probe
-
-    def _probe_would_block(self, probe: SizeProbe, now: float) -> bool:
-        """Whether it would have the only association, for long, right at the start."""
-        until = probe.since + PROBE_TRIPS * (self.rtt.smoothed or 0.0)
-        if len(self.associations) > 1 or now >= until:
-            return False
-        self.deadline = min(self.deadline, until)
-        return True
-
-    def _make_way(
-        self, probe: SizeProbe, now: float, out: Outbox
-    ) -> OutAssociation | None:
-        """An association whose round may be stuck for the very reason we ask about.
-
-        An S1 without an answer makes way.  A reliable round does not, but tells as much
-        as a probe could: its A1 came, and of its packets no verdict ever does.
-        """
-        for association in self.associations.values():
-            round_ = association.round
-            if round_ is None or round_.shape & CONTROL:
-                continue
-            if round_.attempts < STUCK_AFTER:
-                continue
-            if not round_.agreed and len(round_.s1) > self.doubted_size:
-                self._give_up(round_, Drop.NO_AGREEMENT, now)
-                return association
-            if round_.unanswered and round_.datagrams.largest > self.doubted_size:
-                self.sized = None
-                probe.told(probe, Outcome.STUCK, now, out)
-                return None
-        return None
-
-    def _put_off_sized(self, now: float, out: Outbox) -> bool:
-        """Packets wait: a probe that looks lost gives its association back to them.
-
-        Tells whether there is one whose answer is still to be expected.
-        """
-        for association in self.associations.values():
-            round_ = association.round
-            if round_ is None or round_.sized is None:
-                continue
-            probe = round_.sized
-            if not round_.agreed or now < probe.due:
-                self.deadline = min(self.deadline, probe.due)
-                return True
-            if probe.sent >= COPIES:
-                self._end_sized(round_, Outcome.LOST, now, out)
-            else:
-                self.finish(round_)
-                self.sized, probe.since = probe, now
-            self.deadline = min(self.deadline, now)
-        return False
-
-    def _end_sized(
-        self, round_: Round, outcome: Outcome, now: float, out: Outbox
-    ) -> None:
-        self.finish(round_)
-        if round_.sized is not None:
-            round_.sized.told(round_.sized, outcome, now, out)
-
-    def _repeat_sized(self, round_: Round, now: float, out: Outbox) -> None:
-        probe = round_.sized
-        assert probe is not None
-        if probe.sent >= COPIES:
-            self._end_sized(round_, Outcome.LOST, now, out)
-            return
-        round_.attempts += 1
-        self._repeat_s2(round_, now, out)
-        self._count_copy(round_, probe, now)
-
-    def _count_copy(self, round_: Round, probe: SizeProbe, now: float) -> None:
-        probe.sent, probe.due = probe.sent + 1, round_.resend_at
-        if probe.sent >= COPIES:
-            round_.resend_at = max(round_.resend_at, now + LAST_WAIT)
-
-    def _start_control_round(
-        self,
-        association: OutAssociation,
-        body: bytes,
-        now: float,
-        out: Outbox,
-        place: Place | None = None,
-    ) -> Round:
-        datagrams, flags = Datagrams.bare(body), RELIABLE | CONTROL
-        return self._announce(association, datagrams, flags, now, out, place)
+    # -- A2 ---------------------------------------------------------------------
 
     def on_a2_untrusted(self, datagram: bytes, now: float, out: Outbox) -> bool:
         """The receiver's verdicts on packets of a reliable round: do not repeat these.
@@ -882,7 +707,7 @@ class Sender:
             round_.attempts = 1
             self._expect(round_, now)
         else:
-            self._end_sized(round_, Outcome.ARRIVED, now, out)
+            self.controls.end_sized(round_, Outcome.ARRIVED, now, out)
             self.start(now, out)
         return True
 
@@ -899,9 +724,9 @@ class Sender:
             self.line.counters.tx_bytes += round_.inner_bytes
         self._expect(round_, now)
         if round_.sized is not None:
-            self._count_copy(round_, round_.sized, now)
+            self.controls.count_copy(round_, now)
 
-    def _repeat_s2(self, round_: Round, now: float, out: Outbox) -> None:
+    def repeat_s2(self, round_: Round, now: float, out: Outbox) -> None:
         """Send again, byte for byte, what has no verdict yet."""
         for group in round_.datagrams.among(round_.unanswered):
             self._send_s2(round_, group, out)
@@ -928,20 +753,20 @@ class Sender:
 
     def _on_overdue(self, round_: Round, now: float, out: Outbox) -> None:
         if now - round_.started >= self._lifetime(round_):
-            self._give_up(round_, Drop.NO_AGREEMENT, now)
+            self.give_up(round_, Drop.NO_AGREEMENT, now)
             if round_.sized is not None:
                 round_.sized.told(round_.sized, Outcome.SILENT, now, out)
         elif round_.largest > self.line.datagram_size and not round_.shape & CONTROL:
-            self._give_up(round_, Drop.TOO_BIG, now)  # the path has shrunk meanwhile
+            self.give_up(round_, Drop.TOO_BIG, now)  # the path has shrunk meanwhile
         elif not round_.agreed:
             self._on_no_answer(round_, now, out)
         elif round_.probe is not None:
             self.finish(round_)  # a TRACE goes once
         elif round_.sized is not None:
-            self._repeat_sized(round_, now, out)
+            self.controls.repeat_sized(round_, now, out)
         elif round_.unanswered:
             round_.attempts += 1
-            self._repeat_s2(round_, now, out)
+            self.repeat_s2(round_, now, out)
         else:
             round_.resend_at = inf  # waits for those before it
 
@@ -951,7 +776,7 @@ class Sender:
         if round_.shape & EARLY_ROUND:
             silent = self.early.on_silence(round_.started, round_.attempts)
             if silent and round_ is self.trial:
-                self._give_up(round_, Drop.NO_AGREEMENT, now)
+                self.give_up(round_, Drop.NO_AGREEMENT, now)
                 return
         round_.attempts += 1
         self._expect(round_, now)
@@ -974,7 +799,7 @@ class Sender:
             return max(CONTROL_LIFETIME, trips * (self.rtt.smoothed or 0.0))
         return RELIABLE_LIFETIME if round_.shape & RELIABLE else ROUND_LIFETIME
 
-    def _give_up(self, round_: Round, reason: Drop, now: float) -> None:
+    def give_up(self, round_: Round, reason: Drop, now: float) -> None:
         self.finish(round_)
         if round_.shape & EARLY_ROUND:
             self.early.on_lost(round_.early, round_.started, now)

@@ -83,11 +83,14 @@ def test_a_transfer_in_it_makes_it_prove_that_again(bulk):
     assert [data(sim) for _ in range(PROVEN + 1)] == [ROUND] * PROVEN + [EARLY]
 
 
-def test_nor_does_one_whose_small_packets_come_together():
+def test_small_packets_that_come_together_prove_nothing_and_disprove_nothing():
     talks = Conversations()
     for _ in range(3 * PROVEN):
         assert not talks.may_go_early(waiting(), ROOM, 0.1, queued=True)
-    assert not talks.may_go_early(waiting(), ROOM, 0.1, queued=False)
+    for _ in range(PROVEN):
+        assert not talks.may_go_early(waiting(), ROOM, 0.1, queued=False)
+    for queued in (False, True, True):
+        assert talks.may_go_early(waiting(), ROOM, 0.1, queued=queued)
 
 
 @pytest.mark.parametrize(
