@@ -648,11 +648,11 @@ def test_sender_makes_the_control_round(name):
     ends = control_ends()
     for before in CONTROLS[: CONTROLS.index(name)]:
         vector = control[before]
-        ends.one.sender.send_controls([raw(vector["message"])], 0.0, ends.out)
+        ends.one.sender.controls.send([raw(vector["message"])], 0.0, ends.out)
         ends.arrive(ends.one, [raw(vector["a1"]), raw(vector["a2"])])
     ends.sent()
     vector = control[name]
-    ends.one.sender.send_controls([raw(vector["message"])], 0.0, ends.out)
+    ends.one.sender.controls.send([raw(vector["message"])], 0.0, ends.out)
     assert ends.sent() == [raw(vector["s1"])]
     ends.arrive(ends.one, [raw(vector["a1"])])
     assert ends.sent() == raw(vector["s2"])

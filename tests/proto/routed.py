@@ -260,7 +260,7 @@ class Path:
 
     def control(self, body: bytes) -> tuple[bytes, bytes, bytes, bytes]:
         """S1, A1, S2 and A2 of a control round."""
-        self.one.sender.send_controls([body], self.now, self.one.out)
+        self.one.sender.controls.send([body], self.now, self.one.out)
         (s1,) = self.one.sent()
         (a1,) = self.two.take(s1, now=self.now)
         (s2,) = self.one.take(a1, now=self.now)

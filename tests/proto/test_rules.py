@@ -399,7 +399,7 @@ def test_rule_8_an_element_of_one_association_is_none_of_another(kind):
 
 def open_association(ends: Ends, number: int) -> None:
     """Have it opened, at the receiving end."""
-    ends.one.sender.send_controls([opening(ends, number)], 0.0, ends.one.out)
+    ends.one.sender.controls.send([opening(ends, number)], 0.0, ends.one.out)
     ends.settle()
 
 
@@ -573,12 +573,12 @@ def test_rule_11_a_peer_that_never_answers_is_not_owed_more_and_more():
     ends = Ends.make()
     for number in range(1, 3 * MAX_ASSOCIATIONS):
         for message in (opening(ends, number), closing(number)):
-            ends.one.sender.send_controls([message], 0.0, ends.one.out)
+            ends.one.sender.controls.send([message], 0.0, ends.one.out)
             (s1,) = ends.one.sent()
             (s2,) = ends.one.take(*of_kind(Kind.A1, ends.two.take(s1)))
             answers = ends.two.take(s2) + ends.two.serve(0.0)
             ends.one.take(*of_kind(Kind.A2, answers))
-    assert len(ends.two.sender.controls) <= MAX_ASSOCIATIONS
+    assert len(ends.two.sender.controls.waiting) <= MAX_ASSOCIATIONS
 
 
 def test_rule_11_a_receiver_keeps_two_rounds_of_an_association():

@@ -851,7 +851,7 @@ def test_copies_of_all_s1s_from_elsewhere_move_no_host(first):
 def test_a_control_round_frees_its_association_with_its_key():
     ends = Ends.make()
     message = bytes([5]) + bytes(19)  # PADDING
-    ends.one.sender.send_controls([message], 0.0, ends.one.out)
+    ends.one.sender.controls.send([message], 0.0, ends.one.out)
     (s1,) = ends.one.sent()
     (a1,) = ends.two.take(s1)
     (s2,) = ends.one.take(a1)
@@ -871,7 +871,7 @@ def settling(early: bool = False) -> tuple[Ends, bytes, bytes]:
     """A control round whose key is out, with its S2 and the A2 that did not come."""
     ends = Ends.make(early=early)
     message = bytes([5]) + bytes(19)  # PADDING
-    ends.one.sender.send_controls([message], 0.0, ends.one.out)
+    ends.one.sender.controls.send([message], 0.0, ends.one.out)
     (a1,) = ends.two.take(*ends.one.sent())
     (s2,) = of_kind(Kind.S2, ends.one.take(a1))
     (a2,) = of_kind(Kind.A2, ends.two.take(s2))

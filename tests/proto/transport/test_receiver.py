@@ -213,7 +213,7 @@ def test_an_s1_without_the_tag_of_the_end_is_refused(at):
 def control_round() -> tuple[Ends, bytes, bytes]:
     """Ends, the S2 of a control message that was carried out, and the A2 to it."""
     ends = Ends.make()
-    ends.one.sender.send_controls([bytes([3, 0, 0, 9]) + bytes(16)], 0.0, ends.one.out)
+    ends.one.sender.controls.send([bytes([3, 0, 0, 9]) + bytes(16)], 0.0, ends.one.out)
     (s2,) = ends.one.take(*ends.two.take(*ends.one.sent()))
     (a2,) = ends.two.take(s2)
     assert a2[0] == Kind.A2
@@ -239,7 +239,7 @@ def test_a_forged_control_message_gets_no_answer():
 )
 def test_a_control_message_nobody_understands_gets_a_nack(body):
     ends = Ends.make()
-    ends.one.sender.send_controls([body], 0.0, ends.one.out)
+    ends.one.sender.controls.send([body], 0.0, ends.one.out)
     answers = ends.two.take(*ends.one.take(*ends.two.take(*ends.one.sent())))
     verdicts = [a2[ROUND_HEAD_SIZE + 2] for a2 in of_kind(Kind.A2, answers)]
     assert verdicts == [0]

@@ -66,7 +66,7 @@ def overload(sim: Simulation, seconds: float, **fields) -> int:
     sent, until = 0, sim.now + seconds
     while sim.now < until:
         packet = sim.packet("vm1", "vm2", payload=b"x" * 1000, ports=BULK, **fields)
-        for _ in range(4):
+        for _ in range(2):
             sim.emit("vm1", packet.frame())
             sent += 1
         sim.run(0.001)
@@ -84,8 +84,8 @@ def narrow(**options) -> Simulation:
 
 def test_what_stands_loses_packets_and_each_is_counted():
     sim = narrow()
-    sent = overload(sim, 1.0)
-    sim.run(10)
+    sent = overload(sim, 0.4)
+    sim.run(4)
     dropped = sim.hosts["vm1"].drops()
     assert set(dropped) == {Drop.QUEUE_FULL}
     assert len(sim.hosts["vm2"].received) - 1 == sent - dropped[Drop.QUEUE_FULL]
@@ -103,13 +103,13 @@ def test_where_the_ends_understand_marks_nothing_is_lost():
 
 def test_who_has_nothing_more_waiting_loses_nothing():
     sim = narrow()
-    overload(sim, 0.3)
-    asked = {b"query %d" % number for number in range(40)}
+    overload(sim, 0.2)
+    asked = {b"query %d" % number for number in range(12)}
     for payload in sorted(asked):
         packet = sim.packet("vm1", "vm2", payload=payload, ports=SPARSE)
         sim.emit("vm1", packet.frame())
         overload(sim, 0.02)
-    sim.run(10)
+    sim.run(4)
     assert sim.hosts["vm1"].drops()[Drop.QUEUE_FULL]
     arrived = set(sim.hosts["vm2"].payloads())
     assert asked <= arrived
