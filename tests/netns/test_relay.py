@@ -43,6 +43,8 @@ from tools.selfmade import both_ends
 
 pytestmark = pytest.mark.netns
 
+LOOKS = 40  # 10 ms apart, at which nothing may change
+
 IP_RECVERR, IPV6_RECVERR, IP_RECVTTL = 11, 25, 12
 ERRORS = socket.MSG_ERRQUEUE
 PASS = '[relay]\nenabled = true\nunseen = "pass"\n'
@@ -492,11 +494,25 @@ def test_cleanup_is_told_which_interface_it_was(chain, end):
 
 
 @pytest.mark.strict
+def wait_for_associations(one, two):
+    """Until no more are opened: what is while a relay sees nothing it never knows."""
+    seen = []
+
+    def settled():
+        seen.append(
+            [peer(one, "vm2")["associations"], peer(two, "vm1")["associations"]]
+        )
+        return len(seen) > LOOKS and all(each == seen[-1] for each in seen[-LOOKS:])
+
+    wait_until(settled, "no more associations")
+
+
 def test_rules_that_are_flushed_come_back(chain):
     vm1, r1, _, vm2 = chain
     with Daemon(vm1) as one, Daemon(vm2) as two, Daemon(r1, config=CLOSED) as relay:
         introduce(one, two)
-        ping(vm1, vm2.address)
+        ping(vm1, vm2.address, count=20)
+        wait_for_associations(one, two)
         r1.run("nft", "flush", "ruleset")
         r1.run("ip", "rule", "del", "priority", "5180")
         relay.wait_log("rules of the relay were removed: restored")
