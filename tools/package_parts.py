@@ -34,7 +34,7 @@ _UNOFFICIAL = {"Apache 2.0": "Apache-2.0", "MIT License": "MIT"}
 _TEXTS = ("licen", "copying", "notice", "authors")
 
 _NOT_SAID = {"cffi": ("libffi", "MIT")}
-"""Linked into a part whose wheels do not say so; packaging/licenses has the text."""
+"""Linked into a part whose wheels do not say so; packaging/licences has the text."""
 
 
 class PartError(Exception):
@@ -82,7 +82,7 @@ def _part(name: str, wheels: Sequence[Path], licences: Path) -> Part:
                 continue
             if file == "METADATA":
                 metadata = _parsed(archive.read(path))
-            elif file.startswith("sboms/"):
+            elif file.startswith("sboms/") and file.endswith(".json"):
                 inside += json.loads(archive.read(path))["components"]
             elif Path(file).name.lower().startswith(_TEXTS):
                 texts[Path(file).name] = archive.read(path).decode()
@@ -112,10 +112,12 @@ def _parsed(data: bytes) -> EmailMessage:
 
 
 def _licence(metadata: EmailMessage) -> str:
-    said = [metadata["License-Expression"], metadata["License"]]
-    for classifier in metadata.get_all("Classifier", ()):
-        if classifier.startswith("License ::"):
-            said.append(classifier.rpartition(" :: ")[2])
+    classifiers = metadata.get_all("Classifier", ())
+    said = [
+        metadata["License-Expression"],
+        metadata["License"],
+        *(text.rpartition(" :: ")[2] for text in classifiers if "License ::" in text),
+    ]
     for text in filter(None, said):
         try:
             return canonicalize_license_expression(_UNOFFICIAL.get(text, text))
@@ -125,13 +127,14 @@ def _licence(metadata: EmailMessage) -> str:
 
 
 def _homepage(metadata: EmailMessage) -> str:
-    links = metadata.get_all("Project-URL", ())
+    links: list[str] = metadata.get_all("Project-URL", [])
     pairs = [link.partition(",")[::2] for link in links]
     known = {label.strip().lower(): link.strip() for label, link in pairs}
-    for label in ("source", "source code", "repository", "github", "homepage"):
-        if label in known:
-            return known[label]
-    return metadata["Home-page"] or next(iter(known.values()), "")
+    labels = ("source", "source code", "repository", "github", "homepage")
+    found = [known[label] for label in labels if label in known]
+    return [*found, *map(str, metadata.get_all("Home-page", [])), *known.values(), ""][
+        0
+    ]
 
 
 def _needs(metadata: EmailMessage) -> frozenset[str]:
