@@ -16,7 +16,8 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 from attrs import frozen
@@ -132,18 +133,26 @@ def wheels(pins: Sequence[Pin], architecture: str, folder: Path) -> list[Path]:
     network is needed.
     """
     platform = ARCHITECTURES[architecture]
-    found: dict[Path, None] = {}
-    for python in PYTHONS:
+    # What serves all is there after the first; the others so do not get in each
+    # other's way.
+    first, *others = PYTHONS
+    chosen = [_complete(pins, platform, folder, first)]
+    with ThreadPoolExecutor() as pool:
+        chosen += pool.map(partial(_complete, pins, platform, folder), others)
+    return [*dict.fromkeys(file for files in chosen for file in files)]
+
+
+def _complete(
+    pins: Sequence[Pin], platform: str, folder: Path, python: tuple[int, int]
+) -> list[Path]:
+    present = _chosen(pins, python, platform, folder)
+    if missing := [pin for pin in pins if pin.name not in present]:
+        _download([pin.line for pin in missing], folder, python, platform)
         present = _chosen(pins, python, platform, folder)
-        missing = [pin for pin in pins if pin.name not in present]
-        if missing:
-            _download([pin.line for pin in missing], folder, python, platform)
-            present = _chosen(pins, python, platform, folder)
-        for pin in pins:
-            if pin.name not in present:
-                raise LockError(f"no wheel of {pin.name} {pin.version} fits {platform}")
-            found[present[pin.name]] = None
-    return [*found]
+    for pin in pins:
+        if pin.name not in present:
+            raise LockError(f"no wheel of {pin.name} {pin.version} fits {platform}")
+    return [present[pin.name] for pin in pins]
 
 
 def _chosen(
@@ -193,13 +202,14 @@ def _download(
     Hashes in the lines are checked by pip.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    asked = folder / "requirements.txt"
+    version = f"{python[0]}.{python[1]}" if python else ""
+    asked = folder / f"requirements{version}.txt"
     asked.write_text("".join(f"{line}\n" for line in lines))
     command = [sys.executable, "-m", "pip", "download", "--quiet"]
     command += ["--disable-pip-version-check", "--only-binary", ":all:"]
     command += ["--dest", str(folder), "--requirement", str(asked)]
     if python:
-        command += ["--no-deps", "--python-version", f"{python[0]}.{python[1]}"]
+        command += ["--no-deps", "--python-version", version]
         command += [f"--platform={name}" for name in _platforms(platform)]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     asked.unlink()
