@@ -181,7 +181,7 @@ def _settle_modes(tree: Path) -> None:
 def _write_control(contents: Contents, tree: Path) -> None:
     size = sum(-(-path.stat().st_size // 1024) for path in _files(tree))
     sums = [
-        f"{hashlib.md5(path.read_bytes()).hexdigest()}  {path.relative_to(tree)}\n"
+        f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(tree)}\n"
         for path in _files(tree)
     ]
     given = contents.source / "packaging/debian"
