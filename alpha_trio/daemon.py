@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from attrs import fields
 
 from alpha_trio.control import (
     ControlServer,
+    Counter,
     Rising,
     commands_for,
+    peer_documents,
     questions_for,
     quiet_counts,
     status_document,
@@ -43,7 +45,7 @@ from alpha_trio.proto.messages import Kind
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.transport import ECN
-from alpha_trio.registry import Registry
+from alpha_trio.registry import Peer, Registry
 from alpha_trio.settings import COPY, Backend, PeerSettings, Settings, load_settings
 from alpha_trio.state import PeerStore
 from alpha_trio.threads import in_thread
@@ -195,6 +197,12 @@ class Node:
             nursery.start_soon(self._datapath.watch_suspend)
             wait_active = self._datapath.wait_active
             nursery.start_soon(watch, self._rising, self._quiet_counts, wait_active)
+            if self.settings.metrics.listen is not None:
+                # As with the relay: most serve none, and need not hold what it takes.
+                from alpha_trio.exporter import Exporter
+
+                listen = self.settings.metrics.listen
+                nursery.start_soon(Exporter(listen, self, self._journal).run)
             _notify("READY=1")
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
@@ -215,6 +223,20 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """The document of ``status --json``."""
+        return self._status(self._registry.peers.values(), self._rising.counters)
+
+    def status_of_daemon(self) -> dict[str, Any]:
+        """The same without the peers, and what ``health`` says of them."""
+        return self._status((), ())
+
+    def status_of_peers(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """For each peer its part of it, and how many lines of ``health`` it has."""
+        peers = tuple(self._registry.peers.values())
+        return peer_documents(peers, boottime, self._rising.counters)
+
+    def _status(
+        self, peers: Collection[Peer], rising: Iterable[Counter]
+    ) -> dict[str, Any]:
         now = boottime()
         return status_document(
             self.settings,
@@ -223,11 +245,11 @@ class Node:
             self._tun,
             self._udp,
             self._table,
-            self._registry.peers.values(),
+            peers,
             None if self._relay is None else self._relay.document(now),
             self._registry.routing_error,
             self._registry.complaints,
-            self._rising.counters,
+            rising,
             tuple(self._journal.troubles.values()),
         )
 

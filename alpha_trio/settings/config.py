@@ -28,6 +28,7 @@ from alpha_trio.settings.model import (
     Fail,
     IPAddress,
     IPNetwork,
+    MetricsSettings,
     Mode,
     Offload,
     PeerSettings,
@@ -54,6 +55,7 @@ _FILE: Parsers = {
     "status_group": v.text,
     "routing": v.table,
     "relay": v.table,
+    "metrics": v.table,
     "offloads": v.table,
     "peers": v.table,
 }
@@ -80,6 +82,7 @@ _RELAY: Parsers = {
     "trace": v.boolean,
     "early": v.choice(RelayEarly),
 }
+_METRICS: Parsers = {"listen": v.listen}
 _OFFLOADS: Parsers = dict.fromkeys(Offload, v.boolean)
 _PEER: Parsers = {
     "endpoint": v.endpoint,
@@ -160,6 +163,10 @@ def _file_fields(document: _Document) -> dict[str, Any]:
     relay = fields.pop("relay", {})
     fields["relay"] = RelaySettings(
         **_read(_RELAY, relay, partial(document.place, "relay"))
+    )
+    metrics = fields.pop("metrics", {})
+    fields["metrics"] = MetricsSettings(
+        **_read(_METRICS, metrics, partial(document.place, "metrics"))
     )
     switches = _read(
         _OFFLOADS, fields.pop("offloads", {}), partial(document.place, "offloads")

@@ -198,6 +198,25 @@ class RelaySettings:
 
 
 @frozen
+class Listen:
+    """A TCP address to listen at."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@frozen
+class MetricsSettings:
+    """Whether and where metrics are served by HTTP."""
+
+    listen: Listen | None = None
+
+
+@frozen
 class Settings:
     """Everything ``alpha-trio run`` needs to know."""
 
@@ -212,6 +231,7 @@ class Settings:
     config_file: Path | None = None
     routing: RoutingSettings = field(factory=RoutingSettings)
     relay: RelaySettings = field(factory=RelaySettings)
+    metrics: MetricsSettings = field(factory=MetricsSettings)
     disabled_offloads: frozenset[Offload] = frozenset()
     verbosity: int = 0  # 0: events, 1: more, 2: every packet
     peers: tuple[PeerSettings, ...] = ()  # those of the config file

@@ -14,6 +14,8 @@ from alpha_trio.errors import ConfigError
 from alpha_trio.settings import (
     Backend,
     Fail,
+    Listen,
+    MetricsSettings,
     Mode,
     Offload,
     PeerSettings,
@@ -304,6 +306,33 @@ def test_any_text_is_settings_or_one_line(tmp_path_factory, content):
     assert (outcome(load_settings, path, {}) or "ok").isprintable()
 
 
+@pytest.mark.parametrize(
+    ("typed", "listen"),
+    [
+        ("127.0.0.1:9124", Listen("127.0.0.1", 9124)),
+        ("[::1]:65535", Listen("::1", 65535)),
+        ("0.0.0.0:1", Listen("0.0.0.0", 1)),
+    ],
+)
+def test_where_metrics_are_served(write, typed, listen):
+    settings = load_settings(write(f'metrics.listen = "{typed}"'), {})
+    assert settings.metrics == MetricsSettings(listen)
+    assert str(listen) == typed
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("", "9124", "127.0.0.1", "localhost:9124", "[::1]", "::1:9124"),
+        *("127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:9124/x"),
+        *("224.0.0.1:80", "[fe80::1%eth0]:80"),
+    ],
+)
+def test_what_nobody_can_listen_at(write, typed):
+    said = refusal(load_settings, write(f'[metrics]\nlisten = "{typed}"'), {})
+    assert "metrics.listen" in said
+
+
 def test_the_example_is_what_happens_without_a_file():
     path = Path(__file__).parents[2] / "packaging/alpha-trio.toml"
     assert load_settings(path, {}) == Settings(config_file=path)
@@ -322,10 +351,12 @@ def test_every_setting_of_the_example_can_be_used(write):
         *config._FILE,
         *config._ROUTING,
         *config._RELAY,
+        *config._METRICS,
         *config._OFFLOADS,
     } - {
         "routing",
         "relay",
+        "metrics",
         "offloads",
         "peers",
     }
