@@ -30,7 +30,7 @@ from alpha_trio.control import (
 )
 from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut, refusal
-from alpha_trio.journal import Event, Journal, address
+from alpha_trio.journal import Event, Journal, address, open_log, say_end
 from alpha_trio.net import tproxy
 from alpha_trio.net.host import (
     boottime,
@@ -46,7 +46,14 @@ from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.transport import ECN
 from alpha_trio.registry import Peer, Registry
-from alpha_trio.settings import COPY, Backend, PeerSettings, Settings, load_settings
+from alpha_trio.settings import (
+    COPY,
+    Backend,
+    LogFormat,
+    PeerSettings,
+    Settings,
+    load_settings,
+)
 from alpha_trio.state import PeerStore
 from alpha_trio.threads import in_thread
 
@@ -393,7 +400,8 @@ def _note_unraisable(unraisable: Any) -> None:
 
 def main(settings: Settings) -> int:
     """Run the daemon in the foreground; the exit code."""
-    _log_to_stderr(settings.verbosity)
+    as_json = settings.log_format is LogFormat.JSON
+    open_log(settings.verbosity, as_json=as_json)
     sys.unraisablehook = _note_unraisable
     forbid_core_dumps()
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -402,7 +410,7 @@ def main(settings: Settings) -> int:
         with _only_our_errors():
             trio.run(Node(settings).run)
     except AlphaTrioError as error:
-        print(f"alpha-trio: {error}", file=sys.stderr)
+        say_end(f"alpha-trio: {error}", as_json=as_json)
         return error.exit_code
     return 0
 
@@ -420,13 +428,3 @@ def _only_our_errors() -> Iterator[None]:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from None
-
-
-def _log_to_stderr(verbosity: int) -> None:
-    logging.basicConfig(
-        format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr
-    )
-    _log.setLevel(logging.DEBUG if verbosity else logging.INFO)
-    logging.getLogger("alpha_trio.trace").setLevel(
-        logging.DEBUG if verbosity >= 2 else logging.INFO
-    )

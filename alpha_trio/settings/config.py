@@ -28,6 +28,7 @@ from alpha_trio.settings.model import (
     Fail,
     IPAddress,
     IPNetwork,
+    LogFormat,
     MetricsSettings,
     Mode,
     Offload,
@@ -53,6 +54,7 @@ _FILE: Parsers = {
     "socket": v.absolute_path,
     "socket_group": v.text,
     "status_group": v.text,
+    "log_format": v.choice(LogFormat),
     "routing": v.table,
     "relay": v.table,
     "metrics": v.table,
@@ -111,6 +113,7 @@ _OPTIONS: Parsers = {
     "state_dir": lambda value: v.path(value).absolute(),
     "socket": lambda value: v.path(value).absolute(),
     "no_offload": v.many(v.choice(Offload)),
+    "log_format": v.choice(LogFormat),
     "verbosity": v.whole(0, 9),
 }
 

@@ -197,6 +197,13 @@ class RelaySettings:
     early: RelayEarly = RelayEarly.LIMITED
 
 
+class LogFormat(StrEnum):
+    """What a log line looks like."""
+
+    TEXT = "text"
+    JSON = "json"  # one document a line
+
+
 @frozen
 class Listen:
     """A TCP address to listen at."""
@@ -233,6 +240,7 @@ class Settings:
     relay: RelaySettings = field(factory=RelaySettings)
     metrics: MetricsSettings = field(factory=MetricsSettings)
     disabled_offloads: frozenset[Offload] = frozenset()
+    log_format: LogFormat = LogFormat.TEXT
     verbosity: int = 0  # 0: events, 1: more, 2: every packet
     peers: tuple[PeerSettings, ...] = ()  # those of the config file
 
