@@ -30,6 +30,7 @@ from alpha_trio.control import (
 )
 from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut, refusal
+from alpha_trio.hooks import Hooks
 from alpha_trio.journal import Event, Journal, address, open_log, say_end
 from alpha_trio.net import tproxy
 from alpha_trio.net.host import (
@@ -49,6 +50,7 @@ from alpha_trio.registry import Peer, Registry
 from alpha_trio.settings import (
     COPY,
     Backend,
+    HookSettings,
     LogFormat,
     PeerSettings,
     Settings,
@@ -96,6 +98,7 @@ class Node:
         self._datapath: DataPath
         self._relay: RelayPath | None = None
         self._rising = Rising()
+        self._hooks: Hooks
 
     # -- running -------------------------------------------------------------
 
@@ -172,6 +175,8 @@ class Node:
             families,
         )
         self._journal.listeners.append(self._registry.on_event)
+        self._hooks = Hooks(settings.interface, self._hooks_of, self._journal)
+        self._journal.listeners.append(self._hooks.on_event)
 
     async def _open_relay(self, stack: AsyncExitStack, identity: Identity) -> None:
         if self.settings.relay.enabled:
@@ -190,6 +195,7 @@ class Node:
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, signals)
+            await nursery.start(self._hooks.run)
             # A command that came before the saved peers are known would lose them.
             await nursery.start(self._registry.run)
             if self._relay is not None:  # its rules lead to routes that are there now
@@ -258,7 +264,12 @@ class Node:
             self._registry.complaints,
             rising,
             tuple(self._journal.troubles.values()),
+            self._hooks.counts,
         )
+
+    def _hooks_of(self, name: str) -> HookSettings | None:
+        peer = self._registry.peers.get(name)
+        return None if peer is None else peer.settings.hooks
 
     def _quiet_counts(self) -> Mapping[Any, int]:
         return quiet_counts(self._table, self._registry.peers.values())
@@ -301,6 +312,10 @@ class Node:
             summary = await self._registry.reload(wanted.peers)
         finally:
             _notify("READY=1")
+        for name in summary["removed"]:
+            self._hooks.removed(name)
+        for name in summary["changed"]:
+            self._hooks.changed(name)
         for name in _changed_fields(self._file_settings, wanted):
             _log.warning("The new %s takes effect at the next start.", name)
         self._file_settings = wanted

@@ -150,6 +150,13 @@ DAEMON = (
         ("reason",),
         _reasons,
     ),
+    Family(
+        "hooks",
+        "counter",
+        "Hooks of peers, by what became of them.",
+        ("result",),
+        lambda status: [((r,), n) for r, n in status.get("hooks", {}).items()],
+    ),
 )
 """Read from the status document."""
 

@@ -45,6 +45,7 @@ MAY_USE = {
     "threads": (),
     "journal": ("proto.batch", "proto.messages", "proto.packets"),
     "supervision": ("errors", "journal"),
+    "hooks": ("errors", "settings", "journal", "proto.batch"),
     "state": (
         "errors",
         "settings",
@@ -145,6 +146,7 @@ MAY_USE = {
         "registry",
         "control",
         "exporter",
+        "hooks",
         "relaying",
         "net.host",
         "net.routing",

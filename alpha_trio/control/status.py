@@ -75,6 +75,7 @@ def status_document(
     complaints: Iterable[str],
     rising: Iterable[Counter],
     troubles: Collection[str] = (),
+    hooks: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
     readings = [(peer, peer.session.statistics(now)) for peer in peers]
@@ -103,6 +104,7 @@ def status_document(
         ],
         "relay": relay,
         "drops": _drops(table.counters) | _unreceived(udp),
+        "hooks": dict(hooks or {}),
         "astray": astray,
         "health": [
             *astray,

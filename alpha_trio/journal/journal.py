@@ -130,6 +130,11 @@ class Journal:
         line = f"{_capital(sentence)}. Trying on."
         self.failure(subject, "a refusal", line, "refused")
 
+    def complain(self, subject: str, sentence: str, event: str) -> None:
+        """The same about what is not tried again by itself."""
+        self.troubles[subject] = sentence
+        self.failure(subject, event, f"{_capital(sentence)}.", event)
+
     def recovered(self, subject: str) -> None:
         """Close the failures of ``subject``: from now on they are news again."""
         if self.troubles.pop(subject, None) is not None:

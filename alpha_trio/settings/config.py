@@ -26,6 +26,7 @@ from alpha_trio.settings.model import (
     Backend,
     Consent,
     Fail,
+    HookSettings,
     IPAddress,
     IPNetwork,
     LogFormat,
@@ -99,8 +100,14 @@ _PEER: Parsers = {
     "mtu": v.mtu,
     "psk": v.psk,
 }
+_HOOKS: Parsers = {
+    "on_up": v.command,
+    "on_down": v.command,
+    "on_moved": v.command,
+}
 _FILE_PEER: Parsers = {
     **_PEER,
+    **_HOOKS,
     "psk_file": lambda value: files.read_psk(v.absolute_path(value)),
 }
 _OPTIONS: Parsers = {
@@ -189,8 +196,11 @@ def _file_peers(
         place = partial(document.place, "peers", name)
         table = _at(place, v.table, values)
         peers.append(_parse_peer(name, table, place, _FILE_PEER))
+        if peers[-1].hooks is not None:
+            _refuse_open_file(document, "run what they like", secret=False)
         if peers[-1].psk is not None:
-            _refuse_open_file(document, secret="psk" in table)
+            what = "replace the psk of a peer"
+            _refuse_open_file(document, what, secret="psk" in table)
     _at(lambda: str(document.path), check_peers, peers)
     return tuple(peers)
 
@@ -229,6 +239,8 @@ def _parse_peer(
         if "psk" in fields:
             raise ConfigError(f"{place('psk')}: there is a psk_file, too; give one")
         fields["psk"] = fields.pop("psk_file")
+    hooks = {key: fields.pop(key) for key in _HOOKS if key in fields}
+    fields["hooks"] = HookSettings(**hooks) if hooks else None
     host, port = fields.pop("endpoint", (None, None))
     if port is not None and fields.setdefault("port", port) != port:
         raise ConfigError(
@@ -486,9 +498,10 @@ def _parse_document(path: Path, status: os.stat_result, raw: bytes) -> _Document
         raise ConfigError(f"{path}{_syntax_error(str(error))}; mend it there") from None
 
 
-def _refuse_open_file(document: _Document, *, secret: bool) -> None:
-    """What says which secret protects a peer is nobody else's to write.
+def _refuse_open_file(document: _Document, what: str, *, secret: bool) -> None:
+    """What says which secret protects a peer, or what is run, others must not write.
 
+    ``what``: they could do.
     ``secret``: it holds one itself, and so is nobody else's to read either.
     """
     path, status = document.path, document.status
@@ -496,8 +509,8 @@ def _refuse_open_file(document: _Document, *, secret: bool) -> None:
     assert status is not None
     if (command := files.remedy(path, status, files.WRITE)) is not None:
         raise ConfigError(
-            f"{path}: others may write this file, and so replace the psk of a peer; "
-            f"forbid it by '{command}'"
+            f"{path}: others may write this file, and so {what}; forbid it by "
+            f"'{command}'"
         )
     if secret and (command := files.remedy(path, status, files.READ)) is not None:
         raise ConfigError(

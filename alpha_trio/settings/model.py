@@ -79,6 +79,15 @@ class Selection:
 
 
 @frozen
+class HookSettings:
+    """Programs to run when something happens to a peer, each with its arguments."""
+
+    on_up: tuple[str, ...] = ()
+    on_down: tuple[str, ...] = ()
+    on_moved: tuple[str, ...] = ()
+
+
+@frozen
 class PeerSettings:
     """One configured peer.  Equal settings mean: adding it again changes nothing."""
 
@@ -94,6 +103,7 @@ class PeerSettings:
     early: bool = True  # small packets travel inside S1, in both directions
     mtu: int = 0  # largest inner packet, bytes; 0: found out by probes
     psk: str | None = field(default=None, repr=False)  # a secret, in base64
+    hooks: HookSettings | None = None  # from the config file, and from nowhere else
 
     @property
     def host(self) -> str:

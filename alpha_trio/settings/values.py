@@ -500,6 +500,23 @@ def _key_bytes(typed: str) -> bytes | None:
     return raw if same and len(raw) == KEY_BYTES else None
 
 
+def command(value: object) -> tuple[str, ...]:
+    """A program and its arguments, which no shell reads."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ConfigError(
+            f'{shown(value)} is no command; write ["/PATH/TO/PROGRAM", "ARGUMENT"]'
+        )
+    words = tuple(map(_word, value))
+    absolute_path(words[0])
+    return words
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ConfigError(f"{shown(value)} is no word of a command; write it in quotes")
+    return value
+
+
 def selection(value: object) -> Selection:
     """Traffic by ``PROTO[/PORT[-PORT]]``."""
     name, slash, ports = text(value).partition("/")

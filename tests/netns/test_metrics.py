@@ -18,6 +18,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from alpha_trio.hooks import Result
 from alpha_trio.proto.batch import Drop
 from alpha_trio.proto.peers import State
 from alpha_trio.proto.relay.verdict import RelayDrop
@@ -37,6 +38,7 @@ OF_PROMETHEUS = {"instance", "job"}  # labels that it gives to what it scrapes
 VALUES = {
     "reason": {*map(str, Drop), *map(str, RelayDrop), *map(str, Loss)},
     "state": set(map(str, State)),
+    "result": set(map(str, Result)),
     "mode": {"n", "c", "m", "cm"},
 }
 

@@ -14,6 +14,7 @@ from alpha_trio.errors import ConfigError
 from alpha_trio.settings import (
     Backend,
     Fail,
+    HookSettings,
     Listen,
     MetricsSettings,
     Mode,
@@ -306,6 +307,30 @@ def test_any_text_is_settings_or_one_line(tmp_path_factory, content):
     assert (outcome(load_settings, path, {}) or "ok").isprintable()
 
 
+def test_hooks_are_programs_with_arguments(write):
+    hooks = """on_up = ["/bin/up", "", "$(a); b"]
+    on_moved = ["/bin/moved"]"""
+    path = write(f"[peers.vm2]\n{hooks}")
+    path.chmod(0o600)
+    (peer,) = load_settings(path, {}).peers
+    assert peer.hooks == HookSettings(("/bin/up", "", "$(a); b"), (), ("/bin/moved",))
+
+
+@pytest.mark.parametrize("typed", ['"/bin/up"', "[]", '["up"]', '["/a", 1]', '[""]'])
+def test_what_is_no_hook(write, typed):
+    path = write(f"[peers.vm2]\non_up = {typed}")
+    assert "peers.vm2.on_up" in refusal(load_settings, path, {})
+
+
+def test_hooks_come_from_a_file_that_nobody_else_may_write(write):
+    path = write('[peers.vm2]\non_up = ["/bin/up"]')
+    path.chmod(0o666)
+    said = refusal(load_settings, path, {})
+    assert "others may write this file, and so run what they like" in said
+    values = {"endpoint": "192.168.10.61", "on_up": ["/bin/up"]}
+    assert "unknown key" in refusal(parse_peer, "vm2", values, "peers add")
+
+
 @pytest.mark.parametrize(
     ("typed", "listen"),
     [
@@ -360,7 +385,7 @@ def test_every_setting_of_the_example_can_be_used(write):
         "offloads",
         "peers",
     }
-    assert named >= {*config._PEER}
+    assert named >= {*config._PEER, *config._HOOKS}
 
 
 # Peers
