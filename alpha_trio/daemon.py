@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from attrs import fields
 
 from alpha_trio.control import (
     ControlServer,
+    Counter,
     Rising,
     commands_for,
+    peer_documents,
     questions_for,
     quiet_counts,
     status_document,
@@ -28,7 +30,8 @@ from alpha_trio.control import (
 )
 from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut, refusal
-from alpha_trio.journal import Event, Journal, address
+from alpha_trio.hooks import Hooks
+from alpha_trio.journal import Event, Journal, address, open_log, say_end
 from alpha_trio.net import tproxy
 from alpha_trio.net.host import (
     boottime,
@@ -43,8 +46,16 @@ from alpha_trio.proto.messages import Kind
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.transport import ECN
-from alpha_trio.registry import Registry
-from alpha_trio.settings import COPY, Backend, PeerSettings, Settings, load_settings
+from alpha_trio.registry import Peer, Registry
+from alpha_trio.settings import (
+    COPY,
+    Backend,
+    HookSettings,
+    LogFormat,
+    PeerSettings,
+    Settings,
+    load_settings,
+)
 from alpha_trio.state import PeerStore
 from alpha_trio.threads import in_thread
 
@@ -87,6 +98,7 @@ class Node:
         self._datapath: DataPath
         self._relay: RelayPath | None = None
         self._rising = Rising()
+        self._hooks: Hooks
 
     # -- running -------------------------------------------------------------
 
@@ -163,6 +175,8 @@ class Node:
             families,
         )
         self._journal.listeners.append(self._registry.on_event)
+        self._hooks = Hooks(settings.interface, self._hooks_of, self._journal)
+        self._journal.listeners.append(self._hooks.on_event)
 
     async def _open_relay(self, stack: AsyncExitStack, identity: Identity) -> None:
         if self.settings.relay.enabled:
@@ -181,6 +195,7 @@ class Node:
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, signals)
+            await nursery.start(self._hooks.run)
             # A command that came before the saved peers are known would lose them.
             await nursery.start(self._registry.run)
             if self._relay is not None:  # its rules lead to routes that are there now
@@ -195,6 +210,12 @@ class Node:
             nursery.start_soon(self._datapath.watch_suspend)
             wait_active = self._datapath.wait_active
             nursery.start_soon(watch, self._rising, self._quiet_counts, wait_active)
+            if self.settings.metrics.listen is not None:
+                # As with the relay: most serve none, and need not hold what it takes.
+                from alpha_trio.exporter import Exporter
+
+                listen = self.settings.metrics.listen
+                nursery.start_soon(Exporter(listen, self, self._journal).run)
             _notify("READY=1")
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
@@ -215,6 +236,20 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """The document of ``status --json``."""
+        return self._status(self._registry.peers.values(), self._rising.counters)
+
+    def status_of_daemon(self) -> dict[str, Any]:
+        """The same without the peers, and what ``health`` says of them."""
+        return self._status((), ())
+
+    def status_of_peers(self) -> Iterator[tuple[dict[str, Any], int]]:
+        """For each peer its part of it, and how many lines of ``health`` it has."""
+        peers = tuple(self._registry.peers.values())
+        return peer_documents(peers, boottime, self._rising.counters)
+
+    def _status(
+        self, peers: Collection[Peer], rising: Iterable[Counter]
+    ) -> dict[str, Any]:
         now = boottime()
         return status_document(
             self.settings,
@@ -223,13 +258,18 @@ class Node:
             self._tun,
             self._udp,
             self._table,
-            self._registry.peers.values(),
+            peers,
             None if self._relay is None else self._relay.document(now),
             self._registry.routing_error,
             self._registry.complaints,
-            self._rising.counters,
+            rising,
             tuple(self._journal.troubles.values()),
+            self._hooks.counts,
         )
+
+    def _hooks_of(self, name: str) -> HookSettings | None:
+        peer = self._registry.peers.get(name)
+        return None if peer is None else peer.settings.hooks
 
     def _quiet_counts(self) -> Mapping[Any, int]:
         return quiet_counts(self._table, self._registry.peers.values())
@@ -272,6 +312,10 @@ class Node:
             summary = await self._registry.reload(wanted.peers)
         finally:
             _notify("READY=1")
+        for name in summary["removed"]:
+            self._hooks.removed(name)
+        for name in summary["changed"]:
+            self._hooks.changed(name)
         for name in _changed_fields(self._file_settings, wanted):
             _log.warning("The new %s takes effect at the next start.", name)
         self._file_settings = wanted
@@ -371,7 +415,8 @@ def _note_unraisable(unraisable: Any) -> None:
 
 def main(settings: Settings) -> int:
     """Run the daemon in the foreground; the exit code."""
-    _log_to_stderr(settings.verbosity)
+    as_json = settings.log_format is LogFormat.JSON
+    open_log(settings.verbosity, as_json=as_json)
     sys.unraisablehook = _note_unraisable
     forbid_core_dumps()
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -380,7 +425,7 @@ def main(settings: Settings) -> int:
         with _only_our_errors():
             trio.run(Node(settings).run)
     except AlphaTrioError as error:
-        print(f"alpha-trio: {error}", file=sys.stderr)
+        say_end(f"alpha-trio: {error}", as_json=as_json)
         return error.exit_code
     return 0
 
@@ -398,13 +443,3 @@ def _only_our_errors() -> Iterator[None]:
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from None
-
-
-def _log_to_stderr(verbosity: int) -> None:
-    logging.basicConfig(
-        format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", stream=sys.stderr
-    )
-    _log.setLevel(logging.DEBUG if verbosity else logging.INFO)
-    logging.getLogger("alpha_trio.trace").setLevel(
-        logging.DEBUG if verbosity >= 2 else logging.INFO
-    )

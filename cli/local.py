@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from alpha_trio.doctor import Check
     from alpha_trio.settings import Settings
 
+LOG_FORMATS = ("text", "json")
 OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
 
 # None: could not be seen, or does not matter.
@@ -88,6 +89,11 @@ def settings_of(config: str | None, **options: Any) -> Settings:
     multiple=True,
     type=click.Choice(OFFLOADS),
     help="Do without a facility of the kernel; may be repeated.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(LOG_FORMATS),
+    help="Lines of text, or one JSON document in each [text].",
 )
 @click.option("-v", "--verbosity", count=True, help="Say more; -vv: every packet.")
 @click.option("--check", is_flag=True, help="Only check the configuration.")

@@ -15,6 +15,7 @@ from alpha_trio_cli.main import main
 from alpha_trio.control import commands_for
 from alpha_trio.control.commands import QUESTIONS
 from alpha_trio.journal import Journal
+from alpha_trio.journal.lines import ENDED, LINE_NAMES, OF_A_PACKET, UNNAMED
 from alpha_trio.proto.batch import Drop, Event, EventKind
 from alpha_trio.proto.peers import State
 from alpha_trio.proto.relay import RelayEvent, RelayEventKind
@@ -196,6 +197,13 @@ def test_every_line_of_the_log_is_explained(level):
         assert any(re.fullmatch(pattern, text) for text in explained), line
 
 
+def test_every_name_of_a_line_is_explained():
+    events = first_cells("docs/operations.md", "Events")
+    explained = first_cells("docs/operations.md", "JSON and priorities", "###")
+    named = {*LINE_NAMES.values(), ENDED, OF_A_PACKET, UNNAMED}
+    assert named - events <= explained - {"event"}
+
+
 # Commands
 
 
@@ -203,7 +211,9 @@ def test_every_setting_of_a_peer_is_in_the_control_protocol():
     lines = section("docs/control.md", "Commands").splitlines()
     (line,) = [line for line in lines if line.startswith("- `settings`")]
     listed = line.partition(" with any of ")[2].partition(", with values")[0]
+    in_file_only = {"hooks"}
     settings = {field.name for field in attrs.fields(PeerSettings)} - {"name"}
+    settings -= in_file_only
     assert set(re.findall("`(.*?)`", listed)) == settings
 
 

@@ -16,16 +16,18 @@ all of this.
 from alpha_trio.control.commands import commands_for, questions_for
 from alpha_trio.control.hops import trace_document
 from alpha_trio.control.listener import cleanup
-from alpha_trio.control.rising import Rising, watch
+from alpha_trio.control.rising import Counter, Rising, watch
 from alpha_trio.control.server import ControlServer
-from alpha_trio.control.status import quiet_counts, status_document
+from alpha_trio.control.status import peer_documents, quiet_counts, status_document
 from alpha_trio.control.steps import walk
 
 __all__ = [
     "ControlServer",
+    "Counter",
     "Rising",
     "cleanup",
     "commands_for",
+    "peer_documents",
     "questions_for",
     "quiet_counts",
     "status_document",

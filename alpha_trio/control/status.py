@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
 from alpha_trio.proto.batch import Counters, Drop
 from alpha_trio.proto.packets import IPV6_LEAST
-from alpha_trio.proto.peers import PeerTable, State
+from alpha_trio.proto.peers import PeerTable, State, Statistics
 from alpha_trio.proto.primitives import fingerprint, key_text
 from alpha_trio.registry import Peer
 from alpha_trio.settings import Mode, Offload, Settings
@@ -75,8 +75,10 @@ def status_document(
     complaints: Iterable[str],
     rising: Iterable[Counter],
     troubles: Collection[str] = (),
+    hooks: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
+    readings = [(peer, peer.session.statistics(now)) for peer in peers]
     astray = _astray(peers, routing_error, complaints)
     interface = tun.current_name
     return {
@@ -90,7 +92,7 @@ def status_document(
         },
         "port": settings.port,
         "key": key_text(table.identity.public),
-        "peers": [_peer(peer, now) for peer in peers],
+        "peers": [_peer(peer, statistics) for peer, statistics in readings],
         "knocking": [
             {
                 "address": host,
@@ -102,19 +104,38 @@ def status_document(
         ],
         "relay": relay,
         "drops": _drops(table.counters) | _unreceived(udp),
+        "hooks": dict(hooks or {}),
         "astray": astray,
         "health": [
             *astray,
-            *_losses(peers, rising),
-            *_health(settings, now, tun, udp, peers),
+            *_losses(peers, _by_name(rising)),
+            *_complaints(readings),
+            *_slower(settings, tun, udp),
             *troubles,
         ],
     }
 
 
-def _peer(peer: Peer, now: float) -> dict[str, Any]:
+def peer_documents(
+    peers: Iterable[Peer], now: Callable[[], float], rising: Iterable[Counter]
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """What the status document has of each peer, and how many lines of ``health``.
+
+    For who does not want all of it at once: nothing is read before it is asked for.
+    """
+    rises = _by_name(rising)
+    for peer in peers:
+        statistics = peer.session.statistics(now())
+        health = [
+            *_strays(peer),
+            *_losses([peer], rises),
+            *_complaints([(peer, statistics)]),
+        ]
+        yield _peer(peer, statistics), len(health)
+
+
+def _peer(peer: Peer, statistics: Statistics) -> dict[str, Any]:
     settings = peer.settings
-    statistics = peer.session.statistics(now)
     counters = statistics.counters
     return {
         "name": settings.name,
@@ -198,8 +219,28 @@ def _unreceived(udp: Udp) -> dict[str, int]:
     return {str(Drop.NO_ROOM): count} if count else {}
 
 
-def _twins(peer: Peer, now: float) -> str | None:
-    twins, name = peer.session.statistics(now).twins, peer.settings.name
+def _unprotected(peer: Peer, statistics: Statistics) -> str | None:
+    settings = peer.settings
+    return UNPROTECTED.format(settings.name) if settings.mode is Mode.PLAIN else None
+
+
+def _narrow(peer: Peer, statistics: Statistics) -> str | None:
+    mtu, splits = statistics.mtu, statistics.counters.split_packets
+    sixes = any(prefix.version == 6 for prefix in peer.prefixes)
+    if mtu >= IPV6_LEAST or not sixes:
+        return None
+    return NARROW.format(peer.settings.name, mtu, splits)
+
+
+def _lossy(peer: Peer, statistics: Statistics) -> str | None:
+    loss, name = statistics.loss, peer.settings.name
+    if loss is None or loss < LOSSY or peer.settings.reliable:
+        return None
+    return LOSES.format(name, loss * 100, name)
+
+
+def _twins(peer: Peer, statistics: Statistics) -> str | None:
+    twins, name = statistics.twins, peer.settings.name
     if twins is None:
         return None
     places = " and ".join(map(address, twins))
@@ -217,9 +258,12 @@ def _astray(
     lines = list(complaints)
     if routing_error is not None:
         lines.append(f"not all packets take the tunnel that should: {routing_error}")
-    return lines + [
+    return lines + [line for peer in peers for line in _strays(peer)]
+
+
+def _strays(peer: Peer) -> list[str]:
+    return [
         f"peer {peer.settings.name}: not all its packets take the tunnel: {reason}"
-        for peer in peers
         for reason in peer.troubles
     ]
 
@@ -237,14 +281,20 @@ def quiet_counts(table: PeerTable, peers: Iterable[Peer]) -> dict[Counter, int]:
     return counts
 
 
-def _losses(peers: Iterable[Peer], rising: Iterable[Counter]) -> list[str]:
+def _by_name(rising: Iterable[Counter]) -> dict[str, list[Drop]]:
+    rises: dict[str, list[Drop]] = {}
+    for name, why in rising:
+        rises.setdefault(name, []).append(why)
+    return rises
+
+
+def _losses(peers: Iterable[Peer], rises: Mapping[str, list[Drop]]) -> list[str]:
     """What to look at where packets are lost again and again."""
-    by_name = {peer.settings.name: peer for peer in peers}
     return [
-        f"peer {name}: {_LOSSES[why].format(**_words(by_name[name]))} ({why} goes on "
-        "rising)"
-        for name, why in rising
-        if name in by_name
+        f"peer {peer.settings.name}: {_LOSSES[why].format(**_words(peer))} ({why} goes "
+        "on rising)"
+        for peer in peers
+        for why in rises.get(peer.settings.name, ())
     ]
 
 
@@ -260,26 +310,22 @@ def _words(peer: Peer) -> dict[str, object]:
     }
 
 
-def _health(
-    settings: Settings, now: float, tun: Tun, udp: Udp, peers: Iterable[Peer]
-) -> list[str]:
-    """Sentences about what else an operator should know, the worst first."""
-    plain = [p.settings.name for p in peers if p.settings.mode is Mode.PLAIN]
-    lines = [UNPROTECTED.format(name) for name in plain]
-    lines += [
-        NARROW.format(peer.settings.name, mtu, peer.session.counters.split_packets)
-        for peer in peers
-        if (mtu := peer.session.mtu) < IPV6_LEAST
-        and any(prefix.version == 6 for prefix in peer.prefixes)
+_COMPLAINTS = (_unprotected, _narrow, _lossy, _twins)
+"""What else an operator should know of a peer, the worst first."""
+
+
+def _complaints(readings: Collection[tuple[Peer, Statistics]]) -> list[str]:
+    return [
+        line
+        for complaint in _COMPLAINTS
+        for reading in readings
+        if (line := complaint(*reading)) is not None
     ]
-    lines += [
-        LOSES.format(peer.settings.name, loss * 100, peer.settings.name)
-        for peer in peers
-        if (loss := peer.session.statistics(now).loss) is not None
-        and loss >= LOSSY
-        and not peer.settings.reliable
-    ]
-    lines += [line for peer in peers if (line := _twins(peer, now)) is not None]
+
+
+def _slower(settings: Settings, tun: Tun, udp: Udp) -> list[str]:
+    """Sentences about what this host could be faster with."""
+    lines = []
     have = {*udp.offloads, *(name.rstrip("46") for name in tun.offloads)}
     for offload in Offload:
         if offload in have:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from alpha_trio.journal.hub import EventHub
+from alpha_trio.journal.lines import About
 from alpha_trio.proto.batch import Event, EventKind
 
 _log = logging.getLogger("alpha_trio")
@@ -65,6 +66,9 @@ _FAILURES = {
     ),
 }
 
+_ORDINARY = frozenset({EventKind.SYN_RECEIVED, EventKind.MOVED})
+"""Told once like failures, since anybody can make them come often, and are none."""
+
 _SUCCESSES = frozenset({EventKind.ACK_RECEIVED, EventKind.ESTABLISHED})
 
 
@@ -83,22 +87,39 @@ class Journal:
             listener(event)
         host = event.remote[0] if event.remote else "unknown address"
         text = {"peer": event.peer, "host": host, "count": event.count}
+        about = About(str(event.kind), event.peer, host, event.count)
         if event.kind in _FAILURES:
             line = _FAILURES[event.kind].format(**text)
-            self.failure(event.peer or host, event.kind, line)
+            level = logging.INFO if event.kind in _ORDINARY else logging.WARNING
+            self._fail(event.peer or host, event.kind, line, about, level)
         elif event.kind is EventKind.SYN_SENT and event.count > 1:
-            _log.debug("Repeating SYN to %s (attempt %d).", host, event.count)
+            extra = about.extra
+            _log.debug(
+                "Repeating SYN to %s (attempt %d).", host, event.count, extra=extra
+            )
         else:
-            _log.info(_LINES[event.kind].format(**text))
+            _log.info("%s", _LINES[event.kind].format(**text), extra=about.extra)
         if event.kind in _SUCCESSES and event.peer:
             self.recovered(event.peer)
         self.publish(event.kind, event.peer, address=host, count=event.count)
 
-    def failure(self, subject: str, what: str, line: str) -> None:
-        """Log ``line`` the first time ``what`` befalls ``subject``, then only count."""
+    def failure(
+        self, subject: str, what: str, line: str, event: str | None = None
+    ) -> None:
+        """Log ``line`` the first time ``what`` befalls ``subject``, then only count.
+
+        ``event`` is the name of the line; without it, ``what`` up to a bracket.
+        """
+        name = event or what.partition(" (")[0].replace(" ", "-")
+        about = About(name, subject=subject)
+        self._fail(subject, what, line, about, logging.WARNING)
+
+    def _fail(
+        self, subject: str, what: str, line: str, about: About, level: int
+    ) -> None:
         times = self._failures.get((subject, what), 0)
         if not times:
-            _log.info("%s", line)
+            _log.log(level, "%s", line, extra=about.extra)
             if len(self._failures) >= _FAILURES_KEPT:
                 self._failures.clear()  # strangers choose their addresses freely
         self._failures[subject, what] = times + 1
@@ -106,12 +127,19 @@ class Journal:
     def trouble(self, subject: str, sentence: str) -> None:
         """Log once what is wrong with the host; ``health`` has it until it recovers."""
         self.troubles[subject] = sentence
-        self.failure(subject, "a refusal", f"{_capital(sentence)}. Trying on.")
+        line = f"{_capital(sentence)}. Trying on."
+        self.failure(subject, "a refusal", line, "refused")
+
+    def complain(self, subject: str, sentence: str, event: str) -> None:
+        """The same about what is not tried again by itself."""
+        self.troubles[subject] = sentence
+        self.failure(subject, event, f"{_capital(sentence)}.", event)
 
     def recovered(self, subject: str) -> None:
         """Close the failures of ``subject``: from now on they are news again."""
         if self.troubles.pop(subject, None) is not None:
-            _log.info("%s: works again.", _capital(subject))
+            extra = About("recovered", subject=subject).extra
+            _log.info("%s: works again.", _capital(subject), extra=extra)
         for key in [key for key in self._failures if key[0] == subject]:
             times = self._failures.pop(key)
             if times > 1:

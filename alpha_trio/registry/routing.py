@@ -15,6 +15,8 @@ from alpha_trio.proto.peers import PeerTable
 from alpha_trio.registry.peer import Peer, peer_route
 from alpha_trio.supervision import delays, insist
 
+_FAILED = "routing-failed"  # name of the log line
+
 _GATHER = 0.05  # s; when many paths are measured at once, their routes change together
 
 
@@ -131,10 +133,10 @@ class Routing:
         name = peer.settings.name
         for reason in underlay.refused:
             line = f"Not all packets for {name} take the tunnel ({reason}). Trying on."
-            self._journal.failure(f"routing of {name}", reason, line)
+            self._journal.failure(f"routing of {name}", reason, line, _FAILED)
         for reason in underlay.astray:
             line = f"Not all packets for {name} take the tunnel: {reason}."
-            self._journal.failure(f"routing of {name}", reason, line)
+            self._journal.failure(f"routing of {name}", reason, line, _FAILED)
         if peer.troubles and not underlay.troubles:
             self._journal.recovered(f"routing of {name}")
 
@@ -145,7 +147,7 @@ class Routing:
 
     def _log_complaints(self, before: tuple[str, ...]) -> None:
         for complaint in self.complaints:
-            self._journal.failure("routing of this host", complaint, complaint)
+            self._journal.failure("routing of this host", complaint, complaint, _FAILED)
         if before and not self.complaints:
             self._journal.recovered("routing of this host")
 
@@ -156,6 +158,6 @@ class Routing:
         except RoutingError as error:
             self.error = str(error)
             self._refused.set()
-            self._journal.failure("routing", "failed", str(error))
+            self._journal.failure("routing", "failed", str(error), _FAILED)
         else:
             self._journal.recovered("routing")

@@ -87,9 +87,9 @@ def record(journal: Journal, event: RelayEvent) -> None:
     subject = " - ".join(ends.values())
     if event.kind is RelayEventKind.VERIFIED:
         journal.recovered(subject)
-        _log.info("%s", line)
+        _log.info("%s", line, extra={"event": str(event.kind), "subject": subject})
     else:
-        journal.failure(subject, reason or event.kind, line)
+        journal.failure(subject, reason or event.kind, line, str(event.kind))
     keys = [key and fingerprint(key) for key in event.keys]
     more = {"keys": keys, "reason": reason, "count": event.count}
     journal.publish(event.kind, None, **ends, **more)

@@ -26,8 +26,11 @@ from alpha_trio.settings.model import (
     Backend,
     Consent,
     Fail,
+    HookSettings,
     IPAddress,
     IPNetwork,
+    LogFormat,
+    MetricsSettings,
     Mode,
     Offload,
     PeerSettings,
@@ -52,8 +55,10 @@ _FILE: Parsers = {
     "socket": v.absolute_path,
     "socket_group": v.text,
     "status_group": v.text,
+    "log_format": v.choice(LogFormat),
     "routing": v.table,
     "relay": v.table,
+    "metrics": v.table,
     "offloads": v.table,
     "peers": v.table,
 }
@@ -80,6 +85,7 @@ _RELAY: Parsers = {
     "trace": v.boolean,
     "early": v.choice(RelayEarly),
 }
+_METRICS: Parsers = {"listen": v.listen}
 _OFFLOADS: Parsers = dict.fromkeys(Offload, v.boolean)
 _PEER: Parsers = {
     "endpoint": v.endpoint,
@@ -94,8 +100,14 @@ _PEER: Parsers = {
     "mtu": v.mtu,
     "psk": v.psk,
 }
+_HOOKS: Parsers = {
+    "on_up": v.command,
+    "on_down": v.command,
+    "on_moved": v.command,
+}
 _FILE_PEER: Parsers = {
     **_PEER,
+    **_HOOKS,
     "psk_file": lambda value: files.read_psk(v.absolute_path(value)),
 }
 _OPTIONS: Parsers = {
@@ -108,6 +120,7 @@ _OPTIONS: Parsers = {
     "state_dir": lambda value: v.path(value).absolute(),
     "socket": lambda value: v.path(value).absolute(),
     "no_offload": v.many(v.choice(Offload)),
+    "log_format": v.choice(LogFormat),
     "verbosity": v.whole(0, 9),
 }
 
@@ -161,6 +174,10 @@ def _file_fields(document: _Document) -> dict[str, Any]:
     fields["relay"] = RelaySettings(
         **_read(_RELAY, relay, partial(document.place, "relay"))
     )
+    metrics = fields.pop("metrics", {})
+    fields["metrics"] = MetricsSettings(
+        **_read(_METRICS, metrics, partial(document.place, "metrics"))
+    )
     switches = _read(
         _OFFLOADS, fields.pop("offloads", {}), partial(document.place, "offloads")
     )
@@ -179,8 +196,11 @@ def _file_peers(
         place = partial(document.place, "peers", name)
         table = _at(place, v.table, values)
         peers.append(_parse_peer(name, table, place, _FILE_PEER))
+        if peers[-1].hooks is not None:
+            _refuse_open_file(document, "run what they like", secret=False)
         if peers[-1].psk is not None:
-            _refuse_open_file(document, secret="psk" in table)
+            what = "replace the psk of a peer"
+            _refuse_open_file(document, what, secret="psk" in table)
     _at(lambda: str(document.path), check_peers, peers)
     return tuple(peers)
 
@@ -219,6 +239,8 @@ def _parse_peer(
         if "psk" in fields:
             raise ConfigError(f"{place('psk')}: there is a psk_file, too; give one")
         fields["psk"] = fields.pop("psk_file")
+    hooks = {key: fields.pop(key) for key in _HOOKS if key in fields}
+    fields["hooks"] = HookSettings(**hooks) if hooks else None
     host, port = fields.pop("endpoint", (None, None))
     if port is not None and fields.setdefault("port", port) != port:
         raise ConfigError(
@@ -476,9 +498,10 @@ def _parse_document(path: Path, status: os.stat_result, raw: bytes) -> _Document
         raise ConfigError(f"{path}{_syntax_error(str(error))}; mend it there") from None
 
 
-def _refuse_open_file(document: _Document, *, secret: bool) -> None:
-    """What says which secret protects a peer is nobody else's to write.
+def _refuse_open_file(document: _Document, what: str, *, secret: bool) -> None:
+    """What says which secret protects a peer, or what is run, others must not write.
 
+    ``what``: they could do.
     ``secret``: it holds one itself, and so is nobody else's to read either.
     """
     path, status = document.path, document.status
@@ -486,8 +509,8 @@ def _refuse_open_file(document: _Document, *, secret: bool) -> None:
     assert status is not None
     if (command := files.remedy(path, status, files.WRITE)) is not None:
         raise ConfigError(
-            f"{path}: others may write this file, and so replace the psk of a peer; "
-            f"forbid it by '{command}'"
+            f"{path}: others may write this file, and so {what}; forbid it by "
+            f"'{command}'"
         )
     if secret and (command := files.remedy(path, status, files.READ)) is not None:
         raise ConfigError(

@@ -79,6 +79,15 @@ class Selection:
 
 
 @frozen
+class HookSettings:
+    """Programs to run when something happens to a peer, each with its arguments."""
+
+    on_up: tuple[str, ...] = ()
+    on_down: tuple[str, ...] = ()
+    on_moved: tuple[str, ...] = ()
+
+
+@frozen
 class PeerSettings:
     """One configured peer.  Equal settings mean: adding it again changes nothing."""
 
@@ -94,6 +103,7 @@ class PeerSettings:
     early: bool = True  # small packets travel inside S1, in both directions
     mtu: int = 0  # largest inner packet, bytes; 0: found out by probes
     psk: str | None = field(default=None, repr=False)  # a secret, in base64
+    hooks: HookSettings | None = None  # from the config file, and from nowhere else
 
     @property
     def host(self) -> str:
@@ -197,6 +207,32 @@ class RelaySettings:
     early: RelayEarly = RelayEarly.LIMITED
 
 
+class LogFormat(StrEnum):
+    """What a log line looks like."""
+
+    TEXT = "text"
+    JSON = "json"  # one document a line
+
+
+@frozen
+class Listen:
+    """A TCP address to listen at."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@frozen
+class MetricsSettings:
+    """Whether and where metrics are served by HTTP."""
+
+    listen: Listen | None = None
+
+
 @frozen
 class Settings:
     """Everything ``alpha-trio run`` needs to know."""
@@ -212,7 +248,9 @@ class Settings:
     config_file: Path | None = None
     routing: RoutingSettings = field(factory=RoutingSettings)
     relay: RelaySettings = field(factory=RelaySettings)
+    metrics: MetricsSettings = field(factory=MetricsSettings)
     disabled_offloads: frozenset[Offload] = frozenset()
+    log_format: LogFormat = LogFormat.TEXT
     verbosity: int = 0  # 0: events, 1: more, 2: every packet
     peers: tuple[PeerSettings, ...] = ()  # those of the config file
 

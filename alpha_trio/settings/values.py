@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from ipaddress import (
     IPv6Address,
@@ -29,6 +30,7 @@ from alpha_trio.settings.model import (
     IPAddress,
     IPInterface,
     IPNetwork,
+    Listen,
     Mode,
     Selection,
 )
@@ -363,6 +365,20 @@ def prefix_of(address: IPAddress) -> IPNetwork:
     return ip_network(address)
 
 
+def listen(value: object) -> Listen:
+    """A TCP address: a literal one, since looking it up would depend on others."""
+    match = _ENDPOINT.fullmatch(text(value))
+    if match is not None and match["port"]:
+        with suppress(ValueError):  # not an address, but a name
+            found = ip_address(match["v6"] or match["host"])
+            if not found.is_multicast and not _has_zone(found):
+                return Listen(str(found), port(int(match["port"][:9])))
+    raise ConfigError(
+        f"{shown(value)} is nothing to listen at; write ADDRESS:PORT, such as "
+        "127.0.0.1:9124"
+    )
+
+
 # Peers
 
 
@@ -482,6 +498,23 @@ def _key_bytes(typed: str) -> bytes | None:
     canonical = b64encode(raw).decode()
     same = typed.rstrip("=") == canonical.rstrip("=")
     return raw if same and len(raw) == KEY_BYTES else None
+
+
+def command(value: object) -> tuple[str, ...]:
+    """A program and its arguments, which no shell reads."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ConfigError(
+            f'{shown(value)} is no command; write ["/PATH/TO/PROGRAM", "ARGUMENT"]'
+        )
+    words = tuple(map(_word, value))
+    absolute_path(words[0])
+    return words
+
+
+def _word(value: object) -> str:
+    if not isinstance(value, str) or "\0" in value:
+        raise ConfigError(f"{shown(value)} is no word of a command; write it in quotes")
+    return value
 
 
 def selection(value: object) -> Selection:

@@ -14,6 +14,9 @@ from alpha_trio.errors import ConfigError
 from alpha_trio.settings import (
     Backend,
     Fail,
+    HookSettings,
+    Listen,
+    MetricsSettings,
     Mode,
     Offload,
     PeerSettings,
@@ -304,6 +307,57 @@ def test_any_text_is_settings_or_one_line(tmp_path_factory, content):
     assert (outcome(load_settings, path, {}) or "ok").isprintable()
 
 
+def test_hooks_are_programs_with_arguments(write):
+    hooks = """on_up = ["/bin/up", "", "$(a); b"]
+    on_moved = ["/bin/moved"]"""
+    path = write(f"[peers.vm2]\n{hooks}")
+    path.chmod(0o600)
+    (peer,) = load_settings(path, {}).peers
+    assert peer.hooks == HookSettings(("/bin/up", "", "$(a); b"), (), ("/bin/moved",))
+
+
+@pytest.mark.parametrize("typed", ['"/bin/up"', "[]", '["up"]', '["/a", 1]', '[""]'])
+def test_what_is_no_hook(write, typed):
+    path = write(f"[peers.vm2]\non_up = {typed}")
+    assert "peers.vm2.on_up" in refusal(load_settings, path, {})
+
+
+def test_hooks_come_from_a_file_that_nobody_else_may_write(write):
+    path = write('[peers.vm2]\non_up = ["/bin/up"]')
+    path.chmod(0o666)
+    said = refusal(load_settings, path, {})
+    assert "others may write this file, and so run what they like" in said
+    values = {"endpoint": "192.168.10.61", "on_up": ["/bin/up"]}
+    assert "unknown key" in refusal(parse_peer, "vm2", values, "peers add")
+
+
+@pytest.mark.parametrize(
+    ("typed", "listen"),
+    [
+        ("127.0.0.1:9124", Listen("127.0.0.1", 9124)),
+        ("[::1]:65535", Listen("::1", 65535)),
+        ("0.0.0.0:1", Listen("0.0.0.0", 1)),
+    ],
+)
+def test_where_metrics_are_served(write, typed, listen):
+    settings = load_settings(write(f'metrics.listen = "{typed}"'), {})
+    assert settings.metrics == MetricsSettings(listen)
+    assert str(listen) == typed
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("", "9124", "127.0.0.1", "localhost:9124", "[::1]", "::1:9124"),
+        *("127.0.0.1:0", "127.0.0.1:65536", "127.0.0.1:9124/x"),
+        *("224.0.0.1:80", "[fe80::1%eth0]:80"),
+    ],
+)
+def test_what_nobody_can_listen_at(write, typed):
+    said = refusal(load_settings, write(f'[metrics]\nlisten = "{typed}"'), {})
+    assert "metrics.listen" in said
+
+
 def test_the_example_is_what_happens_without_a_file():
     path = Path(__file__).parents[2] / "packaging/alpha-trio.toml"
     assert load_settings(path, {}) == Settings(config_file=path)
@@ -322,14 +376,16 @@ def test_every_setting_of_the_example_can_be_used(write):
         *config._FILE,
         *config._ROUTING,
         *config._RELAY,
+        *config._METRICS,
         *config._OFFLOADS,
     } - {
         "routing",
         "relay",
+        "metrics",
         "offloads",
         "peers",
     }
-    assert named >= {*config._PEER}
+    assert named >= {*config._PEER, *config._HOOKS}
 
 
 # Peers

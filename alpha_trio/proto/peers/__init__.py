@@ -14,7 +14,7 @@ an Outbox.
 """
 
 from alpha_trio.proto.peers.session import Session
-from alpha_trio.proto.peers.statistics import State
+from alpha_trio.proto.peers.statistics import State, Statistics
 from alpha_trio.proto.peers.table import PeerTable
 
-__all__ = ["PeerTable", "Session", "State"]
+__all__ = ["PeerTable", "Session", "State", "Statistics"]
