@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from shutil import get_terminal_size
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import (
+    Console,
+    ConsoleOptions,
+    Group,
+    RenderableType,
+    RenderResult,
+)
 from rich.live import Live
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from alpha_trio.errors import AlphaTrioError
 
 from .words import (
     ago,
@@ -19,9 +30,11 @@ from .words import (
     early,
     fingerprint,
     knocking,
+    known_key,
     milliseconds,
     mismatch,
     mix,
+    mode,
     mtu,
     node,
     not_early,
@@ -37,6 +50,8 @@ Document = Mapping[str, Any]
 # Wide enough that nothing is folded when a program reads the table.
 PIPE_WIDTH = 1000
 
+LEAST_SENTENCE = 24  # columns that a sentence in a table needs to be readable
+
 SESSIONS_SHOWN = 20  # of those relayed; --json has more
 
 STATE_STYLES = {
@@ -49,36 +64,141 @@ STATE_STYLES = {
 }
 
 
+class _Console(Console):
+    """One that leaves it to the program what becomes of a pipe that nobody reads."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # what rich has just caught
+
+
 def show(*renderables: RenderableType) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = PIPE_WIDTH
+    console = _Console(highlight=False)
+    # Not rich's own idea of it, by which dumb terminals have eighty columns.
+    columns, lines = get_terminal_size()
+    console.size = (columns if console.is_terminal else PIPE_WIDTH, lines)
     for renderable in renderables:
         # A sentence may hold a command to be copied: only the terminal may wrap it.
         console.print(renderable, soft_wrap=isinstance(renderable, Text))
 
 
-def watch(documents: Iterable[Document], seconds: float) -> None:
-    """Show the latest document in place, until Ctrl-C."""
-    with Live(
-        screen=True, auto_refresh=False, console=Console(highlight=False)
-    ) as live:
+def watch(
+    documents: Iterable[Document | AlphaTrioError], seconds: float, one: bool
+) -> None:
+    """Show the latest document in place, until Ctrl-C; ``one``: that of one peer.
+
+    Where there is an error instead, it stands above the latest document.
+    """
+    console = _Console(highlight=False)
+    latest: Document = {}
+    with Live(screen=True, auto_refresh=False, console=console) as live:
         for document in documents:
-            live.update(Group(*status_page(document)), refresh=True)
+            away: list[RenderableType] = []
+            if isinstance(document, AlphaTrioError):
+                text = f"No answer: {document}; asking on, this was the last one:"
+                away = [Text(text, style="bold red")]
+            else:
+                latest = document
+            page = peer_page(latest) if one else _fitting(latest, console, away)
+            live.update(Group(*away, *page), refresh=True)
             time.sleep(seconds)
+
+
+def _fitting(
+    status: Document, console: Console, above: Sequence[RenderableType]
+) -> list[RenderableType]:
+    """The status page of as many peers as there is room for.
+
+    What is wrong stands above them, so that it is never beyond the edge; and of the
+    peers those come first that are not as they should be.
+    """
+    top = [
+        *map(Text, _header(status)),
+        *_health(status),
+        *_notices(status),
+    ]
+    bottom = [*_relay_section(status["relay"])]
+    peers = status["peers"]
+    room = console.height - _height(console, [*above, *top, *bottom])
+    if _height(console, _peer_section(peers[:room])) > room or len(peers) > room:
+        peers = sorted(peers, key=lambda peer: peer["state"] in _FINE)
+        room -= 1  # for what says that there are more
+    shown = min(len(peers), max(room, 1))
+    while shown > 1 and _height(console, _peer_section(peers[:shown])) > room:
+        shown -= 1
+    more = len(peers) - shown
+    told = [Text(f"and {more} more: see 'alpha-trio status'")] if more > 0 else []
+    return [*top, *_peer_section(peers[:shown]), *told, *bottom]
+
+
+_FINE = frozenset({"established", "idle"})
+
+
+def _height(console: Console, page: Iterable[RenderableType]) -> int:
+    """How many lines of the terminal a page takes."""
+    return len(console.render_lines(Group(*page), pad=False))
+
+
+class _Rows:
+    """A table, or, where the terminal is too narrow for it, some lines for each row.
+
+    Nothing is ever cut off: on a narrow terminal that would be the reason why a peer is
+    not reached, which stands last.  ``sentence``: the last column may be folded.
+    """
+
+    def __init__(
+        self, columns: Sequence[str], rows: Iterable[Sequence[Text]], sentence: bool
+    ) -> None:
+        self._columns = columns
+        self._rows = list(rows)
+        self._sentence = sentence
+
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> RenderResult:
+        table = _table(*self._columns)
+        if self._sentence:
+            table.columns[-1].no_wrap = False
+        for row in self._rows:
+            table.add_row(*row)
+        needed = Measurement.get(console, options.update(width=PIPE_WIDTH), table)
+        folds = self._sentence and max(
+            (row[-1].cell_len - LEAST_SENTENCE for row in self._rows), default=0
+        )
+        if needed.maximum - max(folds, 0) <= options.max_width:
+            yield table
+        else:
+            for row in self._rows:
+                yield from self._lines(row)
+
+    def _lines(self, row: Sequence[Text]) -> Iterator[RenderableType]:
+        yield Text.assemble((row[0].plain, "bold"), "  ", row[1])
+        rest = [*zip(self._columns, row, strict=True)][2:]
+        if self._sentence:
+            yield Padding(rest.pop()[1], (0, 0, 0, 2))
+        told = [f"{name.lower()} {cell}" for name, cell in rest if cell.plain]
+        yield Padding(Text(", ".join(told)), (0, 0, 0, 2))
 
 
 def status_page(status: Document) -> list[RenderableType]:
     return [
         *map(Text, _header(status)),
         *_peer_section(status["peers"]),
-        *(warning for peer in status["peers"] for warning in _warnings(peer)),
-        *map(Text, not_early(status["peers"])),
+        *_notices(status),
         *_relay_section(status["relay"]),
-        *(Text(knocking(host)) for host in status["knocking"]),
-        *(Text(f"Dropped: {drops}") for drops in _drops(status)),
-        *(Text(f"Health: {line}", style="red") for line in status["health"]),
+        *_health(status),
     ]
+
+
+def _notices(status: Document) -> Iterator[RenderableType]:
+    for peer in status["peers"]:
+        yield from _warnings(peer)
+    yield from map(Text, not_early(status["peers"]))
+    yield from (Text(knocking(host)) for host in status["knocking"])
+    yield from (Text(f"Dropped: {drops}") for drops in _drops(status))
+
+
+def _health(status: Document) -> Iterator[RenderableType]:
+    yield from (Text(f"Health: {line}", style="red") for line in status["health"])
 
 
 def _header(status: Document) -> Iterator[str]:
@@ -96,21 +216,20 @@ def _peer_section(peers: Iterable[Document]) -> Iterator[RenderableType]:
     if not peers:
         yield Text("No peers: add one with 'alpha-trio peers add NAME ADDRESS'.")
         return
-    table = _table("PEER", "STATE", "SENT", "RECEIVED", "RTT")
-    table.add_column("MODE")
-    table.add_column("HOW")
-    for peer in peers:
-        state = Text(peer["state"], style=STATE_STYLES.get(peer["state"], ""))
-        table.add_row(
-            Text(peer["name"]),
-            state,
-            Text(amount(peer["tx_bytes"])),
-            Text(amount(peer["rx_bytes"])),
-            Text(milliseconds(peer["rtt_ms"])),
-            Text(mix(peer) or peer["configured_mode"]),
-            Text(reached(peer)),
-        )
-    yield table
+    columns = "PEER", "STATE", "SENT", "RECEIVED", "RTT", "MODE", "HOW"
+    yield _Rows(columns, map(_peer_row, peers), sentence=True)
+
+
+def _peer_row(peer: Document) -> tuple[Text, ...]:
+    return (
+        Text(peer["name"]),
+        Text(peer["state"], style=STATE_STYLES.get(peer["state"], "")),
+        Text(amount(peer["tx_bytes"])),
+        Text(amount(peer["rx_bytes"])),
+        Text(milliseconds(peer["rtt_ms"])),
+        Text(mode(peer, mix(peer))),
+        Text(reached(peer)),
+    )
 
 
 def _warnings(peer: Document) -> Iterator[RenderableType]:
@@ -126,14 +245,17 @@ def _relay_section(relay: Document | None) -> Iterator[RenderableType]:
     yield from (Text(f"Not relayed: {drops}") for drops in _drops(relay))
     if not relay["latest"]:
         return
-    table = _table("INITIATOR", "RESPONDER", "STATE", "THERE", "BACK", "LAST")
-    for session in relay["latest"][:SESSIONS_SHOWN]:
-        ends = session["initiator"], session["responder"]
-        there, back = (amount(end["forwarded_bytes"]) for end in reversed(ends))
-        idle = ago(session["idle_seconds"])
-        cells = (*map(relayed_end, ends), session["state"], there, back, idle)
-        table.add_row(*map(Text, cells))
-    yield table
+    columns = "INITIATOR", "RESPONDER", "STATE", "THERE", "BACK", "LAST"
+    rows = map(_session_row, relay["latest"][:SESSIONS_SHOWN])
+    yield _Rows(columns, rows, sentence=False)
+
+
+def _session_row(session: Document) -> list[Text]:
+    ends = session["initiator"], session["responder"]
+    there, back = (amount(end["forwarded_bytes"]) for end in reversed(ends))
+    idle = ago(session["idle_seconds"])
+    cells = (*map(relayed_end, ends), session["state"], there, back, idle)
+    return [*map(Text, cells)]
 
 
 def peer_page(peer: Document) -> list[RenderableType]:
@@ -144,7 +266,7 @@ def peer_page(peer: Document) -> list[RenderableType]:
         ("reached", reached(peer)),
         ("endpoint", peer["endpoint"]),
         ("configured", peer["configured_endpoint"]),
-        ("mode", peer["configured_mode"]),
+        ("mode", mode(peer)),
         ("reliable", _setting(peer["reliable"])),
         ("rounds", mix(peer) or "none"),
         ("reliable rounds", peer["reliable_rounds"]),
@@ -191,28 +313,35 @@ def settings_page(peer: Document) -> list[RenderableType]:
 def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
     """The settings of all peers, as `peers list` has them."""
     peers = list(peers)
-    # Few set it, and eighty columns are full without.
-    rare = [n for n in ("early", "mtu", "psk") if any(n in peer for peer in peers)]
-    columns = ("allow", "only", "keepalive", "mode", "reliable", *rare, "key", "origin")
-    table = _table("NAME", "ENDPOINT", *(column.upper() for column in columns))
-    for peer in peers:
-        # The key itself would leave no room for the rest; `peers show` has it.
-        shown = {**peer, "key": "yes" if peer.get("key") else None}
-        cells = peer["name"], place(peer), *(_setting(shown.get(c)) for c in columns)
-        table.add_row(*map(Text, cells))
-    return [table]
+    # Few set most of them, and all of them would not fit into eighty columns.
+    used = [name for name in LISTED if any(name in peer for peer in peers)]
+    columns = "name", "endpoint", *used, "key", "origin"
+    rows = [_settings_row(peer, used) for peer in peers]
+    return [_Rows([*map(str.upper, columns)], rows, sentence=False)]
+
+
+LISTED = "allow", "only", "keepalive", "mode", "reliable", "early", "mtu", "psk"
+
+
+def _settings_row(peer: Document, used: Iterable[str]) -> list[Text]:
+    values = (_setting(peer.get(name)) for name in used)
+    cells = peer["name"], place(peer), *values, known_key(peer), peer["origin"]
+    return [*map(Text, cells)]
 
 
 def trace_page(trace: Document) -> list[RenderableType]:
     """The nodes on the way to a peer, then what happened between them."""
-    table = _table(*("HOP", "NODE", "ADDRESS", "KEY"))
-    for column in ("THERE", "DROPPED", "BACK", "DROPPED"):
-        table.add_column(column, no_wrap=True)
-    for number, hop in enumerate(trace["hops"]):
-        ways = [text for way in ("forth", "back") for text in _counts(hop[way])]
-        names = str(number), node(hop), hop["address"] or "-", hop["key"]
-        table.add_row(*map(Text, [*names, *ways]))
-    return [table, *map(Text, trace_lines(trace))]
+    ways = "THERE", "DROPPED", "BACK", "DROPPED"
+    rows = [_hop_row(number, hop) for number, hop in enumerate(trace["hops"])]
+    columns = "HOP", "NODE", "ADDRESS", "KEY", *ways
+    lines = map(Text, trace_lines(trace))
+    return [_Rows(columns, rows, sentence=False), *lines]
+
+
+def _hop_row(number: int, hop: Document) -> list[Text]:
+    ways = [text for way in ("forth", "back") for text in _counts(hop[way])]
+    names = str(number), node(hop), hop["address"] or "-", hop["key"]
+    return [*map(Text, [*names, *ways])]
 
 
 def _counts(counts: Document) -> Iterator[str]:
@@ -242,7 +371,7 @@ def _setting(value: object) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=True, overflow="fold")
     return table
 
 
