@@ -143,29 +143,22 @@ def start(settings: Settings) -> int:
 def cleanup(config: str | None, keep_closed: bool, **options: Any) -> None:
     """Remove what a killed daemon has left in the kernel."""
     settings = settings_of(config, **options)
-    from alpha_trio.errors import refusal
-
-    try:
-        removed = clean_up(settings, keep_closed)
-    except OSError as error:
-        if (reason := refusal(error)) is None:
-            raise
-        raise AlphaTrioError(f"cannot clean up: {reason}: run this as root") from None
-    for line in removed or ["There was nothing to clean up."]:
-        click.echo(line)
-
-
-def clean_up(settings: Settings, keep_closed: bool) -> list[str]:
-    """A line for each thing that was removed."""
     from alpha_trio import control
-    from alpha_trio.net import routing, tproxy
+    from alpha_trio.net import host, routing, tproxy
 
+    if not host.has_net_admin():  # who may not look at all would find nothing
+        raise AlphaTrioError(
+            "no permission to remove rules and routes (CAP_NET_ADMIN is missing): run "
+            "this as root"
+        )
     # First the socket: this is where a daemon that lives is noticed.
-    return [
+    removed = [
         *control.cleanup(settings),
         *tproxy.remove(settings.interface, closed=not keep_closed),
         *routing.cleanup(settings),
     ]
+    for line in removed or ["There was nothing to clean up."]:
+        click.echo(line)
 
 
 @click.command(cls=Command)

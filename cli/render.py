@@ -81,6 +81,9 @@ def show(*renderables: RenderableType) -> None:
         console.print(renderable, soft_wrap=isinstance(renderable, Text))
 
 
+AWAY = "Asking again every second; below is what came last."
+
+
 def watch(
     documents: Iterable[Document | AlphaTrioError], seconds: float, one: bool
 ) -> None:
@@ -94,8 +97,7 @@ def watch(
         for document in documents:
             away: list[RenderableType] = []
             if isinstance(document, AlphaTrioError):
-                text = f"No answer: {document}; asking on, this was the last one:"
-                away = [Text(text, style="bold red")]
+                away = [Text(f"{AWAY} {document}", style="bold red")]
             else:
                 latest = document
             page = peer_page(latest) if one else _fitting(latest, console, away)
@@ -174,9 +176,14 @@ class _Rows:
         yield Text.assemble((row[0].plain, "bold"), "  ", row[1])
         rest = [*zip(self._columns, row, strict=True)][2:]
         if self._sentence:
-            yield Padding(rest.pop()[1], (0, 0, 0, 2))
-        told = [f"{name.lower()} {cell}" for name, cell in rest if cell.plain]
-        yield Padding(Text(", ".join(told)), (0, 0, 0, 2))
+            yield _indented(rest.pop()[1])
+        told = [(name.lower(), cell.plain) for name, cell in rest]
+        known = [f"{name} {cell}" for name, cell in told if cell not in ("", "-")]
+        yield _indented(Text(", ".join(known)))
+
+
+def _indented(text: Text) -> Padding:
+    return Padding(text, (0, 0, 0, 2), expand=False)
 
 
 def status_page(status: Document) -> list[RenderableType]:

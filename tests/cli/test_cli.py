@@ -1,23 +1,28 @@
 """The command line in front of a node held in memory, over a real socket."""
 
+import fcntl
 import grp
 import json
 import os
 import pty
+import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import tomllib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from math import inf, isnan
 from pathlib import Path
 
 import alpha_trio_cli.main
 import attrs
+import click
 import pytest
 import trio
 from alpha_trio_cli import client, local, words
@@ -636,23 +641,174 @@ def on_terminal(*arguments, **environment):
     return page
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_no_width_drops_the_reason_of_a_peer(served, columns):
+    reason = "answers come from 10.0.0.9, not from its endpoint"
+    served.node.document |= {
+        "peers": [
+            status_of(VM2, state="established", rtt_ms=1.25, tx_bytes=168_900_000),
+            status_of(
+                PeerSettings("a-peer-with-a-long-name", "192.168.10.62"),
+                state="unreachable",
+                reason=reason,
+            ),
+        ],
+        "health": ["something that an operator has to know and to mend at once"],
+    }
+    page = on_terminal("status", TERM="dumb", COLUMNS=str(columns)).decode()
+    whole = " ".join(page.split())
+    # In a table its columns stand between the words; each of them is there.
+    assert [word for word in reason.split() if word not in whole] == []
+    assert "1.25 ms" in whole
+    assert served.node.document["health"][0] in whole
+    if columns == 40:
+        assert f"({reason})" in whole
+        table = page.partition("Offloads of udp")[2].partition("Health")[0]
+        assert max(map(len, table.splitlines())) <= 40
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_no_encoding_drops_the_reason_of_a_peer(served, encoding):
+    reason = "the link eth\u2192w\u00e4rme is down"
+    served.node.document["peers"] = [status_of(VM2, state="silent", reason=reason)]
+    for arguments in (["status"], ["status", "vm2"]):
+        process = start(
+            *arguments,
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            encoding=encoding,
+        )
+        page, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+        escaped = reason.encode(encoding, "backslashreplace").decode(encoding)
+        assert f"({escaped})" in page
+
+
+def test_who_was_added_by_a_name_without_address_may_be_meant_to_call(node):
+    laptop = status_of(
+        PeerSettings("laptop"),
+        endpoint=None,
+        configured_endpoint="laptop",
+        state="resolving",
+        reason="cannot resolve laptop",
+    )
+    node.document["peers"] = [laptop]
+    hint = "alpha-trio peers set laptop --key KEY --allow PREFIX"
+    assert hint in call("status")
+    waits = {"configured_endpoint": None, "state": "idle", "reason": "it has to call"}
+    node.document["peers"] = [laptop | waits]
+    assert "waits to be called (it has to call)" in call("status")
+    node.document["peers"] = [laptop | {"configured_endpoint": "gw.example.org"}]
+    assert hint not in call("status")
+
+
 def test_watch_needs_a_terminal(node):
     assert "needs a terminal" in call("status", "--watch", code=2)
-    call("status", "--watch", "--json", code=2)
+    assert "--json" in call("status", "--watch", "--json", code=2)
+
+
+class Watched:
+    """``status --watch`` on a terminal of so many lines and columns."""
+
+    def __init__(self, lines, columns, *arguments):
+        self._controller, terminal = pty.openpty()
+        size = struct.pack("HHHH", lines, columns, 0, 0)
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+        environment = {"TERM": "xterm-256color", "NO_COLOR": "1"}
+        self.process = start(
+            *("status", "--watch", *arguments),
+            stdin=terminal,
+            stdout=terminal,
+            env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+            | environment,
+        )
+        os.close(terminal)
+        self.seen = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.process.send_signal(signal.SIGINT)
+        _, errors = self.process.communicate(timeout=60)
+        os.close(self._controller)
+        if error is None:
+            assert (self.process.returncode, errors) == (0, "")
+
+    def frame_with(self, text):
+        """The lines of the next frame that has ``text``."""
+        start = len(self.seen)
+        while True:
+            self.seen += os.read(self._controller, 65536)
+            *_, last = self.seen[start:].split(b"\x1b[H")
+            page = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", last.decode(errors="ignore"))
+            if text in page:
+                return page.splitlines()
 
 
 def test_watch_refreshes_in_place_and_ends_with_ctrl_c(served):
+    with Watched(24, 80) as watched:
+        watched.frame_with("up 12.3 s")
+        # A screen of its own, so the shell's is left alone.
+        assert b"\x1b[?1049h" in watched.seen
+
+
+def test_watch_of_one_peer(served):
+    served.node.document["peers"] = [status_of(VM2), status_of(PeerSettings("vm3"))]
+    with Watched(30, 80, "vm2") as watched:
+        page = "\n".join(watched.frame_with("elements left"))
+    assert "vm3" not in page
+    assert "no peer is called 'vm9'" in at_terminal("status", "--watch", "vm9")
+
+
+def at_terminal(*arguments):
+    """What a command that fails says there."""
     controller, terminal = pty.openpty()
-    process = start("status", "--watch", stdout=terminal)
-    os.close(terminal)
-    seen = b""
-    while b"up 12.3 s" not in seen:
-        seen += os.read(controller, 4096)
-    process.send_signal(signal.SIGINT)
+    process = start(*arguments, stdout=terminal)
     _, errors = process.communicate(timeout=60)
+    os.close(terminal)
     os.close(controller)
-    assert (process.returncode, errors) == (0, "")
-    assert b"\x1b[?1049h" in seen  # a screen of its own, so the shell's is left alone
+    assert process.returncode == 4
+    return errors
+
+
+@pytest.mark.parametrize("columns", [40, 120])
+def test_watch_has_health_and_trouble_above_more_peers_than_lines(served, columns):
+    names = [f"p{number}" for number in range(50)]
+    states = {"p49": "unreachable"}
+    served.node.document |= {
+        "peers": [
+            status_of(
+                PeerSettings(name, "192.168.10.9"),
+                state=states.get(name, "established"),
+            )
+            for name in names
+        ],
+        "health": ["all is not well"],
+    }
+    with Watched(20, columns) as watched:
+        page = watched.frame_with("more: see 'alpha-trio status'")
+    assert "Health: all is not well" in (line.strip() for line in page)
+    shown = [line.split()[0] for line in page if re.match(r"p\d+ ", line)]
+    assert shown[0] == "p49"
+    assert f"and {50 - len(shown)} more" in "\n".join(page)
+    assert len(page) <= 20
+
+
+def test_watch_goes_on_when_the_daemon_comes_again(tmp_path, monkeypatch):
+    path = tmp_path / "control.sock"
+    monkeypatch.setenv("ALPHA_TRIO_SOCKET", str(path))
+    with ExitStack() as stack:
+        with Served(path) as served:
+            served.node.document["health"] = ["the first"]
+            watched = stack.enter_context(Watched(24, 100))
+            watched.frame_with("Health: the first")
+        page = "\n".join(watched.frame_with("no daemon answers"))
+        assert "Asking again" in page
+        assert "Health: the first" in page
+        with Served(path) as served:
+            served.node.document["health"] = ["the second"]
+            page = "\n".join(watched.frame_with("Health: the second"))
+        assert "Asking again" not in page
 
 
 def test_colour_on_a_terminal_only(served):
@@ -977,6 +1133,73 @@ def test_key_show_of_a_damaged_file(tmp_path):
     assert (tmp_path / "host.key").read_text() == "garbage"
 
 
+# Help and completion
+
+
+def commands(group=alpha_trio_cli.main.main, *names):
+    """All commands, and the words by which each is called."""
+    yield names, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *names, name)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_help_is_whole_sentences(columns):
+    for names, command in commands():
+        text = CliRunner(env={"COLUMNS": str(columns)}).invoke(
+            alpha_trio_cli.main.main, [*names, "--help"]
+        )
+        assert text.exit_code == 0
+        assert "..." not in text.output.replace("ARGS]...", ""), names
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert re.fullmatch(r"[A-Z].*\.", parameter.help), parameter
+        for child in getattr(command, "commands", {}).values():
+            assert child.get_short_help_str().endswith("."), child.name
+            assert "".join(child.get_short_help_str().split()) in "".join(
+                text.output.split()
+            )
+
+
+def completed(typed, **environment):
+    """What the shell is offered behind ``typed``."""
+    environment = {
+        "_ALPHA_TRIO_COMPLETE": "bash_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split(" ")) - 1),
+    } | environment
+    process = start(env=os.environ | environment, stdin=subprocess.DEVNULL)
+    output, errors = process.communicate(timeout=60)
+    assert errors == ""
+    return [line.removeprefix("plain,") for line in output.split()]
+
+
+def test_the_shell_completes_names_of_peers(served):
+    for name in ("vm2", "vm3", "other"):
+        call("peers", "add", name)
+    for command in (
+        *("status", "wait", "trace", "doctor", "peers set", "peers show"),
+        *("peers remove", "peers del", "status --watch"),
+    ):
+        assert completed(f"alpha-trio {command} vm") == ["vm2", "vm3"], command
+    assert completed("alpha-trio peers add vm") == []
+    place = {"ALPHA_TRIO_SOCKET": "/nowhere"}
+    assert completed("alpha-trio status vm", **place) == []
+    elsewhere = f"alpha-trio --socket {served.path} status o"
+    assert completed(elsewhere, **place) == ["other"]
+
+
+def test_the_shell_completes_modes_and_switches(tmp_path):
+    typed = "alpha-trio peers add vm2"
+    assert completed(f"{typed} --mode ") == [*map(str, Mode)]
+    assert completed(f"{typed} --mode c") == ["c", "cm"]
+    assert completed(f"{typed} --early o") == ["on", "off"]
+    assert completed(f"{typed} --reliable of") == ["off"]
+    # And standard input is not taken for the secret meanwhile.
+    assert completed(f"{typed} --psk-file - --mo") == ["--mode"]
+    assert completed("alpha-trio run --config ") == ["file,"]
+
+
 # Where the daemon is, and whether
 
 
@@ -1102,6 +1325,42 @@ def test_others_may_not_even_ask(asked):
     assert "status_group" in done.stderr
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("run", 1),
+        ("cleanup", 1),
+        ("doctor", 1),
+        ("keygen", 1),
+        ("key show", 1),
+        ("status", 1),
+        ("peers list", 1),
+        ("peers add vm3 192.168.10.62", 1),
+        ("peers add vm3 192.168.10.62 --psk-file {closed}/psk", 1),
+        ("run --config {closed}/file", 1),
+        ("run --state-dir {closed}/state", 1),
+        ("keygen --state-dir {closed}/state", 1),
+        ("cleanup --config {closed}/file", 1),
+        ("wait vm2", 1),
+        ("trace vm2", 1),
+        ("monitor", 1),
+        ("metrics", 1),
+        ("reload", 1),
+        ("stop", 1),
+        ("key psk", 0),
+        ("status --nonsense", 2),
+    ],
+)
+def test_an_ordinary_user_is_told_in_one_line(asked, tmp_path, command, code):
+    tmp_path.chmod(0o700)
+    arguments = command.format(closed=tmp_path).split()
+    done = by_nobody(asked.path, *arguments)
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.splitlines()) == bool(code)
+    assert not code or done.stderr.startswith("alpha-trio: ")
+
+
 @pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400\r\n\r\n", b"\0\0\0\1\xc1"])
 def test_somebody_else_answers(tmp_path, reply):
     path = tmp_path / "control.sock"
@@ -1118,7 +1377,7 @@ def test_somebody_else_answers(tmp_path, reply):
     assert process.returncode in (1, 3)
 
 
-def test_output_into_a_pipe_nobody_reads(served):
+def test_output_into_a_pipe_nobody_reads_is_no_error(served):
     served.node.document["peers"] = [status_of(VM2)] * 1000  # more than a pipe takes
     for arguments in (["status"], ["status", "--json"], ["metrics"]):
         process = start(*arguments)
@@ -1126,7 +1385,17 @@ def test_output_into_a_pipe_nobody_reads(served):
         process.stdout.close()
         assert process.stderr.read() == ""
         process.stderr.close()
-        process.wait(60)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["--help"], ["peers", "--help"]])
+def test_a_pipe_that_was_closed_before_is_no_error_either(served, arguments):
+    read, write = os.pipe()
+    os.close(read)
+    process = start(*arguments, stdout=write)
+    os.close(write)
+    assert process.communicate(timeout=60) == (None, "")
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
