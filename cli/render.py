@@ -116,20 +116,21 @@ def _fitting(
     top = [
         *map(Text, _header(status)),
         *_health(status),
+        *_relay_lines(status["relay"]),
         *_notices(status),
     ]
-    bottom = [*_relay_section(status["relay"])]
     peers = status["peers"]
-    room = console.height - _height(console, [*above, *top, *bottom])
+    room = max(console.height - _height(console, [*above, *top]), 2)
     if _height(console, _peer_section(peers[:room])) > room or len(peers) > room:
         peers = sorted(peers, key=lambda peer: peer["state"] in _FINE)
         room -= 1  # for what says that there are more
-    shown = min(len(peers), max(room, 1))
+    shown = min(len(peers), room)
     while shown > 1 and _height(console, _peer_section(peers[:shown])) > room:
         shown -= 1
     more = len(peers) - shown
     told = [Text(f"and {more} more: see 'alpha-trio status'")] if more > 0 else []
-    return [*top, *_peer_section(peers[:shown]), *told, *bottom]
+    section = _peer_section(peers[:shown])
+    return [*top, *section, *told, *_relay_table(status["relay"])]
 
 
 _FINE = frozenset({"established", "idle"})
@@ -191,7 +192,8 @@ def status_page(status: Document) -> list[RenderableType]:
         *map(Text, _header(status)),
         *_peer_section(status["peers"]),
         *_notices(status),
-        *_relay_section(status["relay"]),
+        *_relay_lines(status["relay"]),
+        *_relay_table(status["relay"]),
         *_health(status),
     ]
 
@@ -244,13 +246,15 @@ def _warnings(peer: Document) -> Iterator[RenderableType]:
         yield Text(mismatch(peer), style=STATE_STYLES["key-mismatch"])
 
 
-def _relay_section(relay: Document | None) -> Iterator[RenderableType]:
+def _relay_lines(relay: Document | None) -> Iterator[RenderableType]:
+    if relay is not None:
+        yield Text(relayed(relay))
+        yield from (Text(f"Not relayed: {drops}") for drops in _drops(relay))
+
+
+def _relay_table(relay: Document | None) -> Iterator[RenderableType]:
     """The sessions of others that cross this host, the latest first."""
-    if relay is None:
-        return
-    yield Text(relayed(relay))
-    yield from (Text(f"Not relayed: {drops}") for drops in _drops(relay))
-    if not relay["latest"]:
+    if relay is None or not relay["latest"]:
         return
     columns = "INITIATOR", "RESPONDER", "STATE", "THERE", "BACK", "LAST"
     rows = map(_session_row, relay["latest"][:SESSIONS_SHOWN])

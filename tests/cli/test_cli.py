@@ -25,7 +25,7 @@ import attrs
 import click
 import pytest
 import trio
-from alpha_trio_cli import client, local, words
+from alpha_trio_cli import client, complete, local, words
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -771,8 +771,11 @@ def at_terminal(*arguments):
     return errors
 
 
+@pytest.mark.parametrize("relay", [False, True])
 @pytest.mark.parametrize("columns", [40, 120])
-def test_watch_has_health_and_trouble_above_more_peers_than_lines(served, columns):
+def test_watch_has_health_and_trouble_above_more_peers_than_lines(
+    served, columns, relay
+):
     names = [f"p{number}" for number in range(50)]
     states = {"p49": "unreachable"}
     served.node.document |= {
@@ -785,6 +788,9 @@ def test_watch_has_health_and_trouble_above_more_peers_than_lines(served, column
         ],
         "health": ["all is not well"],
     }
+    if relay:
+        latest = {"latest": RELAY["latest"] * 20}
+        served.node.document["relay"] = RELAY | latest
     with Watched(20, columns) as watched:
         page = watched.frame_with("more: see 'alpha-trio status'")
     assert "Health: all is not well" in (line.strip() for line in page)
@@ -1161,14 +1167,14 @@ def test_help_is_whole_sentences(columns):
             )
 
 
-def completed(typed, **environment):
+def completed(typed, stdin=subprocess.DEVNULL, **environment):
     """What the shell is offered behind ``typed``."""
     environment = {
         "_ALPHA_TRIO_COMPLETE": "bash_complete",
         "COMP_WORDS": typed,
         "COMP_CWORD": str(len(typed.split(" ")) - 1),
     } | environment
-    process = start(env=os.environ | environment, stdin=subprocess.DEVNULL)
+    process = start(env=os.environ | environment, stdin=stdin)
     output, errors = process.communicate(timeout=60)
     assert errors == ""
     return [line.removeprefix("plain,") for line in output.split()]
@@ -1195,9 +1201,17 @@ def test_the_shell_completes_modes_and_switches(tmp_path):
     assert completed(f"{typed} --mode c") == ["c", "cm"]
     assert completed(f"{typed} --early o") == ["on", "off"]
     assert completed(f"{typed} --reliable of") == ["off"]
-    # And standard input is not taken for the secret meanwhile.
-    assert completed(f"{typed} --psk-file - --mo") == ["--mode"]
     assert completed("alpha-trio run --config ") == ["file,"]
+
+
+def test_completion_does_not_take_what_is_typed_for_the_secret():
+    read, write = os.pipe()
+    os.write(write, b"typed meanwhile")
+    typed = "alpha-trio peers add vm2 --psk-file - --mo"
+    assert completed(typed, stdin=read) == ["--mode"]
+    assert os.read(read, 100) == b"typed meanwhile"
+    os.close(read)
+    os.close(write)
 
 
 # Where the daemon is, and whether
@@ -1359,6 +1373,13 @@ def test_an_ordinary_user_is_told_in_one_line(asked, tmp_path, command, code):
     assert done.returncode == code, done.stderr
     assert len(done.stderr.splitlines()) == bool(code)
     assert not code or done.stderr.startswith("alpha-trio: ")
+
+
+@pytest.mark.root
+def test_who_may_not_look_is_not_told_that_there_is_nothing_to_clean_up(reachable):
+    done = by_nobody(reachable / "control.sock", "cleanup")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "CAP_NET_ADMIN is missing" in done.stderr
 
 
 @pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400\r\n\r\n", b"\0\0\0\1\xc1"])
@@ -1533,6 +1554,41 @@ def test_run_passes_its_options_on(tmp_path, monkeypatch):
     assert settings.disabled_offloads == {Offload.TSO, Offload.GRO}
     assert settings.socket == tmp_path / "x.sock"
     assert settings.state_dir == tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--port", "0"],
+        ["run", "--port", "70000"],
+        ["run", "--port", "http"],
+        ["run", "--interface", "a b"],
+        ["run", "--address", "10.0.0.0/24"],
+        ["run", "--dscp", "64"],
+        ["run", "--no-offload", "all"],
+        ["run", "--nonsense"],
+        ["cleanup", "--interface", "x" * 20],
+        ["peers", "add"],
+        ["peers", "set", "vm2", "--mode", "secret"],
+        ["peers", "nonsense"],
+        ["nonsense"],
+        ["key", "show", "more"],
+    ],
+)
+def test_wrong_usage_needs_no_daemon_to_be_told(tmp_path, arguments):
+    nowhere = str(tmp_path / "control.sock")
+    call("--socket", nowhere, *arguments, code=2)
+
+
+@pytest.mark.parametrize("group", [[], ["peers"], ["key"]])
+def test_no_command_at_all_gets_help(group):
+    result = CliRunner().invoke(alpha_trio_cli.main.main, group)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Commands:" in result.stderr
+
+
+def test_modes_are_those_of_the_settings():
+    assert [*complete.MODES] == [*map(str, Mode)]
 
 
 def test_offload_switches_are_those_of_the_settings():
