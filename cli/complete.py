@@ -5,13 +5,18 @@ Nothing here refuses what was typed: which peers there are, the daemon knows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
 import click
-from click.shell_completion import CompletionItem
 
 from alpha_trio.errors import AlphaTrioError
 
 from .app import socket_of
 from .client import Client
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 MODES = ("adaptive", "n", "c", "m", "cm", "plain")
 SWITCH = ("on", "off")
@@ -49,7 +54,7 @@ class PeerName(click.types.StringParamType):
         return _beginning(incomplete, [peer["name"] for peer in peers])
 
 
-def _beginning(
-    incomplete: str, words: list[str] | tuple[str, ...]
-) -> list[CompletionItem]:
+def _beginning(incomplete: str, words: Iterable[str]) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(word) for word in words if word.startswith(incomplete)]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from shutil import get_terminal_size
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import (
     Console,
     ConsoleOptions,
@@ -15,8 +16,9 @@ from rich.console import (
     RenderResult,
 )
 from rich.live import Live
-from rich.measure import Measurement
 from rich.padding import Padding
+from rich.segment import Segment
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -146,45 +148,66 @@ class _Rows:
 
     Nothing is ever cut off: on a narrow terminal that would be the reason why a peer is
     not reached, which stands last.  ``sentence``: the last column may be folded.
+
+    Rich has tables, too, but takes a second for one of a thousand rows.
     """
 
     def __init__(
-        self, columns: Sequence[str], rows: Iterable[Sequence[Text]], sentence: bool
+        self, columns: Sequence[str], rows: Iterable[Sequence[str]], sentence: bool
     ) -> None:
         self._columns = columns
-        self._rows = list(rows)
+        self._rows = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
         self._sentence = sentence
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> RenderResult:
-        table = _table(*self._columns)
-        if self._sentence:
-            table.columns[-1].no_wrap = False
-        for row in self._rows:
-            table.add_row(*row)
-        needed = Measurement.get(console, options.update(width=PIPE_WIDTH), table)
-        folds = self._sentence and max(
-            (row[-1].cell_len - LEAST_SENTENCE for row in self._rows), default=0
-        )
-        if needed.maximum - max(folds, 0) <= options.max_width:
-            yield table
-        else:
+        every = zip(self._columns, *self._rows, strict=True)
+        *widths, last = (max(map(cell_len, column)) for column in every)
+        room = options.max_width - sum(width + len(_GAP) for width in widths)
+        if room < (min(last, LEAST_SENTENCE) if self._sentence else last):
             for row in self._rows:
                 yield from self._lines(row)
+            return
+        bold = console.get_style("bold")
+        styles = {state: console.get_style(s) for state, s in STATE_STYLES.items()}
+        yield from _line(self._columns, widths, dict.fromkeys(self._columns, bold))
+        for row in self._rows:
+            folded = row[-1]
+            if cell_len(folded) <= room:
+                yield from _line(row, widths, styles)
+                continue
+            first, *more = (line.plain for line in Text(folded).wrap(console, room))
+            yield from _line([*row[:-1], first], widths, styles)
+            for part in more:
+                yield from _line(["" for _ in widths] + [part], widths, styles)
 
-    def _lines(self, row: Sequence[Text]) -> Iterator[RenderableType]:
-        yield Text.assemble((row[0].plain, "bold"), "  ", row[1])
+    def _lines(self, row: Sequence[str]) -> Iterator[RenderableType]:
+        style = STATE_STYLES.get(row[1], "")
+        yield Text.assemble((row[0], "bold"), _GAP, (row[1], style))
         rest = [*zip(self._columns, row, strict=True)][2:]
         if self._sentence:
             yield _indented(rest.pop()[1])
-        told = [(name.lower(), cell.plain) for name, cell in rest]
-        known = [f"{name} {cell}" for name, cell in told if cell not in ("", "-")]
-        yield _indented(Text(", ".join(known)))
+        known = [f"{n.lower()} {cell}" for n, cell in rest if cell not in ("", "-")]
+        yield _indented(", ".join(known))
 
 
-def _indented(text: Text) -> Padding:
-    return Padding(text, (0, 0, 0, 2), expand=False)
+_GAP = "  "
+
+
+def _line(
+    row: Sequence[str], widths: Sequence[int], styles: Mapping[str, Style]
+) -> Iterator[Segment]:
+    """One line of a table; ``widths`` are those of all columns but the last."""
+    for cell, width in zip(row, widths, strict=False):
+        yield Segment(cell, styles.get(cell))
+        yield Segment(" " * (width - cell_len(cell)) + _GAP)
+    yield Segment(row[-1], styles.get(row[-1]))
+    yield Segment.line()
+
+
+def _indented(text: str) -> Padding:
+    return Padding(Text(text), (0, 0, 0, 2), expand=False)
 
 
 def status_page(status: Document) -> list[RenderableType]:
@@ -229,15 +252,15 @@ def _peer_section(peers: Iterable[Document]) -> Iterator[RenderableType]:
     yield _Rows(columns, map(_peer_row, peers), sentence=True)
 
 
-def _peer_row(peer: Document) -> tuple[Text, ...]:
+def _peer_row(peer: Document) -> tuple[str, ...]:
     return (
-        Text(peer["name"]),
-        Text(peer["state"], style=STATE_STYLES.get(peer["state"], "")),
-        Text(amount(peer["tx_bytes"])),
-        Text(amount(peer["rx_bytes"])),
-        Text(milliseconds(peer["rtt_ms"])),
-        Text(mode(peer, mix(peer))),
-        Text(reached(peer)),
+        peer["name"],
+        peer["state"],
+        amount(peer["tx_bytes"]),
+        amount(peer["rx_bytes"]),
+        milliseconds(peer["rtt_ms"]),
+        mode(peer, mix(peer)),
+        reached(peer),
     )
 
 
@@ -261,12 +284,12 @@ def _relay_table(relay: Document | None) -> Iterator[RenderableType]:
     yield _Rows(columns, rows, sentence=False)
 
 
-def _session_row(session: Document) -> list[Text]:
+def _session_row(session: Document) -> list[str]:
     ends = session["initiator"], session["responder"]
     there, back = (amount(end["forwarded_bytes"]) for end in reversed(ends))
     idle = ago(session["idle_seconds"])
     cells = (*map(relayed_end, ends), session["state"], there, back, idle)
-    return [*map(Text, cells)]
+    return [*cells]
 
 
 def peer_page(peer: Document) -> list[RenderableType]:
@@ -334,10 +357,10 @@ def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
 LISTED = "allow", "only", "keepalive", "mode", "reliable", "early", "mtu", "psk"
 
 
-def _settings_row(peer: Document, used: Iterable[str]) -> list[Text]:
+def _settings_row(peer: Document, used: Iterable[str]) -> list[str]:
     values = (_setting(peer.get(name)) for name in used)
     cells = peer["name"], place(peer), *values, known_key(peer), peer["origin"]
-    return [*map(Text, cells)]
+    return [*cells]
 
 
 def trace_page(trace: Document) -> list[RenderableType]:
@@ -349,10 +372,10 @@ def trace_page(trace: Document) -> list[RenderableType]:
     return [_Rows(columns, rows, sentence=False), *lines]
 
 
-def _hop_row(number: int, hop: Document) -> list[Text]:
+def _hop_row(number: int, hop: Document) -> list[str]:
     ways = [text for way in ("forth", "back") for text in _counts(hop[way])]
     names = str(number), node(hop), hop["address"] or "-", hop["key"]
-    return [*map(Text, [*names, *ways])]
+    return [*names, *ways]
 
 
 def _counts(counts: Document) -> Iterator[str]:
@@ -377,13 +400,6 @@ def _setting(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "" if value is None else str(value)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="fold")
-    return table
 
 
 def _pairs(lines: Iterable[tuple[str, object]]) -> Table:
