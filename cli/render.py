@@ -83,7 +83,7 @@ def show(*renderables: RenderableType) -> None:
         console.print(renderable, soft_wrap=isinstance(renderable, Text))
 
 
-AWAY = "Asking again every second; below is what came last."
+AWAY = "Asking again every second, and showing what came last, since"
 
 
 def watch(
