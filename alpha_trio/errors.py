@@ -26,6 +26,12 @@ class ConfigError(AlphaTrioError):
     """A setting cannot be used; the text names the place, the value, the remedy."""
 
 
+class WrongUsage(ConfigError):
+    """What was typed cannot be used, whatever the host and its peers are like."""
+
+    exit_code = 2
+
+
 class StartError(AlphaTrioError):
     """The daemon cannot start: privileges, device, port, socket or name taken."""
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import cleandoc
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 import click
 
-from alpha_trio.errors import AlphaTrioError
+from alpha_trio.errors import AlphaTrioError, WrongUsage
 from alpha_trio.rpc import DEFAULT_SOCKET
 
 from .client import Client
@@ -17,8 +21,11 @@ from .client import Client
 INTERRUPTED = 130  # what a shell makes of a command that Ctrl-C ended
 
 # What writing fails with, and hardly anything else that a command does.  EPIPE is not
-# among them: whoever reads has had enough, as head has, and click ends us quietly.
+# among them: whoever reads has had enough, as head has.
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+
+# Completed by the shell.  Whether a path can be used, only its user can tell.
+PATH = click.Path(readable=False)
 
 _SOCKET = f"{__name__}.socket"
 
@@ -30,6 +37,9 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.params.append(socket_option())
 
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return _first_sentence(self)
+
 
 class Group(click.Group):
     """Commands that take --socket, before or after the command's name."""
@@ -40,6 +50,14 @@ class Group(click.Group):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.append(socket_option())
+
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return _first_sentence(self)
+
+
+def _first_sentence(command: click.Command) -> str:
+    """What a list of commands says of one: all of it, click would cut it off."""
+    return " ".join(cleandoc(command.help or "").split("\n\n")[0].split())
 
 
 class Program(Group):
@@ -53,22 +71,69 @@ class Program(Group):
         # a --socket before the command's name.
         self.params[-1].envvar = "ALPHA_TRIO_SOCKET"
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _write_anything()
         try:
-            return super().main(*args, **kwargs)
+            code = super().main(*args, **kwargs | {"standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            _fail(_wrong_usage(error))
+        except click.Abort:
+            sys.exit(INTERRUPTED)
         except AlphaTrioError as error:
             _fail(error)
+        except PermissionError as error:
+            _fail(_forbidden(error))
         except OSError as error:  # here and not in invoke: --help writes, too
             if error.errno not in _UNWRITABLE:
                 raise
             _discard_output()
             _fail(AlphaTrioError(f"cannot write the output: {error.strerror}"))
+        sys.exit(code)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _reader_may_leave():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _reader_may_leave():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+
+
+def _write_anything() -> None:
+    """Let what a terminal has no characters for be written as escapes, not fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Who reads the first lines only, as head does, had what he wanted."""
+    try:
+        yield
+    except BrokenPipeError:
+        _discard_output()
+        sys.exit(0)
+
+
+def _wrong_usage(error: click.ClickException) -> AlphaTrioError:
+    """What click says in several lines, as one."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    name = context.command_path if context else "alpha-trio"
+    see = " See" if text.endswith("?") else "; see"
+    return WrongUsage(f"{text[:1].lower()}{text[1:]}{see} '{name} --help'")
+
+
+def _forbidden(error: PermissionError) -> AlphaTrioError:
+    what = f" for {error.filename}" if error.filename else ""
+    return AlphaTrioError(f"no permission{what}: run this as root")
 
 
 def _fail(error: AlphaTrioError) -> NoReturn:
@@ -87,7 +152,9 @@ def socket_option() -> click.Option:
     return click.Option(
         ["--socket"],
         metavar="PATH",
-        help=f"Control socket of the daemon [{DEFAULT_SOCKET}].",
+        type=PATH,
+        help="Talk to the daemon at this control socket; without it, the one that "
+        f"ALPHA_TRIO_SOCKET names, or {DEFAULT_SOCKET}.",
         expose_value=False,
         callback=_remember_socket,
     )
@@ -104,5 +171,10 @@ def given_socket() -> str | None:
     return path
 
 
+def socket_of(context: click.Context) -> str:
+    """The daemon's socket, as far as the command line was read."""
+    return str(context.meta.get(_SOCKET) or DEFAULT_SOCKET)
+
+
 def connect() -> Client:
-    return Client(given_socket() or DEFAULT_SOCKET)
+    return Client(socket_of(click.get_current_context()))

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 from alpha_trio import rpc
-from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut
+from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut, WrongUsage
 
 ANSWER_SECONDS = 10.0
 STOP_SECONDS = 10.0  # the daemon promises 5
@@ -24,10 +24,11 @@ class Client:
     """One connection to the daemon.  Errors are AlphaTrioError and its kin, one line:
     NoDaemon if nobody answers, TimedOut, or RemoteError with what the daemon said."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, patience: float | None = None) -> None:
+        """``patience``: seconds that each answer may take."""
         self._path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(ANSWER_SECONDS)
+        self._socket.settimeout(patience or ANSWER_SECONDS)
         try:
             self._connect()
         except BaseException:
@@ -38,6 +39,9 @@ class Client:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close()
 
     def call(self, command: str, args: Mapping[str, Any] | None = None) -> Any:
@@ -142,9 +146,13 @@ class Client:
 
     def _replies(self, command: str, args: Mapping[str, Any]) -> Iterator[rpc.Reply]:
         """Up to the result.  Raises EOFError if the daemon hangs up before."""
+        try:
+            request = rpc.encode_request(command, args)
+        except rpc.BadFrame as error:
+            raise WrongUsage(f"{command} cannot be asked for: {error}") from None
         # A daemon that refuses to serve us hangs up, but has said why before.
         with suppress(BrokenPipeError, ConnectionResetError):
-            self._socket.sendall(rpc.encode_request(command, args))
+            self._socket.sendall(request)
         while True:
             header = self._receive_exactly(rpc.HEADER.size)
             length = rpc.body_length_untrusted(header, rpc.MAX_REPLY)

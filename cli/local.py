@@ -1,4 +1,4 @@
-"""What works on this host without a daemon: run, cleanup, doctor, the saved key."""
+"""What works on this host without a daemon: run, cleanup, doctor, the key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import click
 
 from alpha_trio.errors import AlphaTrioError
 
-from .app import Command, connect, given_socket
+from .app import PATH, Command, connect, given_socket
+from .complete import PeerName, Words
 from .entry import importing
 from .words import counted
 
@@ -35,14 +36,18 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option(
             "--state-dir",
+            type=PATH,
             metavar="PATH",
             envvar="ALPHA_TRIO_STATE",
-            help="Where keys and added peers are kept [/var/lib/alpha-trio].",
+            help="Keep the key and the added peers here; without it, where "
+            "ALPHA_TRIO_STATE says, or in /var/lib/alpha-trio.",
         ),
         click.option(
             "--config",
+            type=PATH,
             metavar="FILE",
-            help="Configuration [/etc/alpha-trio/alpha-trio.toml, if there].",
+            help="Read this configuration; without it, "
+            "/etc/alpha-trio/alpha-trio.toml, if that exists.",
         ),
     ):
         function = option(function)
@@ -50,7 +55,9 @@ def settings_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 interface_option = click.option(
-    "--interface", metavar="NAME", help="The tunnel's interface [alpha0]."
+    "--interface",
+    metavar="NAME",
+    help="Call the tunnel's interface so; without it, alpha0.",
 )
 
 
@@ -65,19 +72,32 @@ def settings_of(config: str | None, **options: Any) -> Settings:
 @click.command(cls=Command)
 @settings_options
 @interface_option
-@click.option("--port", type=int, metavar="N", help="UDP port [1234].")
+@click.option(
+    "--port",
+    type=int,
+    metavar="N",
+    help="Listen at this UDP port; without it, 1234.",
+)
 @click.option(
     "--address",
     multiple=True,
     metavar="CIDR",
-    help="Address of the interface; may be repeated.",
+    help="Give the interface this address, such as 10.9.0.1/24; may be repeated.",
 )
 @click.option(
     "--dscp",
     metavar="N|copy",
-    help="DSCP of our datagrams: 0 to 63, or that of each packet [0].",
+    type=Words("copy"),
+    help="Mark our datagrams with this DSCP, 0 to 63, or copy that of each packet; "
+    "without it, 0.",
 )
-@click.option("--relay", is_flag=True, default=None, help="Relay for others.")
+@click.option(
+    "--relay",
+    is_flag=True,
+    default=None,
+    help="Check other hosts' tunnel traffic that crosses this host, and let pass only "
+    "what is genuine.",
+)
 @click.option(
     "--mss",
     is_flag=True,
@@ -88,15 +108,19 @@ def settings_of(config: str | None, **options: Any) -> Settings:
     "--no-offload",
     multiple=True,
     type=click.Choice(OFFLOADS),
-    help="Do without a facility of the kernel; may be repeated.",
+    help="Do without this facility of the kernel; may be repeated.",
+)
+@click.option(
+    "-v", "--verbosity", count=True, help="Log more; given twice, every packet."
+)
+@click.option(
+    "--check", is_flag=True, help="Check the configuration, and do nothing else."
 )
 @click.option(
     "--log-format",
     type=click.Choice(LOG_FORMATS),
     help="Lines of text, or one JSON document in each [text].",
 )
-@click.option("-v", "--verbosity", count=True, help="Say more; -vv: every packet.")
-@click.option("--check", is_flag=True, help="Only check the configuration.")
 def run(config: str | None, check: bool, **options: Any) -> None:
     """Run the daemon in the foreground; it logs to stderr."""
     settings = settings_of(config, **options)
@@ -126,8 +150,13 @@ def cleanup(config: str | None, keep_closed: bool, **options: Any) -> None:
     """Remove what a killed daemon has left in the kernel."""
     settings = settings_of(config, **options)
     from alpha_trio import control
-    from alpha_trio.net import routing, tproxy
+    from alpha_trio.net import host, routing, tproxy
 
+    if not host.has_net_admin():  # who may not look at all would find nothing
+        raise AlphaTrioError(
+            "no permission to remove rules and routes (CAP_NET_ADMIN is missing): run "
+            "this as root"
+        )
     # First the socket: this is where a daemon that lives is noticed.
     removed = [
         *control.cleanup(settings),
@@ -140,7 +169,7 @@ def cleanup(config: str | None, keep_closed: bool, **options: Any) -> None:
 
 @click.command(cls=Command)
 @settings_options
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=PeerName())
 def doctor(name: str | None, config: str | None, state_dir: str | None) -> None:
     """Check whether this host has what the tunnel needs, or the way to the peer NAME.
 
@@ -193,6 +222,24 @@ def pre_shared(path: str) -> str:
         return files.read_psk(Path(path))
     content = sys.stdin.buffer.read(files.MOST)
     return values.psk(content.decode("ascii", "replace").strip())
+
+
+@click.command(cls=Command)
+@settings_options
+def keygen(config: str | None, state_dir: str | None) -> None:
+    """Make the key of this host before the first start, and print its public half.
+
+    A host that has a key keeps it; then that one is printed.
+    """
+    settings = settings_of(config, state_dir=state_dir)
+    from alpha_trio.proto.primitives import key_text
+    from alpha_trio.state import PeerStore, read_identity
+
+    identity = read_identity(settings.state_dir)
+    if identity is None:
+        with PeerStore(settings.state_dir) as store:
+            identity = store.identity()
+    click.echo(key_text(identity.public))
 
 
 def saved_key(config: str | None, state_dir: str | None) -> str | None:

@@ -6,28 +6,33 @@ import json
 import os
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, suppress
 from math import isnan
 from typing import Any
 
 import click
 
 import alpha_trio
-from alpha_trio.errors import NoDaemon, TimedOut, UnknownPeer
+from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut, UnknownPeer
 
 from . import local
-from .app import Program, connect
-from .client import Client
+from .app import PATH, Program, connect
+from .complete import MODES, SWITCH, PeerName, Words
 from .words import event_line, plain_warning, trust
 
 WATCH_SECONDS = 1.0
 LONGEST_WAIT = 1_000_000.0  # seconds; a socket's timeout has to be below 2^31 ms
 
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-take_over = click.option(
-    "--take-over", is_flag=True, help="Take prefixes over from peers that have them."
+as_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document, for programs."
 )
+take_over = click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take the prefixes over from peers that have them.",
+)
+peer_name = click.argument("name", type=PeerName())
 
 
 class Seconds(click.FloatRange):
@@ -51,6 +56,7 @@ def main() -> None:
 main.add_command(local.run)
 main.add_command(local.cleanup)
 main.add_command(local.doctor)
+main.add_command(local.keygen)
 
 
 # Peers
@@ -67,9 +73,18 @@ def _switch(
     """The setting behind "on" and "off"; an empty text, or none, stays as it is."""
     if not typed:
         return typed
-    if typed not in ("on", "off"):
+    if typed not in SWITCH:
         raise click.BadParameter(f"{typed!r} is neither 'on' nor 'off'")
     return typed == "on"
+
+
+def _mode(
+    context: click.Context, option: click.Parameter, typed: str | None
+) -> str | None:
+    """A mode; "alpha" is another word for the default."""
+    if typed and typed not in (*MODES, "alpha"):
+        raise click.BadParameter(f"{typed!r} is none; use {', '.join(MODES)}")
+    return typed
 
 
 def _size(
@@ -86,70 +101,89 @@ def _secret(
 
     Read here, not by the daemon: it may not see our files, or not have our rights.
     """
+    if context.resilient_parsing:  # the shell asks what could come next
+        return path
     return local.pre_shared(path) if path else path
 
 
 def peer_options(function: Callable[..., None]) -> Callable[..., None]:
     """The settings of a peer.  An option not given is None or ()."""
     for option in (
-        click.option("--keepalive", type=float, metavar="SECONDS", help="0: none."),
+        click.option(
+            "--keepalive",
+            type=float,
+            metavar="SECONDS",
+            help="Send a keepalive so often, to hold a way through NAT open; 0, the "
+            "default, sends none.",
+        ),
         click.option(
             "--only",
             multiple=True,
             metavar="PROTO[/PORT[-PORT]]",
-            help="Tunnel only this traffic; may be repeated.",
+            help="Lead only this traffic into the tunnel; may be repeated.",
         ),
         click.option(
             "--allow",
             multiple=True,
             metavar="PREFIX",
-            help="Addresses behind the peer; may be repeated.",
+            help="Send what goes to these addresses to the peer, and accept it from "
+            "there; may be repeated.  Without it, the peer's own address.",
         ),
         click.option(
             "--mode",
+            type=Words(*MODES),
+            callback=_mode,
             metavar="MODE",
-            help="How packets are protected: adaptive [default]; n, c, m or cm: one "
-            "way for all, for measuring; plain: not at all, if both sides ask for it.",
+            help="Protect packets so: adaptive, the default, in the way that suits "
+            "each round; n, c, m or cm, all in one way, for measuring; plain, not at "
+            "all, if both sides ask for it.",
         ),
         click.option(
             "--reliable",
+            type=Words(*SWITCH),
             callback=_switch,
             metavar="on|off",
-            help="Repeat packets until the peer acknowledges them; off [default].",
+            help="Repeat packets until the peer acknowledges them; off by default.",
         ),
         click.option(
             "--early",
+            type=Words(*SWITCH),
             callback=_switch,
             metavar="on|off",
-            help="Small packets arrive half a round trip after they were sent, before "
-            "the peer has agreed to them; on [default].",
+            help="Let small packets travel before the peer has agreed to them, so that "
+            "they arrive half a round trip after they were sent; on by default.",
         ),
         click.option(
             "--mtu",
+            type=Words("auto"),
             callback=_size,
             metavar="N|auto",
-            help="Largest inner packet in bytes; auto [default]: found out by probes.",
+            help="Send inner packets of so many bytes at most; auto, the default, "
+            "finds out by probes what the path takes.",
         ),
         click.option(
             "--psk-file",
             "psk",
+            type=PATH,
             callback=_secret,
             metavar="PATH",
-            help="File with the pre-shared key of both hosts; '-' for standard input.",
+            help="Read the pre-shared key of both hosts from this file; '-' is "
+            "standard input.",
         ),
         click.option(
             "--key",
             metavar="KEY",
-            help="Public key the peer must have; without it, the one it shows first.",
+            help="Demand this public key of the peer; without it, the one it shows at "
+            "the first contact.",
         ),
         click.argument("endpoint", required=False, metavar="[ENDPOINT[:PORT]]"),
-        click.argument("name"),
     ):
         function = option(function)
     return function
 
 
 @peers.command("add")
+@click.argument("name")
 @peer_options
 @take_over
 def add(name: str, take_over: bool, **settings: Any) -> None:
@@ -165,6 +199,7 @@ def add(name: str, take_over: bool, **settings: Any) -> None:
 
 
 @peers.command("set")
+@peer_name
 @peer_options
 @take_over
 def change(name: str, take_over: bool, **settings: Any) -> None:
@@ -190,7 +225,7 @@ def warn_of_plain(name: str, mode: str | None) -> None:
 
 
 @peers.command()
-@click.argument("name")
+@peer_name
 def remove(name: str) -> None:
     """Remove the peer NAME."""
     with connect() as client:
@@ -204,7 +239,7 @@ peers.add_command(remove, "del")
 @peers.command("list")
 @as_json
 def list_peers(as_json: bool) -> None:
-    """List the peers and their settings; under KEY whether one was given."""
+    """List the peers, their settings, and the fingerprints of their keys."""
     with connect() as client:
         listed = client.call("peers.list")
     if as_json:
@@ -216,7 +251,7 @@ def list_peers(as_json: bool) -> None:
 
 
 @peers.command("show")
-@click.argument("name")
+@peer_name
 @as_json
 def show_peer(name: str, as_json: bool) -> None:
     """Show the settings of the peer NAME and its key."""
@@ -249,17 +284,21 @@ def _emptied(value: Any) -> Any:
 
 
 @main.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, type=PeerName())
 @as_json
-@click.option("--watch", is_flag=True, help="Refresh in place until Ctrl-C.")
+@click.option(
+    "--watch",
+    is_flag=True,
+    help="Refresh in place until Ctrl-C, also while the daemon starts again.",
+)
 def status(name: str | None, as_json: bool, watch: bool) -> None:
     """Show the daemon and its peers, or the peer NAME in detail."""
-    if watch and (as_json or name is not None):
-        raise click.UsageError("--watch goes with neither --json nor a NAME")
+    if watch:
+        if as_json:
+            raise click.UsageError("--watch does not go with --json; use monitor")
+        watch_status(name)
+        return
     with connect() as client:
-        if watch:
-            watch_status(client)
-            return
         document = client.call("status")
     if name is not None:
         document = find_peer(document, name)
@@ -279,17 +318,34 @@ def find_peer(document: dict[str, Any], name: str) -> dict[str, Any]:
     raise UnknownPeer(f"no peer is called {name!r}: see 'alpha-trio peers list'")
 
 
-def watch_status(client: Client) -> None:
+def watch_status(name: str | None) -> None:
     if not sys.stdout.isatty():
         raise click.UsageError("--watch needs a terminal; use --json, or monitor")
     from . import render
 
-    def documents() -> Iterator[dict[str, Any]]:
-        while True:
-            yield client.call("status")
+    with suppress(KeyboardInterrupt), closing(documents(name)) as told:
+        render.watch(told, WATCH_SECONDS, one=name is not None)
 
-    with suppress(KeyboardInterrupt):
-        render.watch(documents(), WATCH_SECONDS)
+
+def documents(
+    name: str | None,
+) -> Generator[dict[str, Any] | AlphaTrioError, None, None]:
+    """What the daemon says, again and again, or why it does not.
+
+    Raises AlphaTrioError if it says nothing the first time.
+    """
+    answered = False
+    while True:
+        try:
+            with connect() as client:
+                while True:
+                    document = client.call("status")
+                    yield document if name is None else find_peer(document, name)
+                    answered = True
+        except AlphaTrioError as error:
+            if not answered:
+                raise
+            yield error
 
 
 @main.command()
@@ -302,12 +358,12 @@ def monitor(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("name")
+@peer_name
 @click.option(
     "--timeout",
     type=Seconds(0, LONGEST_WAIT, min_open=True),
     metavar="SECONDS",
-    help="How long to wait; without it, for ever.",
+    help="Give up after so long; without it, never.",
 )
 def wait(name: str, timeout: float | None) -> None:
     """Ask the peer NAME for a session, unless there is one, and wait for it."""
@@ -322,15 +378,14 @@ def wait(name: str, timeout: float | None) -> None:
 
 
 @main.command()
-@click.argument("name")
+@peer_name
 @as_json
 @click.option(
     "--seconds",
     type=Seconds(0, 3600),
     default=2.0,
-    show_default=True,
     metavar="SECONDS",
-    help="How long to compare; 0: all since the session began.",
+    help="Compare for so long, by default 2; 0 compares all since the session began.",
 )
 def trace(name: str, as_json: bool, seconds: float) -> None:
     """Show the relays on the way to the peer NAME, and where packets get lost."""
@@ -375,7 +430,7 @@ def stop() -> None:
 
 @main.group()
 def key() -> None:
-    """The key of this host, and new ones to share with another."""
+    """Show the key of this host, or make one to share with another."""
 
 
 @key.command("show")
@@ -392,7 +447,10 @@ def show_key(config: str | None, state_dir: str | None, as_json: bool) -> None:
     except NoDaemon as error:
         key = local.saved_key(config, state_dir)
         if key is None:
-            raise NoDaemon(f"{error}; its first start makes the key") from None
+            raise NoDaemon(
+                f"{error}; to make the key of this host before the first start, use "
+                "'alpha-trio keygen'"
+            ) from None
     if as_json:
         print_json({"key": key})
     else:

@@ -24,15 +24,28 @@ SENTENCES = {
 
 def reached(peer: Document) -> str:
     """One sentence: how the peer is reached, or why it is not."""
-    if peer["state"] == "idle" and not peer["configured_endpoint"]:
-        return "waits to be called"
-    sentence = SENTENCES.get(peer["state"], "at {endpoint}").format(
+    sentence = _sentence(peer).format(
         endpoint=peer["endpoint"] or peer["configured_endpoint"] or peer["name"],
         heard=ago(peer["latest_receive_seconds"]),
     )
     if peer["reason"] and peer["state"] != "key-mismatch":  # `mismatch` says more
-        return f"{sentence} ({peer['reason']})"
+        sentence += f" ({peer['reason']})"
+    if peer["state"] == "resolving" and peer["configured_endpoint"] == peer["name"]:
+        sentence += CALLER_HINT.format(**peer)
     return sentence
+
+
+def _sentence(peer: Document) -> str:
+    if peer["state"] == "idle" and not peer["configured_endpoint"]:
+        return "waits to be called"
+    return SENTENCES.get(peer["state"], "at {endpoint}")
+
+
+# Whoever was added without endpoint may be meant to call, and never have an address.
+CALLER_HINT = (
+    "; if it has no address and is to call, say so by: "
+    "alpha-trio peers set {name} --key KEY --allow PREFIX"
+)
 
 
 MTU_SOURCES = {
@@ -75,6 +88,14 @@ def place(peer: Document) -> str:
     if port is None:
         return host
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def known_key(peer: Document) -> str:
+    """Which key a listed peer must have; the whole of it would fill the line."""
+    if not peer.get("key"):
+        return ""
+    pinned = " (pinned)" if peer["key_source"] == "pinned" else ""
+    return f"{fingerprint(peer['key'])}{pinned}"
 
 
 def trust(key: str | None, contact: str) -> str:
@@ -132,6 +153,13 @@ def relayed_end(end: Document) -> str:
 def fingerprint(key: str) -> str:
     """The same as proto.identity.fingerprint, whose import would cost too much."""
     return sha256(b64decode(key)).hexdigest()[:8]
+
+
+def mode(peer: Document, became: str = "") -> str:
+    """The word that ``--json`` has for the mode, and which form of it rounds take."""
+    if peer["mode"] == peer["configured_mode"]:
+        return str(peer["mode"])
+    return f"{peer['mode']}: {became or peer['configured_mode']}"
 
 
 def mix(peer: Document) -> str:

@@ -10,7 +10,13 @@ from typing import Any, NoReturn, Protocol
 import trio
 
 from alpha_trio.control.server import Command
-from alpha_trio.errors import AlphaTrioError, PeerError, UnknownPeer
+from alpha_trio.errors import (
+    AlphaTrioError,
+    ConfigError,
+    PeerError,
+    UnknownPeer,
+    WrongUsage,
+)
 from alpha_trio.journal import Event
 from alpha_trio.settings import PeerSettings, Settings, parse_peer, peer_values
 
@@ -131,7 +137,7 @@ class Handlers:
 
     async def add(self, args: Args) -> dict[str, Any]:
         name = _name(args)
-        peer = parse_peer(name, _settings(args), "peers add")
+        peer = _typed(name, _settings(args), "peers add")
         added = await self._node.add_peer(peer, _take_over(args))
         return {"added": added}
 
@@ -147,7 +153,7 @@ class Handlers:
             # HOST[:PORT] is one setting: a new host does not inherit the old port.
             values.pop("port", None)
         values |= given
-        peer = parse_peer(current.name, values, "peers set")
+        peer = _typed(current.name, values, "peers set")
         await self._node.set_peer(peer, _take_over(args))
         if "key" in given and peer.key is None:
             await self._node.forget_pin(peer.name)
@@ -156,15 +162,25 @@ class Handlers:
         await self._node.remove_peer(_name(args))
 
     async def list(self, args: Args) -> list[dict[str, Any]]:
-        return [_document(peer, origin) for peer, origin in self._node.peers()]
+        """The settings, and, if there is one, the key that counts."""
+        keys = self._keys()
+        return [
+            _document(peer, origin)
+            | {name: value for name, value in keys[peer.name].items() if value}
+            for peer, origin in self._node.peers()
+        ]
 
     async def show(self, args: Args) -> dict[str, Any]:
         """The settings, and the key that counts, which may have been pinned."""
         peer, origin = self._find(args)
-        listed = self._node.status()["peers"]
-        entry = next(entry for entry in listed if entry["name"] == peer.name)
-        known = {"key": entry["key"], "key_source": entry["key_source"]}
-        return _document(peer, origin) | known
+        return _document(peer, origin) | self._keys()[peer.name]
+
+    def _keys(self) -> dict[str, dict[str, Any]]:
+        """By the peers' names the key each must have, and who says so."""
+        return {
+            peer["name"]: {"key": peer["key"], "key_source": peer["key_source"]}
+            for peer in self._node.status()["peers"]
+        }
 
     async def reload(self, args: Args) -> dict[str, Any]:
         return dict(await self._node.reload())
@@ -225,6 +241,14 @@ def _settings(args: Args) -> Mapping[str, object]:
             "docs/control.md"
         )
     return settings
+
+
+def _typed(name: str, values: Mapping[str, object], command: str) -> PeerSettings:
+    """A peer as somebody wants it.  Raises WrongUsage for what no peer can be."""
+    try:
+        return parse_peer(name, values, command)
+    except ConfigError as error:
+        raise WrongUsage(str(error)) from None
 
 
 def _take_over(args: Args) -> bool:

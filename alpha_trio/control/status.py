@@ -177,8 +177,10 @@ def _peer(peer: Peer, statistics: Statistics) -> dict[str, Any]:
 
 
 def _state(peer: Peer, state: State) -> State:
+    """Who calls needs no address; all others are not asked before there is one."""
     unknown = peer.search is not None and not peer.addresses
-    return State.RESOLVING if unknown else state
+    called = state in (State.ESTABLISHED, State.SILENT)
+    return State.RESOLVING if unknown and not called else state
 
 
 def _unreachable(peer: Peer) -> str | None:

@@ -66,6 +66,8 @@ _log = logging.getLogger("alpha_trio")
 _UNANSWERED_SYNS = 3  # of which a peer known by a name may be elsewhere
 _DOUBTFUL_AFTER = 5.0  # s in which nothing is heard of a peer that is asked
 
+_TAKE_OVER = "take it over by --take-over, or take it from one of them"
+
 _TOLD = frozenset({State.HANDSHAKING, State.ESTABLISHED, State.SILENT})
 """In which a peer knows some of our settings, or is about to."""
 
@@ -380,7 +382,7 @@ class Registry:
             wanted = [*wanted, *self._give_way(wanted[0])]
         replaced = {peer.name: peer for peer in wanted}
         everyone = {name: peer.settings for name, peer in self.peers.items()} | replaced
-        check_peers(map(self._foreseen, everyone.values()))
+        check_peers(map(self._foreseen, everyone.values()), remedy=_TAKE_OVER)
         await self._save(
             list(({p.name: p for p in self._of_state()} | replaced).values())
         )

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from attrs import evolve, field, fields, frozen
 
-from alpha_trio.errors import ConfigError
+from alpha_trio.errors import ConfigError, WrongUsage
 from alpha_trio.settings import files
 from alpha_trio.settings import values as v
 from alpha_trio.settings.model import (
@@ -135,6 +135,7 @@ def load_settings(path: Path | None, options: Mapping[str, object]) -> Settings:
 
     Raises:
       ConfigError: one line with file, line, key, value and remedy.
+      WrongUsage: the same of an option.
     """
     document = _read_document(path)
     found = _file_fields(document)
@@ -157,7 +158,10 @@ def _option_fields(options: Mapping[str, object]) -> dict[str, Any]:
     given = {
         key: value for key, value in options.items() if value not in (None, (), [])
     }
-    fields = _read(_OPTIONS, given, lambda key: f"--{key.replace('_', '-')}")
+    try:
+        fields = _read(_OPTIONS, given, lambda key: f"--{key.replace('_', '-')}")
+    except ConfigError as error:
+        raise WrongUsage(str(error)) from None
     if addresses := fields.pop("address", ()):
         fields["addresses"] = addresses
     fields["disabled_offloads"] = frozenset(fields.pop("no_offload", ()))
@@ -339,14 +343,20 @@ def allowed_prefixes(peer: PeerSettings) -> tuple[IPNetwork, ...]:
     return () if address is None else (v.prefix_of(address),)
 
 
+GIVE_WAY = "take it from one of them"
+
+
 def check_peers(
-    peers: Iterable[PeerSettings], called: Callable[[str], str] = str
+    peers: Iterable[PeerSettings],
+    called: Callable[[str], str] = str,
+    remedy: str = GIVE_WAY,
 ) -> None:
     """Refuse peers that cannot exist side by side.
 
     The same prefix at two peers is an error, one within another is not: the longest
     match decides, as everywhere in IP.  ``called`` turns a name into what the refusal
-    calls the peer, for those that do not all come from the same place.
+    calls the peer, for those that do not all come from the same place; ``remedy`` is
+    what can be done about a prefix.
 
     Raises:
       ConfigError: one line that names both peers.
@@ -358,9 +368,10 @@ def check_peers(
         if peer.name in names:
             raise ConfigError(f"two peers are called {peer.name}; rename one of them")
         names.add(peer.name)
-        _claim(endpoints, (peer.host, peer.port), peer, _endpoint_text, called)
+        where = (peer.host, peer.port)
+        _claim(endpoints, where, peer, _endpoint_text, called, GIVE_WAY)
         for prefix in allowed_prefixes(peer):
-            _claim(owners, prefix, peer, "prefix {}".format, called)
+            _claim(owners, prefix, peer, "prefix {}".format, called, remedy)
 
 
 def _claim(
@@ -369,11 +380,12 @@ def _claim(
     peer: PeerSettings,
     describe: Callable[[T], str],
     called: Callable[[str], str],
+    remedy: str,
 ) -> None:
     if (owner := owners.setdefault(thing, peer.name)) != peer.name:
         raise ConfigError(
             f"peers {called(owner)} and {called(peer.name)} both have "
-            f"{describe(thing)}; take it from one of them"
+            f"{describe(thing)}; {remedy}"
         )
 
 

@@ -19,12 +19,14 @@ from alpha_trio.settings import files
 
 _NEW_FILE = ".new"
 
+_LET_WRITE = "run this as root, or give the daemon the right to write there"
+
 _REMEDIES = {
     errno.ENOSPC: "free some space there",
     errno.EDQUOT: "free some space or raise the quota there",
     errno.EROFS: "mount it writable or choose another place by --state-dir",
-    errno.EACCES: "give the daemon the right to write there",
-    errno.EPERM: "give the daemon the right to write there",
+    errno.EACCES: _LET_WRITE,
+    errno.EPERM: _LET_WRITE,
 }
 _OTHER_REMEDY = "mend that or choose another place by --state-dir"
 

@@ -1,26 +1,31 @@
 """The command line in front of a node held in memory, over a real socket."""
 
+import fcntl
 import grp
 import json
 import os
 import pty
+import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import tomllib
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from math import inf, isnan
 from pathlib import Path
 
 import alpha_trio_cli.main
 import attrs
+import click
 import pytest
 import trio
-from alpha_trio_cli import client, local, words
+from alpha_trio_cli import client, complete, local, words
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -98,9 +103,8 @@ def call(*args, code=0):
         assert result.stderr == ""
         return result.stdout
     assert result.stdout == ""
-    if code != 2:
-        assert result.stderr.startswith("alpha-trio: ")
-        assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("alpha-trio: ")
+    assert result.stderr.count("\n") == 1
     return result.stderr
 
 
@@ -136,16 +140,28 @@ def test_list_shows_all_settings_and_fits_a_terminal(served):
     call("peers", "add", "vm3", "192.168.10.62", "--key", KEY)
     call("peers", "set", "vm2", "--reliable", "on")
     call("peers", "add", "vm4", "[fd00::1]:5555", "--mode", "cm")
+    served.node.document["peers"] = [
+        status_of(PeerSettings("vm4"), key=NEW_KEY, key_source="pinned")
+    ]
+    given, pinned = map(words.fingerprint, (KEY, NEW_KEY))
     page = on_terminal("peers", "list", TERM="dumb", COLUMNS="80").decode()
     assert [line.split() for line in page.splitlines()] == [
-        [
-            *("NAME", "ENDPOINT", "ALLOW", "ONLY", "KEEPALIVE", "MODE", "RELIABLE"),
-            *("KEY", "ORIGIN"),
-        ],
+        ["NAME", "ENDPOINT", "ALLOW", "MODE", "RELIABLE", "KEY", "ORIGIN"],
         ["vm2", "192.168.100.161", "10.1.0.0/16", "on", "state"],
-        ["vm3", "192.168.10.62", "yes", "state"],
-        ["vm4", "[fd00::1]:5555", "cm", "state"],
+        ["vm3", "192.168.10.62", given, "state"],
+        ["vm4", "[fd00::1]:5555", "cm", pinned, "(pinned)", "state"],
     ]
+
+
+def test_list_loses_nothing_on_a_narrow_terminal(served):
+    call("peers", "add", "vm2", "192.168.100.161", "--allow", "10.1.0.0/16")
+    call("peers", "set", "vm2", "--key", KEY, "--keepalive", "25")
+    page = on_terminal("peers", "list", TERM="dumb", COLUMNS="40").decode()
+    assert all(len(line) <= 40 for line in page.splitlines())
+    assert " ".join(page.split()) == (
+        "vm2 192.168.100.161 allow 10.1.0.0/16, keepalive 25, "
+        f"key {words.fingerprint(KEY)}, origin state"
+    )
 
 
 def test_add_with_everything(node):
@@ -295,7 +311,7 @@ def test_no_other_mode_is_warned_of(node, mode):
     ],
 )
 def test_add_with_bad_values(node, arguments):
-    call("peers", "add", *arguments, code=1)
+    call("peers", "add", *arguments, code=2)
     assert node.peers() == []
 
 
@@ -351,7 +367,11 @@ def test_show_tells_the_key_that_was_pinned(node):
 def test_list_as_json(node):
     call("peers", "add", "vm2")
     document = json.loads(call("peers", "list", "--json"))
-    assert document == {"schema": 1, "peers": [{"name": "vm2", "origin": "state"}]}
+    listed = {"name": "vm2", "origin": "state", "key_source": "none"}
+    assert document == {"schema": 1, "peers": [listed]}
+    node.document["peers"] = [status_of(VM2, key=KEY, key_source="pinned")]
+    document = json.loads(call("peers", "list", "--json"))
+    assert document["peers"] == [listed | {"key": KEY, "key_source": "pinned"}]
 
 
 @pytest.mark.parametrize(
@@ -435,8 +455,8 @@ def test_the_mtu_is_set_and_found_out_again(node):
         call("peers", "set", "vm2", "--mtu", "1200")
         call("peers", "set", "vm2", "--mtu", nothing)
         assert node.peers()[0][0].mtu == 0
-    assert "out of range" in call("peers", "set", "vm2", "--mtu", "66000", code=1)
-    assert "not a whole number" in call("peers", "set", "vm2", "--mtu", "big", code=1)
+    assert "out of range" in call("peers", "set", "vm2", "--mtu", "66000", code=2)
+    assert "not a whole number" in call("peers", "set", "vm2", "--mtu", "big", code=2)
 
 
 def test_the_doctor_of_a_peer(node):
@@ -453,7 +473,7 @@ def test_reliable_is_switched_on_and_off(node):
     assert node.peers()[0][0].reliable is True
     assert json.loads(call("peers", "list", "--json"))["peers"][0]["reliable"] is True
     assert pairs(call("peers", "show", "vm2"))["reliable"] == "on"
-    said = call("peers", "set", "vm2", "--mode", "plain", code=1)
+    said = call("peers", "set", "vm2", "--mode", "plain", code=2)
     assert "reliable: in mode plain nothing is acknowledged" in said
     call("peers", "set", "vm2", "--reliable", "off")
     assert node.peers()[0][0].reliable is False
@@ -565,10 +585,20 @@ def test_status_tells_the_mix_of_modes(node):
     ]
     header, vm2, vm3, vm4 = call("status").splitlines()[-4:]
     column = header.index("MODE")
-    assert vm2[column:].startswith("n 5% m 95%  ")
-    assert vm3[column:].startswith("cm  ")
+    assert vm2[column:].startswith("alpha: n 5% m 95%  ")
+    assert vm3[column:].startswith("alpha: cm  ")
     assert vm4[column:].startswith("plain  ")  # and not what was before
     assert pairs(call("status", "vm4"))["rounds"] == "none"
+    assert pairs(call("status", "vm2"))["mode"] == "alpha: adaptive"
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_text_has_the_words_for_the_mode_that_json_has(node, mode):
+    node.document["peers"] = [status_of(PeerSettings("vm2", mode=mode))]
+    told = json.loads(call("status", "vm2", "--json"))
+    shown = pairs(call("status", "vm2"))["mode"]
+    assert set(shown.split(": ")) == {told["mode"], told["configured_mode"]}
+    assert f"  {shown}  " in call("status")
 
 
 def test_a_key_mismatch_is_loud(node):
@@ -611,23 +641,180 @@ def on_terminal(*arguments, **environment):
     return page
 
 
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_no_width_drops_the_reason_of_a_peer(served, columns):
+    reason = "answers come from 10.0.0.9, not from its endpoint"
+    served.node.document |= {
+        "peers": [
+            status_of(VM2, state="established", rtt_ms=1.25, tx_bytes=168_900_000),
+            status_of(
+                PeerSettings("a-peer-with-a-long-name", "192.168.10.62"),
+                state="unreachable",
+                reason=reason,
+            ),
+        ],
+        "health": ["something that an operator has to know and to mend at once"],
+    }
+    page = on_terminal("status", TERM="dumb", COLUMNS=str(columns)).decode()
+    whole = " ".join(page.split())
+    # In a table its columns stand between the words; each of them is there.
+    assert [word for word in reason.split() if word not in whole] == []
+    assert "1.25 ms" in whole
+    assert served.node.document["health"][0] in whole
+    if columns == 40:
+        assert f"({reason})" in whole
+        table = page.partition("Offloads of udp")[2].partition("Health")[0]
+        assert max(map(len, table.splitlines())) <= 40
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_no_encoding_drops_the_reason_of_a_peer(served, encoding):
+    reason = "the link eth\u2192w\u00e4rme is down"
+    served.node.document["peers"] = [status_of(VM2, state="silent", reason=reason)]
+    for arguments in (["status"], ["status", "vm2"]):
+        process = start(
+            *arguments,
+            env=os.environ | {"PYTHONIOENCODING": encoding},
+            encoding=encoding,
+        )
+        page, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+        escaped = reason.encode(encoding, "backslashreplace").decode(encoding)
+        assert f"({escaped})" in page
+
+
+def test_who_was_added_by_a_name_without_address_may_be_meant_to_call(node):
+    laptop = status_of(
+        PeerSettings("laptop"),
+        endpoint=None,
+        configured_endpoint="laptop",
+        state="resolving",
+        reason="cannot resolve laptop",
+    )
+    node.document["peers"] = [laptop]
+    hint = "alpha-trio peers set laptop --key KEY --allow PREFIX"
+    assert hint in call("status")
+    waits = {"configured_endpoint": None, "state": "idle", "reason": "it has to call"}
+    node.document["peers"] = [laptop | waits]
+    assert "waits to be called (it has to call)" in call("status")
+    node.document["peers"] = [laptop | {"configured_endpoint": "gw.example.org"}]
+    assert hint not in call("status")
+
+
 def test_watch_needs_a_terminal(node):
     assert "needs a terminal" in call("status", "--watch", code=2)
-    call("status", "--watch", "--json", code=2)
+    assert "--json" in call("status", "--watch", "--json", code=2)
+
+
+class Watched:
+    """``status --watch`` on a terminal of so many lines and columns."""
+
+    def __init__(self, lines, columns, *arguments):
+        self._controller, terminal = pty.openpty()
+        size = struct.pack("HHHH", lines, columns, 0, 0)
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, size)
+        environment = {"TERM": "xterm-256color", "NO_COLOR": "1"}
+        self.process = start(
+            *("status", "--watch", *arguments),
+            stdin=terminal,
+            stdout=terminal,
+            env={k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+            | environment,
+        )
+        os.close(terminal)
+        self.seen = b""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.process.send_signal(signal.SIGINT)
+        _, errors = self.process.communicate(timeout=60)
+        os.close(self._controller)
+        if error is None:
+            assert (self.process.returncode, errors) == (0, "")
+
+    def frame_with(self, text):
+        """The lines of the next frame that has ``text``."""
+        start = len(self.seen)
+        while True:
+            self.seen += os.read(self._controller, 65536)
+            *_, last = self.seen[start:].split(b"\x1b[H")
+            page = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", last.decode(errors="ignore"))
+            if text in page:
+                return page.splitlines()
 
 
 def test_watch_refreshes_in_place_and_ends_with_ctrl_c(served):
+    with Watched(24, 80) as watched:
+        watched.frame_with("up 12.3 s")
+        # A screen of its own, so the shell's is left alone.
+        assert b"\x1b[?1049h" in watched.seen
+
+
+def test_watch_of_one_peer(served):
+    served.node.document["peers"] = [status_of(VM2), status_of(PeerSettings("vm3"))]
+    with Watched(30, 80, "vm2") as watched:
+        page = "\n".join(watched.frame_with("elements left"))
+    assert "vm3" not in page
+    assert "no peer is called 'vm9'" in at_terminal("status", "--watch", "vm9")
+
+
+def at_terminal(*arguments):
+    """What a command that fails says there."""
     controller, terminal = pty.openpty()
-    process = start("status", "--watch", stdout=terminal)
-    os.close(terminal)
-    seen = b""
-    while b"up 12.3 s" not in seen:
-        seen += os.read(controller, 4096)
-    process.send_signal(signal.SIGINT)
+    process = start(*arguments, stdout=terminal)
     _, errors = process.communicate(timeout=60)
+    os.close(terminal)
     os.close(controller)
-    assert (process.returncode, errors) == (0, "")
-    assert b"\x1b[?1049h" in seen  # a screen of its own, so the shell's is left alone
+    assert process.returncode == 4
+    return errors
+
+
+@pytest.mark.parametrize("relay", [False, True])
+@pytest.mark.parametrize("columns", [40, 120])
+def test_watch_has_health_and_trouble_above_more_peers_than_lines(
+    served, columns, relay
+):
+    names = [f"p{number}" for number in range(50)]
+    states = {"p49": "unreachable"}
+    served.node.document |= {
+        "peers": [
+            status_of(
+                PeerSettings(name, "192.168.10.9"),
+                state=states.get(name, "established"),
+            )
+            for name in names
+        ],
+        "health": ["all is not well"],
+    }
+    if relay:
+        latest = {"latest": RELAY["latest"] * 20}
+        served.node.document["relay"] = RELAY | latest
+    with Watched(20, columns) as watched:
+        page = watched.frame_with("more: see 'alpha-trio status'")
+    assert "Health: all is not well" in (line.strip() for line in page)
+    shown = [line.split()[0] for line in page if re.match(r"p\d+ ", line)]
+    assert shown[0] == "p49"
+    assert f"and {50 - len(shown)} more" in "\n".join(page)
+    assert len(page) <= 20
+
+
+def test_watch_goes_on_when_the_daemon_comes_again(tmp_path, monkeypatch):
+    path = tmp_path / "control.sock"
+    monkeypatch.setenv("ALPHA_TRIO_SOCKET", str(path))
+    with ExitStack() as stack:
+        with Served(path) as served:
+            served.node.document["health"] = ["the first"]
+            watched = stack.enter_context(Watched(24, 100))
+            watched.frame_with("Health: the first")
+        page = "\n".join(watched.frame_with("no daemon answers"))
+        assert "Asking again" in page
+        assert "Health: the first" in page
+        with Served(path) as served:
+            served.node.document["health"] = ["the second"]
+            page = "\n".join(watched.frame_with("Health: the second"))
+        assert "Asking again" not in page
 
 
 def test_colour_on_a_terminal_only(served):
@@ -655,8 +842,9 @@ def test_wait_times_out(node):
 @pytest.mark.parametrize("seconds", ["nan", "inf", "1e300", "1e7", "-1", "0", "soon"])
 def test_a_wait_takes_a_time_that_a_socket_can_wait(node, seconds):
     call("peers", "add", "vm2")
-    complaint = call("wait", "vm2", "--timeout", seconds, code=2).splitlines()[-1]
-    assert complaint.startswith("Error: Invalid value for '--timeout': ")
+    complaint = call("wait", "vm2", "--timeout", seconds, code=2)
+    assert "invalid value for '--timeout': " in complaint
+    assert complaint.endswith("; see 'alpha-trio wait --help'\n")
 
 
 def test_a_wait_may_be_as_long_as_is_said(served):
@@ -752,8 +940,8 @@ def test_trace_of_nobody(node):
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "3601", "long"])
 def test_a_trace_takes_seconds_that_make_sense(node, seconds):
-    complaint = call("trace", "vm2", "--seconds", seconds, code=2).splitlines()[-1]
-    assert complaint.startswith("Error: Invalid value for '--seconds': ")
+    complaint = call("trace", "vm2", "--seconds", seconds, code=2)
+    assert "invalid value for '--seconds': " in complaint
 
 
 EVENT = {"event": "established", "peer": "vm2", "time": 0.0, "rtt_ms": 0.4}
@@ -930,11 +1118,14 @@ def test_key_show_without_daemon(tmp_path, monkeypatch):
     place = ["--socket", str(tmp_path / "control.sock")]
     text = call("key", "show", *place, code=3)
     assert "no daemon answers" in text
-    assert "first start makes the key" in text
+    assert "'alpha-trio keygen'" in text
     assert not (tmp_path / "state").exists()
+    key = call("keygen")
+    assert call("key", "show", *place) == key
+    assert call("keygen") == key
     with PeerStore(tmp_path / "state") as store:
-        key = identity.key_text(store.identity().public)
-    assert call("key", "show", *place) == f"{key}\n"
+        assert key == f"{identity.key_text(store.identity().public)}\n"
+        assert call("keygen") == key  # while a daemon has the directory
     elsewhere = ["--state-dir", str(tmp_path / "elsewhere")]
     call("key", "show", *place, *elsewhere, code=3)
 
@@ -944,6 +1135,83 @@ def test_key_show_of_a_damaged_file(tmp_path):
     (tmp_path / "host.key").chmod(0o600)
     place = ["--socket", str(tmp_path / "control.sock"), "--state-dir", str(tmp_path)]
     assert "host.key: damaged" in call("key", "show", *place, code=1)
+    assert "host.key: damaged" in call("keygen", *place[2:], code=1)
+    assert (tmp_path / "host.key").read_text() == "garbage"
+
+
+# Help and completion
+
+
+def commands(group=alpha_trio_cli.main.main, *names):
+    """All commands, and the words by which each is called."""
+    yield names, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *names, name)
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_help_is_whole_sentences(columns):
+    for names, command in commands():
+        text = CliRunner(env={"COLUMNS": str(columns)}).invoke(
+            alpha_trio_cli.main.main, [*names, "--help"]
+        )
+        assert text.exit_code == 0
+        assert "..." not in text.output.replace("ARGS]...", ""), names
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert re.fullmatch(r"[A-Z].*\.", parameter.help), parameter
+        for child in getattr(command, "commands", {}).values():
+            assert child.get_short_help_str().endswith("."), child.name
+            assert "".join(child.get_short_help_str().split()) in "".join(
+                text.output.split()
+            )
+
+
+def completed(typed, stdin=subprocess.DEVNULL, **environment):
+    """What the shell is offered behind ``typed``."""
+    environment = {
+        "_ALPHA_TRIO_COMPLETE": "bash_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split(" ")) - 1),
+    } | environment
+    process = start(env=os.environ | environment, stdin=stdin)
+    output, errors = process.communicate(timeout=60)
+    assert errors == ""
+    return [line.removeprefix("plain,") for line in output.split()]
+
+
+def test_the_shell_completes_names_of_peers(served):
+    for name in ("vm2", "vm3", "other"):
+        call("peers", "add", name)
+    for command in (
+        *("status", "wait", "trace", "doctor", "peers set", "peers show"),
+        *("peers remove", "peers del", "status --watch"),
+    ):
+        assert completed(f"alpha-trio {command} vm") == ["vm2", "vm3"], command
+    assert completed("alpha-trio peers add vm") == []
+    place = {"ALPHA_TRIO_SOCKET": "/nowhere"}
+    assert completed("alpha-trio status vm", **place) == []
+    elsewhere = f"alpha-trio --socket {served.path} status o"
+    assert completed(elsewhere, **place) == ["other"]
+
+
+def test_the_shell_completes_modes_and_switches(tmp_path):
+    typed = "alpha-trio peers add vm2"
+    assert completed(f"{typed} --mode ") == [*map(str, Mode)]
+    assert completed(f"{typed} --mode c") == ["c", "cm"]
+    assert completed(f"{typed} --early o") == ["on", "off"]
+    assert completed(f"{typed} --reliable of") == ["off"]
+    assert completed("alpha-trio run --config ") == ["file,"]
+
+
+def test_completion_does_not_take_what_is_typed_for_the_secret():
+    read, write = os.pipe()
+    os.write(write, b"typed meanwhile")
+    typed = "alpha-trio peers add vm2 --psk-file - --mo"
+    assert completed(typed, stdin=read) == ["--mode"]
+    assert os.read(read, 100) == b"typed meanwhile"
+    os.close(read)
+    os.close(write)
 
 
 # Where the daemon is, and whether
@@ -1071,6 +1339,49 @@ def test_others_may_not_even_ask(asked):
     assert "status_group" in done.stderr
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("run", 1),
+        ("cleanup", 1),
+        ("doctor", 1),
+        ("keygen", 1),
+        ("key show", 1),
+        ("status", 1),
+        ("peers list", 1),
+        ("peers add vm3 192.168.10.62", 1),
+        ("peers add vm3 192.168.10.62 --psk-file {closed}/psk", 1),
+        ("run --config {closed}/file", 1),
+        ("run --state-dir {closed}/state", 1),
+        ("keygen --state-dir {closed}/state", 1),
+        ("cleanup --config {closed}/file", 1),
+        ("wait vm2", 1),
+        ("trace vm2", 1),
+        ("monitor", 1),
+        ("metrics", 1),
+        ("reload", 1),
+        ("stop", 1),
+        ("key psk", 0),
+        ("status --nonsense", 2),
+    ],
+)
+def test_an_ordinary_user_is_told_in_one_line(asked, tmp_path, command, code):
+    tmp_path.chmod(0o700)
+    arguments = command.format(closed=tmp_path).split()
+    done = by_nobody(asked.path, *arguments)
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.splitlines()) == bool(code)
+    assert not code or done.stderr.startswith("alpha-trio: ")
+
+
+@pytest.mark.root
+def test_who_may_not_look_is_not_told_that_there_is_nothing_to_clean_up(reachable):
+    done = by_nobody(reachable / "control.sock", "cleanup")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "CAP_NET_ADMIN is missing" in done.stderr
+
+
 @pytest.mark.parametrize("reply", [b"", b"HTTP/1.1 400\r\n\r\n", b"\0\0\0\1\xc1"])
 def test_somebody_else_answers(tmp_path, reply):
     path = tmp_path / "control.sock"
@@ -1087,7 +1398,7 @@ def test_somebody_else_answers(tmp_path, reply):
     assert process.returncode in (1, 3)
 
 
-def test_output_into_a_pipe_nobody_reads(served):
+def test_output_into_a_pipe_nobody_reads_is_no_error(served):
     served.node.document["peers"] = [status_of(VM2)] * 1000  # more than a pipe takes
     for arguments in (["status"], ["status", "--json"], ["metrics"]):
         process = start(*arguments)
@@ -1095,7 +1406,17 @@ def test_output_into_a_pipe_nobody_reads(served):
         process.stdout.close()
         assert process.stderr.read() == ""
         process.stderr.close()
-        process.wait(60)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["--help"], ["peers", "--help"]])
+def test_a_pipe_that_was_closed_before_is_no_error_either(served, arguments):
+    read, write = os.pipe()
+    os.close(read)
+    process = start(*arguments, stdout=write)
+    os.close(write)
+    assert process.communicate(timeout=60) == (None, "")
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -1233,6 +1554,41 @@ def test_run_passes_its_options_on(tmp_path, monkeypatch):
     assert settings.disabled_offloads == {Offload.TSO, Offload.GRO}
     assert settings.socket == tmp_path / "x.sock"
     assert settings.state_dir == tmp_path
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--port", "0"],
+        ["run", "--port", "70000"],
+        ["run", "--port", "http"],
+        ["run", "--interface", "a b"],
+        ["run", "--address", "10.0.0.0/24"],
+        ["run", "--dscp", "64"],
+        ["run", "--no-offload", "all"],
+        ["run", "--nonsense"],
+        ["cleanup", "--interface", "x" * 20],
+        ["peers", "add"],
+        ["peers", "set", "vm2", "--mode", "secret"],
+        ["peers", "nonsense"],
+        ["nonsense"],
+        ["key", "show", "more"],
+    ],
+)
+def test_wrong_usage_needs_no_daemon_to_be_told(tmp_path, arguments):
+    nowhere = str(tmp_path / "control.sock")
+    call("--socket", nowhere, *arguments, code=2)
+
+
+@pytest.mark.parametrize("group", [[], ["peers"], ["key"]])
+def test_no_command_at_all_gets_help(group):
+    result = CliRunner().invoke(alpha_trio_cli.main.main, group)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Commands:" in result.stderr
+
+
+def test_modes_are_those_of_the_settings():
+    assert [*complete.MODES] == [*map(str, Mode)]
 
 
 def test_offload_switches_are_those_of_the_settings():

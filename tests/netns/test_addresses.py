@@ -334,6 +334,21 @@ def test_a_host_name_is_looked_up_whatever_else_is_given(pair, command):
         assert peer(one, name)["state"] == "resolving"
 
 
+def test_who_has_called_is_not_shown_as_looked_up(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        keys = [daemon.status()["key"] for daemon in (one, two)]
+        two.cli("peers", "add", "laptop", "--key", keys[0])
+        wait_until(lambda: peer(two, "laptop")["reason"], "a reason")
+        assert peer(two, "laptop")["state"] == "resolving"
+        told = two.cli("status").stdout
+        assert "alpha-trio peers set laptop --key KEY --allow PREFIX" in told
+        one.cli("peers", "add", "gw", vm2.address, "--key", keys[1])
+        one.cli("wait", "gw", "--timeout", "10")
+        wait_until(lambda: peer(two, "laptop")["state"] != "resolving", "the caller")
+        assert peer(two, "laptop")["state"] == "established"
+
+
 # -- names
 
 

@@ -40,12 +40,12 @@ IDLE_SECONDS = 2
 HANDSHAKE = (Kind.SYN, Kind.ACK, Kind.ACKACK)
 
 
-def start_and_fail(host, *arguments, config=""):
+def start_and_fail(host, *arguments, config="", code=1):
     """Why ``run`` gives up: the one line it ends with."""
     daemon = Daemon(host, config=config)
     command = (str(PROGRAM), "run", "--config", str(daemon.config_file), *arguments)
     done = host.run(*command, check=False, env=daemon.environment)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == code, done.stderr
     errors = [x for x in done.stderr.splitlines() if x.startswith("alpha-trio: ")]
     assert errors == done.stderr.splitlines()[-1:]
     assert "Traceback" not in done.stderr
@@ -293,7 +293,9 @@ def test_start_with_the_interface_name_taken(pair):
 def test_start_with_an_address_that_cannot_be_set(pair):
     vm1, _ = pair
     before = vm1.snapshot()
-    assert "alpha-trio: " in start_and_fail(vm1, "--address", "224.0.0.1/24")
+    assert "224.0.0.1/24" in start_and_fail(vm1, "--address", "224.0.0.1/24", code=2)
+    in_file = 'addresses = ["224.0.0.1/24"]\n'
+    assert "224.0.0.1/24" in start_and_fail(vm1, config=in_file)
     assert vm1.snapshot() == before
     assert files_of(vm1) <= {"state/host.key"}
 

@@ -248,7 +248,7 @@ def test_an_mtu_that_is_set(pair):
         takes(one, "vm2", 1500)
         wait_until(lambda: route_mtu(vm1, vm2.address) == 1408, "the route's MTU")
         refused = one.cli("peers", "set", "vm2", "--mtu", "20", check=False)
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert "out of range" in refused.stderr
 
 

@@ -335,7 +335,7 @@ except StateError as error:
 @pytest.mark.root
 def test_without_the_right_to_write(tmp_path):
     said = run_python(LOSE_THE_RIGHT_TO_WRITE, tmp_path).stdout
-    assert "Permission denied; give the daemon the right to write there" in said
+    assert "Permission denied; run this as root, or give the daemon the" in said
     assert names(tmp_path) == []
 
 
