@@ -178,12 +178,14 @@ def _settle_modes(tree: Path) -> None:
         path.chmod(0o755 if executable else 0o644)
 
 
+def _md5(path: Path) -> str:
+    """As dpkg wants it, against accidents; it is no matter of security."""
+    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+
+
 def _write_control(contents: Contents, tree: Path) -> None:
     size = sum(-(-path.stat().st_size // 1024) for path in _files(tree))
-    sums = [
-        f"{hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()}  {path.relative_to(tree)}\n"
-        for path in _files(tree)
-    ]
+    sums = [f"{_md5(path)}  {path.relative_to(tree)}\n" for path in _files(tree)]
     given = contents.source / "packaging/debian"
     _write(tree / "DEBIAN/control", _filled(given / "control", contents, SIZE=size))
     _write(tree / "DEBIAN/md5sums", "".join(sums))
