@@ -145,15 +145,15 @@ class Exporter:
 
     async def _answer(self, request: Request) -> list[bytes]:
         page = Page(request.accept)
+        parts: list[bytes] = []
         async with self._turn as turn:
-            await turn.take(_fill(page, self._source))
-        parts = list(page.parts())
+            await turn.take(_fill(page, self._source, parts))
         head = answer_head(HTTPStatus.OK, page.content_type, sum(map(len, parts)))
         return [head] if request.head else [head, *parts]
 
 
-def _fill(page: Page, source: Source) -> Iterator[None]:
-    """Put all there is into ``page``, a piece at each step."""
+def _fill(page: Page, source: Source, parts: list[bytes]) -> Iterator[None]:
+    """Put all there is into ``page``, and it into ``parts``, a piece at each step."""
     status = source.status_of_daemon()
     page.add_daemon(status)
     lines = len(status["health"])
@@ -162,6 +162,9 @@ def _fill(page: Page, source: Source) -> Iterator[None]:
         page.add(PEER, peer)
         lines += complaints
     page.add([HEALTH], {"health": range(lines)})
+    for part in page.parts():
+        yield
+        parts.append(part)
 
 
 @define(eq=False)
