@@ -30,6 +30,7 @@ _COMPLETIONS = {
     "zsh": "usr/share/zsh/vendor-completions/_alpha-trio",
     "fish": "usr/share/fish/vendor_completions.d/alpha-trio.fish",
 }
+_EXAMPLES = (".toml", ".json", ".yml")  # configuration, dashboard, rules for alerts
 _SCRIPTS = ("postinst", "prerm", "postrm")
 
 
@@ -146,8 +147,9 @@ def _install_documents(contents: Contents, tree: Path) -> None:
     _copy(source / "README.md", folder / "README.md")
     for page in sorted((source / "docs").iterdir()):
         _copy(page, folder / "docs" / page.name)
-    for example in sorted((source / "packaging").glob("*.toml")):
-        _copy(example, folder / "examples" / example.name)
+    for example in sorted((source / "packaging").iterdir()):
+        if example.suffix in _EXAMPLES:
+            _copy(example, folder / "examples" / example.name)
     # The pages link to it under this name; the other is what Debian's tools look for.
     _copy(source / "CHANGELOG.md", folder / "CHANGELOG.md")
     changelog = _filled(source / "packaging/debian/changelog", contents)
