@@ -123,6 +123,7 @@ class OutAssociation:
     public, so the next round may begin, but not yet the one after: then the receiver
     would know it no more."""
     repeated: tuple[int, int] = 0, 0  # a round, and how many answers to it may follow
+    heard: bool = False  # an A1 ever came
     rounds: int = field(init=False)  # the chain has elements for
 
     def __attrs_post_init__(self) -> None:
@@ -161,6 +162,11 @@ class OutAssociation:
             at = 2 * before.number + 2
             before.ack_key = acks.derive(position, element, at)
         acks.accept(position, element)
+        self.heard = True
+
+    def exhaust(self) -> None:
+        """Start no further round: it makes way for a successor."""
+        self.next_round = self.rounds
 
     def end(self, round_: Round) -> None:
         """It waits for nothing any more."""

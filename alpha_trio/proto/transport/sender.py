@@ -103,6 +103,8 @@ ROUNDS_MORE_EVERY = 0.0005  # s of the least round-trip time
 
 LIGHT = 4  # bytes held by small packets for each that they have
 
+UNHEARD = 4  # tries of one S1, until an association that never had an answer is closed
+
 OVERTAKEN = 3  # later rounds answered, until an S1 is repeated before its time
 
 LEAST_SHARE = 4  # a super-packet is torn apart for this part of a round, not for less
@@ -143,6 +145,7 @@ class Sender:
     starved: bool = False  # something waits because every association is busy
     trees: bool = False  # and there are as many of those as there may be
     sent: int = 0  # S2s, repetitions included
+    _answered: float = -inf  # when an A1 came last
 
     def __attrs_post_init__(self) -> None:
         self.controls = Controls(self)
@@ -580,6 +583,7 @@ class Sender:
 
     def _on_agreed(self, round_: Round, now: float) -> None:
         """See what an A1 tells of the path."""
+        self._answered = now
         self.rtt.answered(repeated=round_.attempts > 1)
         if round_.attempts == 1:
             self.rtt.sample(now - round_.started)
@@ -800,7 +804,13 @@ class Sender:
         return RELIABLE_LIFETIME if round_.shape & RELIABLE else ROUND_LIFETIME
 
     def give_up(self, round_: Round, reason: Drop, now: float) -> None:
+        """Nobody answers: what it had under way is lost."""
         self.finish(round_)
+        association = round_.association
+        unheard = not association.heard and round_.attempts >= UNHEARD
+        if unheard and self._answered > round_.started:
+            # The peer answers others: a relay did not see how this one was opened.
+            association.exhaust()
         if round_.shape & EARLY_ROUND:
             self.early.on_lost(round_.early, round_.started, now)
         if round_ in self.order:

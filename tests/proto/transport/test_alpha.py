@@ -101,6 +101,42 @@ def test_more_are_opened_when_one_was_too_few():
     assert ends.one.transport.line.counters.drops == {}
 
 
+UNSEEN = {1, 2}
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_one_that_a_relay_did_not_see_opened_is_replaced(early):
+    """All that goes by it is lost, and what goes by others is not."""
+    sim = Simulation(mode="adaptive", early=early)
+    sim.pair()
+    sim.link = Forgetful()
+    for _ in range(250):
+        sim.send("vm1", "vm2", 8)
+        sim.run(0.05)
+    sim.run(5)
+    sender = sim.session("vm1", "vm2").current.sender
+    usable = {n for n, one in sender.associations.items() if one.rounds_left}
+    assert not usable & UNSEEN
+    assert len(usable) >= START_ASSOCIATIONS
+    before = sim.hosts["vm1"].drops()
+    for _ in range(10):
+        sent = sim.send("vm1", "vm2", 8)
+        sim.run(0.05)
+    sim.run(1)
+    assert sim.hosts["vm2"].payloads()[-8:] == sent
+    assert sim.hosts["vm1"].drops() == before
+
+
+@define
+class Forgetful(Link):
+    """A way with a relay that lets pass only what it has seen opened."""
+
+    def carry(self, datagram):
+        a_round = datagram[0] in (Kind.S1, Kind.A1, Kind.S2, Kind.A2)
+        if not a_round or head(datagram).association not in UNSEEN:
+            yield from super().carry(datagram)
+
+
 def test_there_are_never_more_than_useful():
     """On a long way, where one round after the other has to be begun."""
     sim = Simulation(link=LongWay(), mode="adaptive", early=False)
