@@ -181,7 +181,7 @@ exec "$@" <&-
 CHOSEN = [
     "tests/cli/test_cli.py::test_ctrl_c_is_silent",
     "tests/cli/test_cli.py::test_stop_returns_when_the_process_has_ended",
-    "tests/cli/test_cli.py::test_output_into_a_pipe_nobody_reads",
+    "tests/cli/test_cli.py::test_output_into_a_pipe_nobody_reads_is_no_error",
     "tests/cli/test_cli.py::test_list_shows_all_settings_and_fits_a_terminal",
     "tests/test_docs.py::test_every_reason_for_a_drop_is_explained",
 ]
