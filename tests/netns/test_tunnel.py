@@ -179,7 +179,7 @@ def test_vv_logs_every_packet_and_its_round(pair):
 
 def test_vv_logs_a_packet_inside_its_s1_there_and_nowhere_else(pair):
     with logging_packets(pair) as (one, two):
-        wait_lines(
+        wait_in_order(
             one,
             f"--tun--> {INNER}",
             "Sending S1 (125 bytes) to 192.168.10.61:1234",
