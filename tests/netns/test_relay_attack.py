@@ -174,12 +174,14 @@ class Observed:
 
     def all(self):
         """The datagrams that were sent, and those that arrived; none was missed."""
-        found = []
-        for watch in (self._sent, self._arrived):
-            seen = watch.datagrams()
-            assert watch.lost == 0
-            found.append([each for each in seen if each.source == self._address])
-        return found
+        # In this order: what is sent meanwhile would seem to have come from nowhere.
+        arrived, sent = self._all_of(self._arrived), self._all_of(self._sent)
+        return sent, arrived
+
+    def _all_of(self, watch):
+        seen = watch.datagrams()
+        assert watch.lost == 0
+        return [each for each in seen if each.source == self._address]
 
 
 def relay_of(daemon):
