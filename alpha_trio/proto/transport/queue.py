@@ -10,11 +10,15 @@ from struct import Struct
 from attrs import define, field
 
 from alpha_trio.proto.messages import EARLY_LENGTH
-from alpha_trio.proto.packets import FRAME_WORD_SIZE, flow_of, traffic_class_of
+from alpha_trio.proto.packets import (
+    FRAME_WORD_SIZE,
+    flow_of,
+    frames,
+    traffic_class_of,
+)
 
 _WORD = Struct("!Q")
 _EARLY_HEADS = EARLY_LENGTH.size + FRAME_WORD_SIZE
-_CE = 0x03  # of a traffic class, RFC 3168
 _OBJECTS, _SEGMENT = 210, 50  # bytes of the objects that hold a frame, and a segment
 
 
@@ -62,7 +66,7 @@ class Waiting:
     def traffic_class(self) -> int:
         """Of all its packets."""
         head = self.headers or self.segments[0]
-        mark = _CE if self.marked else 0
+        mark = frames.CE if self.marked else 0
         # hot path: IPv4, where it is one byte
         if head and head[0] >> 4 == 4:
             return head[1] | mark
@@ -83,9 +87,10 @@ class Waiting:
     def split(self, count: int) -> tuple[Waiting, Waiting]:
         """The first ``count`` packets, and the rest."""
         word, headers, segments = self.word, self.headers, self.segments
+        same = self.since, self.flow, self.marked, self.may_go_early
         return (
-            Waiting(word, headers, segments[:count], self.since, self.flow),
-            Waiting(word + count, headers, segments[count:], self.since, self.flow),
+            Waiting(word, headers, segments[:count], *same),
+            Waiting(word + count, headers, segments[count:], *same),
         )
 
 

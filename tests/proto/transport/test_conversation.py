@@ -109,6 +109,11 @@ def test_on_a_short_way_all_of_them_go_early():
     assert len([s1 for s1 in sim.messages(Kind.S1) if is_early(s1.data)]) == 2
 
 
+def test_what_is_left_of_a_torn_frame_is_what_it_was():
+    transfer = Waiting(0, b"", [b"x"] * 3, 0.0, b"flow", may_go_early=False)
+    assert [part.may_go_early for part in transfer.split(2)] == [False, False]
+
+
 def test_a_renewed_session_knows_the_conversations():
     sim = talking()
     for _ in range(PROVEN + 1):
