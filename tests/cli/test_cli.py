@@ -734,14 +734,17 @@ class Watched:
         if error is None:
             assert (self.process.returncode, errors) == (0, "")
 
-    def frame_with(self, text):
-        """The lines of the next frame that has ``text``."""
+    def frame_with(self, *texts):
+        """The lines of the next frame that has all ``texts``.
+
+        What one read gives may end within a frame.
+        """
         start = len(self.seen)
         while True:
             self.seen += os.read(self._controller, 65536)
             *_, last = self.seen[start:].split(b"\x1b[H")
             page = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", last.decode(errors="ignore"))
-            if text in page:
+            if all(text in page for text in texts):
                 return page.splitlines()
 
 
@@ -808,9 +811,7 @@ def test_watch_goes_on_when_the_daemon_comes_again(tmp_path, monkeypatch):
             served.node.document["health"] = ["the first"]
             watched = stack.enter_context(Watched(24, 100))
             watched.frame_with("Health: the first")
-        page = "\n".join(watched.frame_with("no daemon answers"))
-        assert "Asking again" in page
-        assert "Health: the first" in page
+        watched.frame_with("Asking again", "no daemon answers", "Health: the first")
         with Served(path) as served:
             served.node.document["health"] = ["the second"]
             page = "\n".join(watched.frame_with("Health: the second"))
