@@ -178,8 +178,8 @@ def test_pre_signature_of_early_data():
     assert packets == raw(vector["packets"])
     for packet, root in zip(packets, raw(vector["roots"]), strict=True):
         assert presign.Presigner.sign(*place, [packet], 0).roots == [root]
-        checker = presign.Checker.with_key(*place, 0, [root], 1)
-        fits = [checker.fits(0, [other], None) for other in packets]
+        promise = presign.Promise.with_key(*place, 0, root, 1)
+        fits = [promise.fits(other) for other in packets]
         assert fits == [other == packet for other in packets]
 
 
@@ -399,10 +399,10 @@ def transport(
 def cut_of(vector) -> Cut:
     first = raw(vector["bodies"][0])
     if "segments" not in vector:
-        return Cut(0, b"", [first[8:]], len(first) - 8, len(first) - 8)
+        return Cut(0, b"", first[8:], len(first) - 8, len(first) - 8)
     headers, segments = raw(vector["headers"]), raw(vector["segments"])
     word = int.from_bytes(first[:8])
-    return Cut(word, headers, segments, len(segments[0]), 0)
+    return Cut(word, headers, b"".join(segments), len(segments[0]), 0)
 
 
 def last_inner(vector) -> list[bytes]:
@@ -478,9 +478,9 @@ def cuts_of(vector) -> list[Cut]:
     bodies = raw(vector["bodies"])
     word = int.from_bytes(bodies[0][:8]) if bodies else 0
     if not word:
-        return [Cut(0, b"", [b[8:]], len(b) - 8, len(b) - 8) for b in bodies]
+        return [Cut(0, b"", b[8:], len(b) - 8, len(b) - 8) for b in bodies]
     segments = [body[36:] for body in bodies]
-    return [Cut(word, bodies[0][8:36], segments, len(segments[0]), 0)]
+    return [Cut(word, bodies[0][8:36], b"".join(segments), len(segments[0]), 0)]
 
 
 def send_early(ends: Ends, at: AlphaTransport, vector) -> None:
@@ -517,7 +517,7 @@ def test_the_other_end_makes_its_early_rounds():
 
 def inner_of(vector) -> list[bytes]:
     """What comes out of the tunnel: packets, or one super-packet."""
-    return [b"".join([cut.headers, *cut.segments]) for cut in cuts_of(vector)]
+    return [cut.headers + cut.payload for cut in cuts_of(vector)]
 
 
 def test_receiver_delivers_early_data_once():
@@ -721,8 +721,10 @@ def test_plain_datagrams():
     headers, segments = segmented[0][8:36], [body[36:] for body in segmented]
     word = int.from_bytes(segmented[0][:8])
     out = Outbox()
-    sender.outgoing(Cut(0, b"", [whole[8:]], len(whole) - 8, 0), 0.0, out)
-    sender.outgoing(Cut(word, headers, segments, len(segments[0]), 0), 0.0, out)
+    sender.outgoing(Cut(0, b"", whole[8:], len(whole) - 8, 0), 0.0, out)
+    sender.outgoing(
+        Cut(word, headers, b"".join(segments), len(segments[0]), 0), 0.0, out
+    )
     sender.keepalive(0.0, out)
     sent = [bytes(d) for send in out.sends for d in send.datagrams()]
     assert sent == [*raw(vector["data"]), raw(vector["keepalive"])]

@@ -17,7 +17,7 @@ from attrs import Factory, define, field
 
 from alpha_trio.proto.batch import MAX_DATAGRAMS, MAX_SEND_BYTES, Buffer, Outbox
 from alpha_trio.proto.handshake.answers import MOST_ANSWERS, Shown
-from alpha_trio.proto.messages import MAX_ASSOCIATIONS, Kind, split
+from alpha_trio.proto.messages import MAX_ASSOCIATIONS, Kind
 from alpha_trio.proto.packets import Cut, frames
 from alpha_trio.proto.peers import PeerTable, Session
 from alpha_trio.proto.peers.table import KNOCKING_HOSTS
@@ -238,10 +238,9 @@ class World:
             genuine = packet(end.address, self.other(end).address, [b""])
             # Often from its own address: what is not goes no further.
             headers = genuine[frames.VIRTIO_SIZE :] if data[0] & 1 else b""
-            segments = split(body, 0, size)
             # At the end of its numbers a frame word would not be 64 bits any more.
             word &= 2**64 - 1 - 0xFFFF
-            current.outgoing(Cut(word, headers, segments, size, 0), self.now, end.out)
+            current.outgoing(Cut(word, headers, body, size, 0), self.now, end.out)
             current.push(self.now, end.out)
         end.table._plan(end.session)
         self.flush(end)

@@ -53,15 +53,30 @@ install_packages() {
     done
 }
 
-# Up to date means: made for this place from this pyproject.toml.
+# What the native engine is built with: without it the same is done in Python, so it is
+# no failure if it cannot be had.
+install_headers() {
+    [ -e /usr/include/openssl/evp.h ] && "$INTERPRETER" -c '
+import os, sysconfig
+os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null && return
+    command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] || return 0
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends \
+        gcc libc6-dev libssl-dev python3-dev >/dev/null 2>&1 || true
+}
+
+# Up to date means: made for this place from these files.
 make_environment() {
     new_enough "$INTERPRETER" ||
         fail "needs Python 3.11 or newer, this is $("$INTERPRETER" --version)"
     venv=$ROOT/.venv
     wanted=$(
-        { echo "$ROOT" "$INTERPRETER" && cat "$ROOT/pyproject.toml"; } | sha256sum
+        {
+            echo "$ROOT" "$INTERPRETER"
+            cat "$ROOT/pyproject.toml" "$ROOT/alpha_trio/proto/engine/kernel.c"
+        } | sha256sum
     )
     [ "$(cat "$venv/stamp" 2>/dev/null)" = "$wanted" ] && return
+    install_headers
     echo "Making the virtual environment $venv"
     "$INTERPRETER" -m venv --clear "$venv" || fail "$INTERPRETER -m venv $venv failed"
     "$venv/bin/pip" install -qq --disable-pip-version-check --root-user-action \

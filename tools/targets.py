@@ -46,7 +46,7 @@ from alpha_trio.proto.messages import (
 from alpha_trio.proto.packets import frames
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.traces import Counts, Report, Role, parse_report_untrusted
-from alpha_trio.proto.transport.delivery import deliver_untrusted
+from alpha_trio.proto.transport.delivery import deliver_bodies_untrusted
 from alpha_trio.settings import load_settings
 from alpha_trio.state import PeerStore
 from tools import fuzz_handshakes, fuzz_relay, fuzz_rounds
@@ -164,7 +164,7 @@ def joining(data: bytes) -> None:
     words = words[: -(-len(text) // size)]
     out = Outbox()
     counters = Counters()
-    deliver_untrusted(words, bodies, has_header, out, counters)
+    deliver_bodies_untrusted(words, bodies, has_header, out, counters)
     for deliver in out.delivers:
         packets = frames.finished(deliver.parts)
         insist(len(packets) == deliver.packets, "a delivery has its packets")
@@ -177,7 +177,7 @@ def early(data: bytes) -> None:
         bodies = [word.to_bytes(8) + bytes(pieces[i]) for i, word in enumerate(words)]
         insist(join_early(bodies) == data, "what was taken joins to what came")
         out, counters = Outbox(), Counters()
-        refused = deliver_untrusted(words, pieces, has_header, out, counters)
+        refused = deliver_bodies_untrusted(words, pieces, has_header, out, counters)
         delivered = sum(deliver.packets for deliver in out.delivers)
         insist(delivered + len(refused) == len(words), "each arrives or is refused")
         for deliver in out.delivers:

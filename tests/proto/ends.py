@@ -55,7 +55,7 @@ class End:
     def send(self, *payloads: bytes, now: float = 0.0) -> list[bytes]:
         """Hand in packets, one after the other; what it sends then."""
         for payload in payloads:
-            cut = Cut(0, b"", [payload], len(payload), len(payload))
+            cut = Cut(0, b"", payload, len(payload), len(payload))
             self.transport.outgoing(cut, now, self.out)
             self.transport.push(now, self.out)
         return self.sent()

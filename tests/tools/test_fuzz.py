@@ -7,6 +7,7 @@ from itertools import islice
 
 import pytest
 
+from alpha_trio.proto.engine import choose, chosen
 from alpha_trio.proto.handshake import Agreement, exchange
 from alpha_trio.proto.messages import (
     EARLY_ROUND,
@@ -146,6 +147,15 @@ def allow_near(chain, position, _element):
         raise BadPacket
 
 
+@pytest.fixture
+def any_engine():
+    """What a test chooses does not last."""
+    before = chosen()
+    yield
+    choose(before.name)
+
+
+@pytest.mark.usefixtures("any_engine")
 @pytest.mark.parametrize(
     ("name", "where", "check", "rule", "instead"),
     [
@@ -160,6 +170,7 @@ def test_a_check_that_is_left_out_is_noticed(
     name, where, check, rule, instead, monkeypatch
 ):
     monkeypatch.setattr(where, check, instead)
+    choose("python")  # of which a check can be left out
     fed.clear()
     target = TARGETS[name]
     with pytest.raises(Broken, match=rule):

@@ -51,8 +51,11 @@ def split(buffer: Buffer, start: int, size: int) -> list[bytes]:
     return pieces
 
 
-def roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
-    """Packets and roots of an S1.  Raises BadPacket if they do not fit together."""
+def roots_untrusted(message: bytes, shape: int) -> tuple[int, bytes]:
+    """Packets of an S1, and its roots, NODE_SIZE bytes each.
+
+    Raises BadPacket if they do not fit together.
+    """
     packets, count, _ = S1_COUNTS.unpack_from(message, ROUND_HEAD_SIZE)
     roots, depth = message[S1_FIXED_SIZE:], shape & DEPTH_MASK
     if shape & EARLY_ROUND:
@@ -71,7 +74,7 @@ def roots_untrusted(message: bytes, shape: int) -> tuple[int, list[bytes]]:
         raise BadPacket
     if -(-packets >> depth) != count:
         raise BadPacket
-    return packets, split(roots, 0, NODE_SIZE)
+    return packets, roots
 
 
 def join_frames(

@@ -4,6 +4,7 @@ In come virtio super-packets of the TUN, out go bodies that fit into a datagram 
 and back; and the ICMP errors an inner sender is answered with.
 
     frames      super-packets taken apart, and joined again
+    joining     which that arrived make one super-packet
     icmp        errors, as packets for the TUN
     fragments   packets in pieces, where a path takes less than IPv6 may count on
     tcp         what a packet is to its connection
@@ -14,14 +15,15 @@ from alpha_trio.proto.packets.fragments import IPV6_LEAST, split_frame
 from alpha_trio.proto.packets.frames import (
     FRAME_WORD_SIZE,
     GSO_NONE,
+    UDP_HEADER_SIZE,
     VIRTIO_SIZE,
     Cut,
     flow_of,
     join_datagrams,
     join_untrusted,
-    same_flow,
     traffic_class_of,
 )
+from alpha_trio.proto.packets.joining import joined
 from alpha_trio.proto.packets.tcp import TCP, Role, role_of
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "GSO_NONE",
     "IPV6_LEAST",
     "TCP",
+    "UDP_HEADER_SIZE",
     "VIRTIO_SIZE",
     "Cut",
     "Role",
@@ -37,8 +40,8 @@ __all__ = [
     "icmp",
     "join_datagrams",
     "join_untrusted",
+    "joined",
     "role_of",
-    "same_flow",
     "split_frame",
     "traffic_class_of",
 ]

@@ -45,9 +45,10 @@ def split_frame(frame: memoryview, room: int, number: int) -> list[bytes] | None
     whole = cut(frame, largest)
     if whole is None:
         return None
-    first = b"".join([whole.headers, whole.segments[0]])
+    data = whole.headers + whole.payload
+    first = len(whole.headers) + min(whole.size, len(whole.payload))
     try:
-        packets = finished(join_untrusted(whole.word, [first, *whole.segments[1:]]))
+        packets = finished(join_untrusted(whole.word, len(whole.segments), first, data))
     except BadPacket:  # a super-packet with headers that no kernel makes
         return None
     pieces: list[bytes] = []

@@ -44,6 +44,7 @@ NEEDS_CSUM = 1
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
 
 _TCP, _UDP = 6, 17
+UDP_HEADER_SIZE = 8
 _TCP_FIN_PSH, _TCP_CWR = 0x01 | 0x08, 0x80
 _CSUM_FLAG = 0x80
 _MAX_BYTE = 0xFF
@@ -58,10 +59,15 @@ class Cut(NamedTuple):  # attrs' frozen classes take three times as long to make
     """A frame as it goes on the wire: equal headers, consecutive segments."""
 
     word: int  # frame word of segment 0
-    headers: Buffer  # before every segment; empty for a packet that stays whole
-    segments: list[bytes]
-    segment_size: int  # bytes of every segment but the last
+    headers: bytes  # before every segment; empty for a packet that stays whole
+    payload: bytes  # all segments, one after the other
+    size: int  # bytes of every segment but the last
     packet_bytes: int  # of the inner IP packets this frame stands for
+
+    @property
+    def segments(self) -> list[bytes]:
+        """The payload as it is cut."""
+        return split(self.payload, 0, self.size) if self.payload else [b""]
 
 
 def flow_of(head: bytes) -> bytes:
@@ -140,10 +146,9 @@ def cut(frame: memoryview, room: int) -> Cut | None:
     if length > _MAX_BYTE:
         return None  # IPv6 extension headers beyond all use; TSO never makes them
     word = _word(gso_type, length, csum_start, csum_offset | _CSUM_FLAG, size)
-    total = len(packet)
-    segments = split(packet, length, size)
-    inner = total + length * (len(segments) - 1)
-    return Cut(word, packet[:length], segments, size, inner)
+    payload = bytes(packet[length:])
+    inner = len(payload) + length * -(-len(payload) // size)
+    return Cut(word, bytes(packet[:length]), payload, size, inner)
 
 
 def packets(frame: memoryview) -> int:
@@ -160,7 +165,7 @@ def packets(frame: memoryview) -> int:
 def _headers_length(packet: memoryview, kind: int, csum_start: int) -> int:
     # The kernel's header length is a hint that may reach into the payload.
     if kind == GSO_UDP_L4:
-        return csum_start + 8
+        return csum_start + UDP_HEADER_SIZE
     return csum_start + (packet[csum_start + 12] >> 4) * 4
 
 
@@ -176,7 +181,7 @@ def _whole(
             body = _complete_checksum(packet, csum_start, csum_offset)
         else:
             word = _word(GSO_NONE, 0, csum_start, csum_offset | _CSUM_FLAG, 0)
-    return Cut(word, b"", [body], len(packet), len(packet))
+    return Cut(word, b"", body, len(packet), len(packet))
 
 
 @lru_cache(maxsize=256)  # those of packets that stay whole are few
@@ -188,35 +193,33 @@ _UDP_OVER_IPV4 = _word(GSO_NONE, 0, 20, 6 | _CSUM_FLAG, 0)
 _UDP_OVER_IPV6 = _word(GSO_NONE, 0, 40, 6 | _CSUM_FLAG, 0)
 
 
-def join_untrusted(word: int, segments: list[Buffer]) -> list[Buffer]:
+def join_untrusted(word: int, count: int, first: int, data: Buffer) -> list[Buffer]:
     """The TUN frame for a run of bodies: virtio header and headers, then payload.
 
-    ``word`` is the frame word of the first body; ``segments`` what follows the
-    frame words: the first with its headers, the others without.  Raises BadPacket
-    if the words do not describe a packet; what is inside a well-formed one is the
-    kernel's to judge.
+    ``word`` is the frame word of the first of ``count`` bodies; ``data`` what follows
+    the frame words: the first with its headers, ``first`` bytes, the others without.
+    Raises BadPacket if the words do not describe a packet; what is inside a well-formed
+    one is the kernel's to judge.
     """
     gso_type, length, start, offset, size, number = _WORD.unpack(word.to_bytes(8))
-    first = segments[0]
     if gso_type == GSO_NONE:
-        if length or size or number or len(segments) != 1:
+        if length or size or number or count != 1:
             raise BadPacket
-        if offset & _CSUM_FLAG and start + (offset & ~_CSUM_FLAG) + 2 > len(first):
+        if offset & _CSUM_FLAG and start + (offset & ~_CSUM_FLAG) + 2 > len(data):
             raise BadPacket
-        return [_virtio_whole(start, offset), first]
-    headers = bytearray(first[:length])
+        return [_virtio_whole(start, offset), data]
+    headers, payload = bytearray(data[:length]), len(data) - length
     _check_headers_untrusted(headers, gso_type, length, start, offset, size)
-    payload = len(first) - length + sum(map(len, segments[1:]))
-    if not 0 < len(first) - length <= size or payload > size * len(segments):
+    if not 0 < first - length <= size or not 0 <= size * count - payload < size:
         raise BadPacket
     _adjust(headers, gso_type, start, number, size, payload)
-    if len(segments) == 1:
+    if count == 1:
         virtio = VIRTIO.pack(NEEDS_CSUM, 0, 0, 0, start, offset & ~_CSUM_FLAG)
     else:
         virtio = VIRTIO.pack(
             NEEDS_CSUM, gso_type, length, size, start, offset & ~_CSUM_FLAG
         )
-    return [virtio + headers, first[length:], *segments[1:]]
+    return [virtio + headers, memoryview(data)[length:]]
 
 
 def same_flow(word: int, first: Buffer, other: Buffer) -> bool:
@@ -228,7 +231,8 @@ def same_flow(word: int, first: Buffer, other: Buffer) -> bool:
     """
     if word == _UDP_OVER_IPV4:
         return (
-            first[0] == 0x45
+            28 < len(other) <= len(first)
+            and first[0] == 0x45
             and first[9] == _UDP
             and first[12:24] == other[12:24]
             and first[8:10] == other[8:10]
@@ -236,32 +240,33 @@ def same_flow(word: int, first: Buffer, other: Buffer) -> bool:
             and first[6:8] == other[6:8]
             and not first[6] & 0x3F
             and not first[7]
-            and 28 < len(other) <= len(first)
         )
     return (
         word == _UDP_OVER_IPV6
+        and 48 < len(other) <= len(first)
         and first[6] == _UDP
         and first[6:44] == other[6:44]
         and first[:4] == other[:4]
-        and 48 < len(other) <= len(first)
     )
 
 
-def join_datagrams(word: int, packets: list[Buffer]) -> list[Buffer]:
-    """The TUN frame for whole UDP packets of ``same_flow``: one super-packet."""
-    start, first = word >> 40 & _MAX_BYTE, packets[0]
-    length = start + 8
-    headers, size = bytearray(first[:length]), len(first) - length
-    payload = sum(map(len, packets)) - len(packets) * length
-    _adjust(headers, GSO_UDP_L4, start, 0, size, payload)
+def join_datagrams(word: int, count: int, first: int, data: Buffer) -> list[Buffer]:
+    """The TUN frame for ``count`` whole UDP packets of ``same_flow``: a super-packet.
+
+    ``data`` is the first of them, ``first`` bytes, and the others without headers.
+    """
+    start = word >> 40 & _MAX_BYTE
+    length = start + UDP_HEADER_SIZE
+    headers, size = bytearray(data[:length]), first - length
+    _adjust(headers, GSO_UDP_L4, start, 0, size, len(data) - length)
     virtio = VIRTIO.pack(NEEDS_CSUM, GSO_UDP_L4, length, size, start, 6)
-    return [virtio + headers, *[packet[length:] for packet in packets]]
+    return [virtio + headers, memoryview(data)[length:]]
 
 
 def finished(parts: list[Buffer]) -> list[Buffer]:
     """The packets of a TUN frame, complete, for a device that does no batches.
 
-    ``parts`` is what :func:`join_untrusted` made: every piece one segment.
+    ``parts`` is what :func:`join_untrusted` or :func:`join_datagrams` made.
     """
     head = memoryview(parts[0])
     flags, gso_type, _, size, start, offset = VIRTIO.unpack_from(head)
@@ -271,7 +276,7 @@ def finished(parts: list[Buffer]) -> list[Buffer]:
             packet = _complete_checksum(packet, start, offset)
         return [packet]
     packets: list[Buffer] = []
-    for number, piece in enumerate(parts[1:]):
+    for number, piece in enumerate(split(b"".join(parts[1:]), 0, size)):
         headers = bytearray(head[VIRTIO_SIZE:])
         _adjust(headers, gso_type, start, number, size, len(piece))
         packets.append(_complete_checksum(headers + piece, start, offset))

@@ -340,7 +340,7 @@ class Session:
             return False
         self.counters.split_packets += frames.packets(frame)
         for piece in pieces:
-            transport.outgoing(Cut(0, b"", [piece], 0, len(piece)), now, out)
+            transport.outgoing(Cut(0, b"", piece, len(piece), len(piece)), now, out)
         return True
 
     def _refuse_too_big(self, frame: memoryview, out: Outbox) -> None:

@@ -47,8 +47,11 @@ from alpha_trio.proto.primitives.identity import (
 from alpha_trio.proto.primitives.presign import (
     Checker,
     Presigner,
+    Promise,
     depth_for,
     early_packet,
+    key_block,
+    leaf_block,
 )
 
 __all__ = [
@@ -68,6 +71,7 @@ __all__ = [
     "Identity",
     "Keystream",
     "Presigner",
+    "Promise",
     "RandomBytes",
     "SessionKeys",
     "Tagger",
@@ -77,7 +81,9 @@ __all__ = [
     "digest_of",
     "early_packet",
     "fingerprint",
+    "key_block",
     "key_text",
+    "leaf_block",
     "opening_size",
     "verdicts_untrusted",
     "verify_untrusted",

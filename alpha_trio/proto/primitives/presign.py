@@ -35,7 +35,7 @@ from hashlib import sha256
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from alpha_trio.proto.batch import Buffer
 from alpha_trio.proto.messages import NODE_SIZE, ROUND_HEAD_SIZE, S2_TAIL
@@ -68,6 +68,40 @@ def early_packet(early: Buffer) -> bytes:
     return S2_TAIL.pack(0, 0, ROUND_HEAD_SIZE) + digest_of(early)
 
 
+@frozen
+class Promise:
+    """What an S1 said of its round's packets, once the round's key is known."""
+
+    depth: int
+    roots: bytes  # NODE_SIZE bytes each
+    packets: int  # of the round; a tree may have leaves beyond, and none of them counts
+    leaf_block: bytes
+    key_block: bytes
+
+    @classmethod
+    def with_key(
+        cls,
+        chain_id: bytes,
+        number: int,
+        key: bytes,
+        depth: int,
+        roots: bytes,
+        packets: int,
+    ) -> Promise:
+        """For round ``number``, whose key element has been disclosed and checked."""
+        leaf, keyed = leaf_block(chain_id, number), key_block(chain_id, number, key)
+        return cls(depth, roots, packets, leaf, keyed)
+
+    def fits(self, packet: Buffer) -> bool:
+        """Whether this is the one packet of a round without trees."""
+        return self.depth == 0 and self.roots == mac(self.key_block, packet)
+
+
+def mac(block: bytes, packet: Buffer) -> bytes:
+    """NODE_SIZE bytes over a packet, with ``key_block``."""
+    return sha256(block + bytes(packet)).digest()[:NODE_SIZE]
+
+
 def depth_for(packets: int, roots: int) -> int:
     """The least depth with which ``roots`` blocks hold ``packets`` packets."""
     depth = 0
@@ -94,8 +128,16 @@ class Presigner:
         depth: int,
     ) -> Presigner:
         """Pre-sign the packets of round ``number`` with trees of ``depth``."""
-        keyed = sha256(key_block(chain_id, number, key))
-        start = keyed if not depth else sha256(leaf_block(chain_id, number))
+        blocks = leaf_block(chain_id, number), key_block(chain_id, number, key)
+        return cls.with_blocks(*blocks, packets, depth)
+
+    @classmethod
+    def with_blocks(
+        cls, leaf_block: bytes, key_block: bytes, packets: Iterable[Buffer], depth: int
+    ) -> Presigner:
+        """The same with the blocks all its hashes begin with."""
+        keyed = sha256(key_block)
+        start = keyed if not depth else sha256(leaf_block)
         hashes = _hash_all(start, packets)
         if not depth:
             return cls(0, hashes, [])
@@ -144,25 +186,22 @@ class Checker:
         packets: int,
     ) -> Checker:
         """For round ``number``, whose key element has been disclosed and checked."""
-        keyed = sha256(key_block(chain_id, number, key))
-        start = keyed if not depth else sha256(leaf_block(chain_id, number))
+        blocks = leaf_block(chain_id, number), key_block(chain_id, number, key)
+        return cls.with_blocks(*blocks, depth, roots, packets)
+
+    @classmethod
+    def with_blocks(
+        cls,
+        leaf_block: bytes,
+        key_block: bytes,
+        depth: int,
+        roots: Sequence[bytes],
+        packets: int,
+    ) -> Checker:
+        """The same with the blocks all its hashes begin with."""
+        keyed = sha256(key_block)
+        start = keyed if not depth else sha256(leaf_block)
         return cls(depth, roots, packets, keyed, start)
-
-    def fits(
-        self,
-        first: int,
-        packets: Sequence[Buffer],
-        branches: Sequence[Buffer] | None,
-    ) -> bool:
-        """Whether these are exactly the packets ``first``, ``first + 1`` and so on.
-
-        The short way for what nobody touched; ``check`` tells which ones are good.
-        """
-        if branches is not None:
-            heads = [(first + i, 0, 0) for i in range(len(packets))]
-            return all(self.check(heads, packets, branches))
-        until = first + len(packets)
-        return _hash_all(self._start, packets) == self.roots[first:until]
 
     def check(
         self,

@@ -7,7 +7,7 @@ from attrs import define, field
 from alpha_trio.proto.messages import FIRST_CHAIN, LATER_CHAIN, MIN_RTO, RELIABLE
 from alpha_trio.proto.primitives import (
     ChainVerifier,
-    Checker,
+    Promise,
     RandomBytes,
     any_of,
 )
@@ -68,7 +68,7 @@ class Said:
     digest: bytes  # of the message without its tag
     shape: int
     packets: int
-    roots: list[bytes]  # of an A1: that of the acknowledgment tree
+    roots: bytes  # of an A1: that of the acknowledgment tree
     s1: Said | None = None  # of an A1: what it agrees to
     agreed: bool = False  # of an S1: whether an A1 does
     early: bytes = b""  # of an S1: what is pre-signed in the place of early data
@@ -85,8 +85,8 @@ class Opened:
 
     shape: int
     prefix: bytes  # what its S2s begin with
-    checker: Checker | None  # as long as some packet may pass
-    others: tuple[Checker, ...]  # for S1s that were agreed to as well
+    promise: Promise | None  # as long as some packet may pass
+    others: tuple[Promise, ...]  # for S1s that were agreed to as well
     packets: int  # at most
     least: int  # bytes of a packet
     early: bytes = b""  # what it has in the place of its packet, if that went early
@@ -107,7 +107,7 @@ class Opened:
 
     def finish(self) -> None:
         """Nothing of it may pass any more."""
-        self.checker, self.others = None, ()
+        self.promise, self.others = None, ()
 
 
 @define(eq=False)
@@ -133,7 +133,7 @@ class WatchedRound:
     @property
     def finished(self) -> bool:
         """Whether all of it has passed, and nothing may pass again."""
-        return self.key != b"" and all(each.checker is None for each in self.opened)
+        return self.key != b"" and all(each.promise is None for each in self.opened)
 
     def of_shape(self, shape: int) -> Opened | None:
         """What may pass of this shape, once the key is known."""

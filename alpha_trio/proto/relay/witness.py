@@ -44,10 +44,12 @@ only the element is checked.
 from __future__ import annotations
 
 from math import inf
+from operator import or_
 
 from attrs import define, field
 
 from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.engine import Kernel, Run, check_run, chosen
 from alpha_trio.proto.messages import (
     A1,
     A1_SIZE,
@@ -66,7 +68,6 @@ from alpha_trio.proto.messages import (
     S2_TAIL,
     TAG_SIZE,
     BadPacket,
-    Run,
     early_of,
     roots_untrusted,
     take_run,
@@ -75,7 +76,7 @@ from alpha_trio.proto.primitives import (
     ACKNOWLEDGMENT_CHAIN,
     SIGNATURE_CHAIN,
     ChainVerifier,
-    Checker,
+    Promise,
     RandomBytes,
     any_of,
     chain_id,
@@ -148,6 +149,7 @@ class Witness:
     early: RelayEarly = RelayEarly.LIMITED  # OFF as well once some was not signed
     spare: TokenBucket = field(factory=lambda: TokenBucket(SPARE_RATE, SPARE_BURST))
     """Other versions of what has passed: somebody altered the one or the other."""
+    kernel: Kernel = field(factory=lambda: chosen().kernel)
     skips: TokenBucket | None = None
     places: dict[Place, float] = field(factory=dict)  # of A1s, and when they came
     associations: dict[int, WatchedAssociation] = field(factory=dict)
@@ -183,7 +185,7 @@ class Witness:
 
     def _promise_untrusted(self, message: bytes, shape: int) -> Said:
         packets, roots = roots_untrusted(message, shape)
-        if 0 < self.most_roots < len(roots):
+        if 0 < self.most_roots < len(roots) // NODE_SIZE:
             raise Refused(RelayDrop.ROOTS)
         said = Said(digest_of(message), shape, packets, roots)
         if shape & EARLY_ROUND:
@@ -251,7 +253,7 @@ class Witness:
         signatures.accept(position, element)
         round_ = WatchedRound(index, element, now, Sides(), (said,))
         association.current = round_
-        self._hold(round_, ROUND_COST + ROOT_COST * len(said.roots))
+        self._hold(round_, ROUND_COST + ROOT_COST * (len(said.roots) // NODE_SIZE))
         return round_
 
     def _agreed(self, round_: WatchedRound) -> bool:
@@ -377,7 +379,7 @@ class Witness:
         s1.agreed = round_.answered = True
         if any(a1.digest == digest for a1 in round_.a1s):
             return
-        a1s, said = list(round_.a1s), Said(digest, s1.shape, s1.packets, [root], s1)
+        a1s, said = list(round_.a1s), Said(digest, s1.shape, s1.packets, root, s1)
         if len(a1s) >= VARIANTS:
             del a1s[1 + any_of(VARIANTS - 1, self.random)]
         else:
@@ -423,22 +425,19 @@ class Witness:
         if opened.shape & EARLY_ROUND:
             return self._take_proof_untrusted(view[:stride], round_, opened)
         # hot path
-        checker = opened.checker
-        branch = checker.depth * NODE_SIZE if checker is not None else 0
-        run = take_run(view, stride, opened.prefix, branch, opened.least)
-        if not run.packets:  # fits its round but not the key, or is cut short
+        if opened.promise is None:
+            late = take_run(view, stride, opened.prefix, 0, opened.least)
+            if not late.packets:
+                raise Refused(RelayDrop.FORGED)
+            return late.size, [], 0, len(late.packets)
+        judged = self.kernel, opened.promise
+        run = check_run(*judged, view, stride, opened.prefix, opened.least)
+        if not run.count:  # fits its round but not the key, or is cut short
             raise Refused(RelayDrop.FORGED)
-        count = len(run.packets)
-        if checker is None:
-            return run.size, [], 0, count
-        first, last = _number(run.packets[0]), _number(run.packets[-1])
-        new = ((1 << count) - 1) << first
-        if (
-            last - first + 1 == count
-            and not opened.seen & new
-            and checker.fits(first, run.packets, run.branches)
-        ):
-            self._on_new(round_, opened, new, run.packets[0])
+        first, _ = run.head(0)
+        new = ((1 << run.count) - 1) << first
+        if run.whole and not opened.seen & new:
+            self._on_new(round_, opened, new, run.packet(0))
             return run.size, [(0, run.size)], 0, 0
         sifted = self._sift(round_, opened, run, stride, now)  # cold path
         return run.size, *sifted
@@ -498,17 +497,17 @@ class Witness:
         for shape in dict.fromkeys(s1.shape for s1 in candidates):
             prefix = self.word + ROUND.pack(association.number, shape, 0, number, key)
             alike = [s1 for s1 in candidates if s1.shape == shape]
-            first, *others = (_checker(s1, name, number, key) for s1 in alike)
+            first, *others = (_promise(s1, name, number, key) for s1 in alike)
             packets = max(s1.packets for s1 in alike)
             least = S2_TAIL.size + (0 if shape & CONTROL else _LEAST_BODY)
             opened = Opened(shape, prefix, first, tuple(others), packets, least)
             if shape & EARLY_ROUND:
-                checkers = zip(alike, (first, *others), strict=True)
-                opened.early = self._prove_early(association, round_, [*checkers])
+                promises = zip(alike, (first, *others), strict=True)
+                opened.early = self._prove_early(association, round_, [*promises])
             round_.opened = *round_.opened, opened
         self._judge_early(round_)
         round_.s1s = ()
-        roots = sum(len(s1.roots) for s1 in candidates)
+        roots = sum(len(s1.roots) for s1 in candidates) // NODE_SIZE
         more = max(0, len(round_.a1s) - 1) + len(candidates) - 1
         cost = ROUND_COST + ROOT_COST * roots + SAID_COST * more
         self._hold(round_, cost - round_.weight)
@@ -517,15 +516,15 @@ class Witness:
         self,
         association: WatchedAssociation,
         round_: WatchedRound,
-        s1s: list[tuple[Said, Checker]],
+        s1s: list[tuple[Said, Promise]],
     ) -> bytes:
         """The key shows what of early data that passed was signed.
 
         That is what of the S1s that were agreed to fits.  If none does, the sender has
         sent, and the receiver taken, what nobody can check: no more of it.
         """
-        for s1, checker in s1s:
-            if checker.fits(0, [s1.early], None):
+        for s1, promise in s1s:
+            if promise.fits(s1.early):
                 if association.early is not None:
                     first = s1 is round_.s1s[0]
                     buckets = association.early
@@ -581,22 +580,22 @@ class Witness:
         now: float,
     ) -> tuple[list[tuple[int, int]], int, int]:
         """What may pass of a run that has something else in it, and what may not."""
-        assert opened.checker is not None
         passed: list[tuple[int, int]] = []
         forged = replayed = 0
-        heads = [S2_TAIL.unpack_from(packet) for packet in run.packets]
-        authentic = opened.checker.check(heads, run.packets, run.branches)
+        authentic = run.verdicts
         for other in opened.others:
-            also = other.check(heads, run.packets, run.branches)
-            authentic = [one or two for one, two in zip(authentic, also, strict=True)]
+            where = run.view, stride, opened.prefix, opened.least
+            also = check_run(self.kernel, other, *where).verdicts
+            authentic = bytes(map(or_, authentic, also))
         late = now - round_.begun > REPEAT_FOR
-        for place, (head, good) in enumerate(zip(heads, authentic, strict=True)):
+        for place, good in enumerate(authentic):
+            index, _ = run.head(place)
             if not good:
                 forged += 1
                 continue
-            if not opened.seen >> head[0] & 1:
-                self._on_new(round_, opened, 1 << head[0], run.packets[place])
-            elif late or not opened.repeat(head[0], now):
+            if not opened.seen >> index & 1:
+                self._on_new(round_, opened, 1 << index, run.packet(place))
+            elif late or not opened.repeat(index, now):
                 replayed += 1
                 continue
             start, until = place * stride, min((place + 1) * stride, run.size)
@@ -714,17 +713,12 @@ def _whole(digest: bytes, datagram: bytes) -> bytes:
 
 def _cost(said: Said) -> int:
     """Bytes, estimated, of an S1 beside the first."""
-    return SAID_COST + ROOT_COST * len(said.roots)
+    return SAID_COST + ROOT_COST * (len(said.roots) // NODE_SIZE)
 
 
-def _checker(s1: Said, name: bytes, number: int, key: bytes) -> Checker:
+def _promise(s1: Said, name: bytes, number: int, key: bytes) -> Promise:
     promised = s1.shape & DEPTH_MASK, s1.roots, s1.packets
-    return Checker.with_key(name, number, key, *promised)
-
-
-def _number(packet: memoryview) -> int:
-    number: int = S2_TAIL.unpack_from(packet)[0]
-    return number
+    return Promise.with_key(name, number, key, *promised)
 
 
 def _opened_untrusted(
@@ -738,7 +732,7 @@ def _opened_untrusted(
         packets = a1.packets
         if any(openings[_ZERO_AT :: opening_size(packets)]):
             continue  # no root covers it
-        place = name, number, key, a1.roots[0], packets
+        place = name, number, key, a1.roots, packets
         try:
             verdicts = verdicts_untrusted(*place, openings)
         except BadPacket:

@@ -177,7 +177,7 @@ class AlphaTransport(Transport):
 
     def keepalive(self, now: float, out: Outbox) -> None:
         """A round that carries one empty packet: the A1 tells that the peer lives."""
-        empty = Cut(0, b"", [b""], 0, 0)
+        empty = Cut(0, b"", b"", 0, 0)
         self.sender.outgoing(empty, now)
         self.sender.start(now, out)
 

@@ -220,5 +220,6 @@ class Controls:
         out: Outbox,
         place: Place | None = None,
     ) -> Round:
-        datagrams, flags = Datagrams.bare(body), RELIABLE | CONTROL
-        return self.sender.announce(association, datagrams, flags, now, out, place)
+        opening = association.open(RELIABLE | CONTROL, self.sender.line)
+        datagrams = Datagrams.bare(body, opening)
+        return self.sender.announce(association, opening, datagrams, now, out, place)

@@ -54,7 +54,7 @@ class Conversations:
             return True
         if waiting.count > 1:
             return self._is_bulk(waiting.flow)
-        role = role_of(waiting.headers or waiting.segments[0], waiting.size)
+        role = role_of(waiting.head, waiting.size)
         if role is not Role.DATA:
             return role is not Role.SYN_ACK
         if waiting.early_size > room:

@@ -1,45 +1,36 @@
-"""The S2s of a round, laid out in one buffer as they go on the wire.
+"""The S2s of a round, one after the other in one buffer, as a kernel sealed them.
 
-    +------------+------------+-------------+-----------------------------+
-    | round head | branch     | index, zero,| frame word, headers,        |
-    |            |            | offset      | segment; encrypted          |
-    +------------+------------+-------------+-----------------------------+
-      32 bytes     16 x depth   8
-
-One datagram after another they are what a system call takes.  So the buffer is made
-once: packets are put there with room in front, encrypted where they lie, given their
-heads, and pre-signed.  The key is in it from then on; that it leaves this host no
-sooner than it may is for the Sender to see to.
+The round's key is in each of them; that they leave this host no sooner than they may is
+for the Sender to see to.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from struct import Struct
 from typing import NamedTuple, Self
 
 from attrs import define
 
-from alpha_trio.proto.messages import (
-    MAX_DEPTH,
-    NODE_SIZE,
-    ROUND_HEAD_SIZE,
-    S2_TAIL,
-    join_frames,
-)
+from alpha_trio.proto.batch import Buffer
+from alpha_trio.proto.engine import round_place
+from alpha_trio.proto.messages import NODE_SIZE, ROUND_HEAD_SIZE, S2_TAIL
 from alpha_trio.proto.packets import FRAME_WORD_SIZE
-from alpha_trio.proto.primitives import ROOM, Keystream, Presigner
+from alpha_trio.proto.primitives import Keystream, Presigner, key_block, leaf_block
+from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.queue import Waiting
 
 HEADS_SIZE = S2_TAIL.size + FRAME_WORD_SIZE  # in front of each segment or packet
 
-_ROOM = bytes(ROOM)
-_WORD = Struct("!Q")
-# By depth: round head, room for the branch, index, zero, offset.
-_HEADS = [
-    Struct(f"!{ROUND_HEAD_SIZE}s {NODE_SIZE * depth}x HHI")
-    for depth in range(MAX_DEPTH + 1)
-]
+
+class Opening(NamedTuple):
+    """The next round of an association, as far as it is known before its packets."""
+
+    association: int
+    number: int
+    shape: int
+    chain_id: bytes
+    key: bytes
+    head: bytes  # of its S2s
 
 
 class Group(NamedTuple):
@@ -60,31 +51,42 @@ class Datagrams:
     groups: list[Group]
     depth: int
     size: int  # bytes
+    roots: bytes  # for the S1
 
     @classmethod
     def sealed(
-        cls,
-        taken: Sequence[Waiting],
-        depth: int,
-        keystream: Keystream,
-        association: int,
-        number: int,
+        cls, taken: Sequence[Waiting], depth: int, opening: Opening, line: Line
     ) -> Self:
-        """With the packets of ``taken``, encrypted for this round, and no heads yet."""
-        fixed = ROUND_HEAD_SIZE + depth * NODE_SIZE
-        buffer, spans = _lay_out(taken, fixed + S2_TAIL.size)
-        text = keystream.apply_in_place(association, number, buffer)
+        """With the packets of ``taken``, encrypted and pre-signed."""
+        name, number = opening.chain_id, opening.number
+        buffer, spans, roots = line.kernel.seal(
+            line.sealing,
+            round_place(opening.association, number),
+            opening.head,
+            leaf_block(name, number),
+            key_block(name, number, opening.key),
+            depth,
+            [waiting.frame for waiting in taken],
+        )
+        text = memoryview(buffer)
         groups = [
             Group(first, until, text[at:end], stride, at, traffic_class)
             for first, until, at, end, stride, traffic_class in spans
         ]
-        return cls(groups, depth, len(text))
+        return cls(groups, depth, len(text), roots)
 
     @classmethod
-    def bare(cls, body: bytes) -> Self:
-        """With one packet, not encrypted: a control round's."""
-        run = memoryview(bytearray(ROUND_HEAD_SIZE + S2_TAIL.size) + body)
-        return cls([Group(0, 1, run, len(run), 0, 0)], 0, len(run))
+    def bare(cls, body: bytes, opening: Opening, instead: Buffer | None = None) -> Self:
+        """With one packet, not encrypted: a control round's.
+
+        ``instead`` is pre-signed in its place.
+        """
+        packet = S2_TAIL.pack(0, 0, ROUND_HEAD_SIZE) + body
+        place = opening.chain_id, opening.number, opening.key
+        signed = Presigner.sign(*place, [packet if instead is None else instead], 0)
+        run = memoryview(opening.head + packet)
+        group = Group(0, 1, run, len(run), 0, 0)
+        return cls([group], 0, len(run), signed.roots[0])
 
     @property
     def fixed(self) -> int:
@@ -100,26 +102,6 @@ class Datagrams:
     def largest(self) -> int:
         """Bytes of the largest."""
         return max(group.stride for group in self.groups)
-
-    def put_heads(self, prefix: bytes) -> list[memoryview]:
-        """Write round heads and packet heads; returns the packets to be pre-signed."""
-        fixed, pack_into = self.fixed, _HEADS[self.depth].pack_into
-        packets: list[memoryview] = []
-        for index, _, run, stride, offset, _ in self.groups:
-            offset += fixed
-            for at in range(0, len(run), stride):  # hot path
-                pack_into(run, at, prefix, index, 0, offset + at)
-                packets.append(run[at + fixed : at + stride])
-                index += 1
-        return packets
-
-    def put_branches(self, presigner: Presigner) -> None:
-        """Write what ties each packet to its root."""
-        for index, _, run, stride, *_ in self.groups:
-            for at in range(ROUND_HEAD_SIZE, len(run), stride):
-                branch = presigner.branch(index)
-                run[at : at + len(branch)] = branch
-                index += 1
 
     def among(self, bits: int) -> Iterator[Group]:
         """Those of the packets whose bit is set, in groups."""
@@ -154,37 +136,6 @@ class Datagrams:
             text = keystream.apply(association, number, offset, run)
             for at in range(0, len(run), stride):
                 yield bytes(text[at + start : at + stride])
-
-
-def _lay_out(
-    taken: Sequence[Waiting], gap: int
-) -> tuple[bytearray, list[tuple[int, int, int, int, int, int]]]:
-    """A buffer with ``gap`` bytes in front of each frame word, and room at its end.
-
-    Also the groups: first, until, begin, end, stride, traffic class.  Single packets of
-    one size and class share one; a super-packet has its own, so that it is sent, and
-    arrives, in one piece.
-    """
-    pieces: list[bytes] = []
-    spans: list[tuple[int, int, int, int, int, int]] = []
-    begin = index = 0
-    for waiting in taken:
-        headers, segments = waiting.headers, waiting.segments
-        piece = join_frames(gap, waiting.word, headers, segments)
-        pieces.append(piece)
-        until, end, stride = index + len(segments), begin + len(piece), len(piece)
-        traffic_class = waiting.traffic_class
-        if len(segments) > 1:
-            stride = gap + FRAME_WORD_SIZE + len(headers) + len(segments[0])
-        elif spans and spans[-1][4] == stride and spans[-1][5] == traffic_class:
-            first, _, start, _, _, _ = spans[-1]
-            if begin - start == (index - first) * stride:  # none of them is shorter
-                index, begin = first, start
-                del spans[-1]
-        spans.append((index, until, begin, end, stride, traffic_class))
-        begin, index = end, until
-    pieces.append(_ROOM)
-    return bytearray().join(pieces), spans
 
 
 def _stretches(bits: int, count: int) -> Iterator[tuple[int, int]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from struct import Struct
+from typing import Any
 
 from attrs import define, field
 
 from alpha_trio.proto.batch import Drop, Outbox, Place
+from alpha_trio.proto.engine import Kernel, chosen
 from alpha_trio.proto.messages import (
     LEAST_ROOTS,
     MAX_ROOTS,
@@ -34,6 +36,9 @@ class Line(Way):
     datagram_size: int  # largest UDP payload the path takes, bytes
     identity: Identity  # ours
     drops: dict[Drop, int] = field(factory=dict)  # of this session alone
+    kernel: Kernel = field(factory=lambda: chosen().kernel)
+    sealing: Any = field(init=False)  # the kernel's cipher for what we send
+    opening: Any = field(init=False)  # and for what comes
     encrypt: Keystream = field(init=False)
     decrypt: Keystream = field(init=False)
     _tag_out: Tagger = field(init=False)
@@ -45,6 +50,8 @@ class Line(Way):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         agreement, keys = self.agreement, self.agreement.keys
+        self.sealing = self.kernel.cipher(keys.send_cipher)
+        self.opening = self.kernel.cipher(keys.receive_cipher)
         self.encrypt = Keystream(keys.send_cipher)
         self.decrypt = Keystream(keys.receive_cipher)
         self._tag_out = Tagger(keys.send_tag)

@@ -27,7 +27,7 @@ from alpha_trio.proto.messages import (
     join_frames,
 )
 from alpha_trio.proto.packets import Cut, traffic_class_of
-from alpha_trio.proto.transport.delivery import deliver_untrusted
+from alpha_trio.proto.transport.delivery import deliver_bodies_untrusted
 from alpha_trio.proto.transport.modes import PLAIN_OVERHEAD
 from alpha_trio.proto.transport.replay import ReplayWindow
 from alpha_trio.proto.transport.transport import (
@@ -73,9 +73,9 @@ class PlainTransport(Transport):
 
     def outgoing(self, cut: Cut, now: float, out: Outbox) -> None:
         """Put the segments of ``cut`` into as few sends as the kernel allows."""
-        headers = bytes(cut.headers)
-        run = bytearray(join_frames(DATA_SIZE, cut.word, headers, cut.segments))
-        stride = _HEAD.size + len(headers) + len(cut.segments[0])
+        headers, segments = cut.headers, cut.segments
+        run = bytearray(join_frames(DATA_SIZE, cut.word, headers, segments))
+        stride = _HEAD.size + len(headers) + len(segments[0])
         pack_into, word, counter = DATA.pack_into, self.word_out, self.counter
         for at in range(0, len(run), stride):
             pack_into(run, at, word, counter)
@@ -89,7 +89,7 @@ class PlainTransport(Transport):
             view,
             stride,
             _HEAD.size,
-            traffic_class_of(headers or cut.segments[0]) & self.line.visible,
+            traffic_class_of(headers or cut.payload) & self.line.visible,
         )
 
     def push(self, now: float, out: Outbox) -> None:
@@ -143,7 +143,7 @@ class PlainTransport(Transport):
         bodies = Bodies(view, PLAIN_OVERHEAD, stride, stride - PLAIN_OVERHEAD)
         fresh = self.window.accept(first, len(frames))
         if fresh + 1 == 1 << len(frames):
-            deliver_untrusted(frames, bodies, owns_source, out, counters)
+            deliver_bodies_untrusted(frames, bodies, owns_source, out, counters)
         else:
             counters.drop(Drop.REPLAYED, len(frames) - fresh.bit_count())
             # One by one: what stands on both sides of a repeated segment may look
@@ -151,7 +151,7 @@ class PlainTransport(Transport):
             for i in range(len(frames)):
                 if fresh >> i & 1:
                     alone = evolve(bodies, start=PLAIN_OVERHEAD + i * stride)
-                    deliver_untrusted(
+                    deliver_bodies_untrusted(
                         frames[i : i + 1], alone, owns_source, out, counters
                     )
         return min(at, end), Arrival.DATA if fresh else Arrival.NOTHING

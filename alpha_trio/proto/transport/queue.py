@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
 from struct import Struct
 
-from attrs import define, field
+from attrs import define, evolve, field
 
+from alpha_trio.proto.engine import Frame
 from alpha_trio.proto.messages import EARLY_LENGTH
 from alpha_trio.proto.packets import (
     FRAME_WORD_SIZE,
@@ -19,7 +20,7 @@ from alpha_trio.proto.packets import (
 
 _WORD = Struct("!Q")
 _EARLY_HEADS = EARLY_LENGTH.size + FRAME_WORD_SIZE
-_OBJECTS, _SEGMENT = 210, 50  # bytes of the objects that hold a frame, and a segment
+_OBJECTS = 260  # bytes of the objects that hold a frame
 
 
 MOST_LOOKED_AT = 32
@@ -34,38 +35,45 @@ class Waiting:
 
     word: int  # frame word of the first
     headers: bytes  # in front of each segment
-    segments: list[bytes]  # of one size but for the last
+    payload: bytes  # the segments, and what was parted from them
+    segment: int  # bytes of each but the last
     since: float
     flow: bytes = b""  # addresses, ports and protocol; only equality matters
     marked: bool = False  # as having met congestion, outside; the receiver passes it on
     may_go_early: bool = True  # by itself, whatever else there is
+    begin: int = 0  # where in the payload the first segment begins
+    end: int = -1  # and the last one ends; -1: with the payload
+    count: int = field(init=False)  # packets, keepalives among them
 
-    @property
-    def count(self) -> int:
-        """Packets, keepalives among them."""
-        return len(self.segments)
+    def __attrs_post_init__(self) -> None:
+        if self.end < 0:
+            self.end = len(self.payload)
+        self.count = -((self.begin - self.end) // (self.segment or 1)) or 1
 
     @property
     def packets(self) -> int:
         """Inner packets; a keepalive is none."""
-        return len(self.segments) if self.headers or self.segments[0] else 0
+        return self.count if self.headers or self.payload else 0
 
     @property
     def size(self) -> int:
         """Bytes of the first packet."""
-        return len(self.headers) + len(self.segments[0])
+        return len(self.headers) + min(self.segment, self.end - self.begin)
 
     @property
     def held(self) -> int:
         """Bytes of memory, about: small packets are mostly the objects around them."""
-        count = len(self.segments)
-        payload = (count - 1) * len(self.segments[0]) + len(self.segments[-1])
-        return payload + len(self.headers) + _OBJECTS + _SEGMENT * count
+        return self.end - self.begin + len(self.headers) + _OBJECTS
+
+    @property
+    def head(self) -> bytes:
+        """What the first packet begins with."""
+        return self.headers or self.payload
 
     @property
     def traffic_class(self) -> int:
         """Of all its packets."""
-        head = self.headers or self.segments[0]
+        head = self.headers or self.payload
         mark = frames.CE if self.marked else 0
         # hot path: IPv4, where it is one byte
         if head and head[0] >> 4 == 4:
@@ -75,23 +83,38 @@ class Waiting:
     @property
     def early_size(self) -> int:
         """Bytes of it as early data."""
-        count = len(self.segments)
-        payload = (count - 1) * len(self.segments[0]) + len(self.segments[-1])
-        return payload + count * (_EARLY_HEADS + len(self.headers))
+        around = _EARLY_HEADS + len(self.headers)
+        return self.end - self.begin + self.count * around
+
+    @property
+    def frame(self) -> Frame:
+        """As a kernel takes it."""
+        place = self.begin, self.end, self.segment
+        return self.word, self.headers, self.payload, *place, self.traffic_class
 
     def bodies(self) -> Iterator[bytes]:
         """Each packet with its frame word in front."""
-        for number, segment in enumerate(self.segments):
-            yield _WORD.pack(self.word + number) + self.headers + segment
+        for number in range(self.count):
+            at = self.begin + number * self.segment
+            segment = self.payload[at : min(at + self.segment, self.end)]
+            yield _WORD.pack(self._word_of(number)) + self.headers + segment
 
     def split(self, count: int) -> tuple[Waiting, Waiting]:
         """The first ``count`` packets, and the rest."""
-        word, headers, segments = self.word, self.headers, self.segments
-        same = self.since, self.flow, self.marked, self.may_go_early
-        return (
-            Waiting(word, headers, segments[:count], *same),
-            Waiting(word + count, headers, segments[count:], *same),
-        )
+        at = self.begin + count * self.segment
+        first = evolve(self, end=at)
+        return first, evolve(self, word=self._word_of(count), begin=at)
+
+    def lose_first(self) -> bool:
+        """Forget the first packet; False if nothing is left."""
+        self.word = self._word_of(1)
+        self.begin += self.segment
+        self.count -= 1
+        return self.count > 0
+
+    def _word_of(self, number: int) -> int:
+        """Segments are numbered; packets that stay whole are not."""
+        return self.word + number if self.headers else self.word
 
 
 def waiting_again(bodies: Iterable[bytes], now: float) -> Iterator[Waiting]:
@@ -102,7 +125,7 @@ def waiting_again(bodies: Iterable[bytes], now: float) -> Iterator[Waiting]:
     for body in bodies:
         (word,) = _WORD.unpack_from(body)
         packet = body[FRAME_WORD_SIZE:]
-        yield Waiting(word, b"", [packet], now, flow_of(packet))
+        yield Waiting(word, b"", packet, len(packet), now, flow_of(packet))
 
 
 @define(eq=False)
@@ -188,9 +211,7 @@ class FlowQueue:
     def has_single(self, room: int) -> bool:
         """Whether a packet that came alone, and fits, may be among those in front."""
         return any(
-            len(waiting.segments) == 1
-            and len(waiting.segments[0]) < room
-            and waiting.may_go_early
+            waiting.count == 1 and len(waiting.payload) < room and waiting.may_go_early
             for waiting in islice(self._front, MOST_LOOKED_AT)
         )
 

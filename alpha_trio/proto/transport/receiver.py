@@ -24,6 +24,7 @@ from itertools import compress
 from attrs import define, field
 
 from alpha_trio.proto.batch import Drop, Outbox, Place, Remote
+from alpha_trio.proto.engine import Run, check_run, round_place
 from alpha_trio.proto.messages import (
     A1,
     CONTROL,
@@ -40,12 +41,9 @@ from alpha_trio.proto.messages import (
     BadPacket,
     Kind,
     Pieces,
-    Run,
     early_of,
     roots_untrusted,
-    take_bodies,
     take_early_untrusted,
-    take_run,
 )
 from alpha_trio.proto.packets import FRAME_WORD_SIZE
 from alpha_trio.proto.primitives import (
@@ -54,14 +52,18 @@ from alpha_trio.proto.primitives import (
     NACK,
     AckTree,
     ChainVerifier,
-    Checker,
     HashChain,
+    Promise,
     digest_of,
     early_packet,
     opening_size,
 )
 from alpha_trio.proto.traces import Counts
-from alpha_trio.proto.transport.delivery import deliver_untrusted
+from alpha_trio.proto.transport.delivery import (
+    LIMITS,
+    deliver_bodies_untrusted,
+    deliver_untrusted,
+)
 from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.transport import Arrival, OwnsSource
 
@@ -76,14 +78,14 @@ class InRound:
     number: int
     shape: int
     packets: int
-    roots: list[bytes]
+    roots: bytes
     digest: bytes  # of the S1, which froze all of the above
     a1: bytes
     acks: AckTree | None  # reliable rounds only
     early: bytes = b""  # what was pre-signed in the place of its early data
     elsewhere: Place | None = None  # where alone it was answered, if not at the peer's
     prefix: bytes = b""  # what its S2s begin with, once the key is known
-    checker: Checker | None = None
+    promise: Promise | None = None
     seen: int = 0  # bit i: packet i was delivered, or refused
     refused: int = 0  # bit i: and not delivered
 
@@ -222,7 +224,7 @@ class Receiver:
         out: Outbox,
     ) -> Arrival:
         counters = self.line.counters
-        refused = deliver_untrusted(words, packets, owns_source, out, counters)
+        refused = deliver_bodies_untrusted(words, packets, owns_source, out, counters)
         counters.early_received += len(words) - len(refused)
         return Arrival.DATA if words else Arrival.KEEPALIVE
 
@@ -245,7 +247,7 @@ class Receiver:
     ) -> None:
         """A round begins, so the key of the one before follows from its element."""
         current = association.current
-        if current is not None and current.checker is None:
+        if current is not None and current.promise is None:
             at = 2 * current.number + 2
             key = association.signatures.derive(position, element, at)
             self._open_key(association, current, key)
@@ -256,7 +258,7 @@ class Receiver:
         number: int,
         shape: int,
         packets: int,
-        roots: list[bytes],
+        roots: bytes,
         digest: bytes,
     ) -> InRound:
         chain = association.chain
@@ -293,15 +295,16 @@ class Receiver:
             return size, Arrival.NOTHING
         if found.shape & EARLY_ROUND:
             return size, self._take_proof(view[:size], found)
-        branch = (found.shape & DEPTH_MASK) * NODE_SIZE
+        assert found.promise is not None
         least = _HEAD if found.shape & CONTROL else _HEADS
-        run = take_run(view, stride, found.prefix, branch, least)
-        if not run.packets:  # fits its round but not the key, or is cut short
+        judged = self.line.kernel, found.promise
+        run = check_run(*judged, view, stride, found.prefix, least)
+        if not run.count:  # fits its round but not the key, or is cut short
             self.line.drop(Drop.FORGED)
             return size, Arrival.NOTHING
         arrived, authentic = self._check(run, found)
         if arrived and found.shape & CONTROL:  # answered when it is carried out
-            self._take_control(association, found, run.packets[arrived[0].first])
+            self._take_control(association, found, run.packet(arrived[0].first))
             return run.size, Arrival.KEEPALIVE
         for stretch in arrived:
             self._deliver(association, found, run, stretch, owns_source, out)
@@ -310,15 +313,15 @@ class Receiver:
         if not arrived:
             return run.size, Arrival.NOTHING
         # Keepalives must not be answered by keepalives, or they never end.
-        first = run.packets[arrived[0].first]
+        first = run.packet(arrived[0].first)
         empty = len(arrived) == arrived[0].count == 1 and len(first) == _HEADS
         return run.size, Arrival.KEEPALIVE if empty else Arrival.DATA
 
     def _take_proof(self, datagram: memoryview, found: InRound) -> Arrival:
         """The S2 of early data, which was delivered: it has the key, and no packet."""
-        assert found.checker is not None
+        assert found.promise is not None
         proof = found.prefix + found.early[: S2_TAIL.size]
-        if datagram != proof or not found.checker.fits(0, [found.early], None):
+        if datagram != proof or not found.promise.fits(found.early):
             self.line.drop(Drop.FORGED)
             return Arrival.NOTHING
         if found.seen:
@@ -336,7 +339,7 @@ class Receiver:
         found = None if association is None else association.round(index)
         if association is None or found is None or found.shape != shape:
             raise BadPacket
-        if found.checker is None:
+        if found.promise is None:
             association.signatures.check_untrusted(2 * index + 2, key)
             association.signatures.accept(2 * index + 2, key)
             self._open_key(association, found, key)
@@ -346,7 +349,7 @@ class Receiver:
         return association, found
 
     def _open_key(self, association: InAssociation, found: InRound, key: bytes) -> None:
-        found.checker = Checker.with_key(
+        found.promise = Promise.with_key(
             association.signatures.chain_id,
             found.number,
             key,
@@ -365,31 +368,24 @@ class Receiver:
         Returns what is authentic and new, and, for their verdicts, the numbers of all
         that is authentic.
         """
-        assert found.checker is not None
-        packets = run.packets
-        count = len(packets)
-        first, _, offset = S2_TAIL.unpack_from(packets[0])
-        last, _, end = S2_TAIL.unpack_from(packets[-1])
+        count = run.count
+        first, offset = run.head(0)
         new = ((1 << count) - 1) << first
         if (
-            last - first + 1 == count  # hot path: all as it was sent
-            and end - offset == (count - 1) * run.stride
-            and not found.seen & new
-            and found.checker.fits(first, packets, run.branches)
+            run.whole and not found.seen & new  # hot path: all as it was sent
         ):
             found.seen |= new
             self.passed += count
-            return [Stretch(offset, 0, count)], range(first, last + 1)
+            return [Stretch(offset, 0, count)], range(first, first + count)
         return self._sift(run, found)
 
     def _sift(self, run: Run, found: InRound) -> tuple[list[Stretch], Sequence[int]]:
         """The same of a run that has something else in it."""
-        assert found.checker is not None
         forged = repeated = 0
         arrived: list[Stretch] = []
-        heads = [S2_TAIL.unpack_from(packet) for packet in run.packets]
-        authentic = found.checker.check(heads, run.packets, run.branches)
-        for at, (index, _, offset) in enumerate(heads):
+        heads = [run.head(number) for number in range(run.count)]
+        authentic = run.verdicts
+        for at, (index, offset) in enumerate(heads):
             if not authentic[at]:
                 forged += 1
             elif found.seen >> index & 1:
@@ -402,7 +398,7 @@ class Receiver:
                     arrived.append(Stretch(offset, at, 1))
         if forged:
             self.line.drop(Drop.FORGED, forged)
-        self.passed += len(run.packets) - forged
+        self.passed += run.count - forged
         if found.shape & RELIABLE:  # repeated: the A2 may have been lost
             numbers = [head[0] for head in compress(heads, authentic)]
             return arrived, list(dict.fromkeys(numbers))
@@ -422,16 +418,17 @@ class Receiver:
     ) -> None:
         """Decrypt a stretch in one call, hand it on, note what is refused."""
         first = stretch.first
-        text = self.line.decrypt.apply(
-            association.number,
-            found.number,
+        frames = self.line.kernel.open(
+            self.line.opening,
+            round_place(association.number, found.number),
             stretch.offset,
             run.stretch(first, first + stretch.count),
+            run.stride,
+            len(run.packet(first)),
+            *LIMITS,
         )
-        frames, bodies = take_bodies(text, run.stride, len(run.packets[first]))
-        counters = self.line.counters
-        for i in deliver_untrusted(frames, bodies, owns_source, out, counters):
-            found.refused |= 1 << S2_TAIL.unpack_from(run.packets[first + i])[0]
+        for i in deliver_untrusted(frames, owns_source, out, self.line.counters):
+            found.refused |= 1 << run.head(first + i)[0]
 
     # -- control messages and A2 -----------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import define, field
 
 from alpha_trio.proto.batch import Place
-from alpha_trio.proto.messages import CONTROL, RELIABLE, BadPacket
+from alpha_trio.proto.messages import CONTROL, RELIABLE, BadPacket, Kind
 from alpha_trio.proto.primitives import (
     ACK,
     ChainVerifier,
@@ -13,7 +13,8 @@ from alpha_trio.proto.primitives import (
     verdicts_untrusted,
 )
 from alpha_trio.proto.traces import Probe
-from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams
+from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Opening
+from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.sized import SizeProbe
 
 
@@ -163,6 +164,14 @@ class OutAssociation:
             before.ack_key = acks.derive(position, element, at)
         acks.accept(position, element)
         self.heard = True
+
+    def open(self, shape: int, line: Line) -> Opening:
+        """Take the elements of the next round."""
+        number, chain = self.next_round, self.chain
+        self.next_round += 1
+        key = chain.element(2 * number + 2)
+        head = line.head(Kind.S2, self.number, shape, number, key)
+        return Opening(self.number, number, shape, chain.chain_id, key, head)
 
     def exhaust(self) -> None:
         """Start no further round: it makes way for a successor."""

@@ -28,7 +28,7 @@ both ends and the relays between them agree (early.py).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import inf
 
 from attrs import define, field
@@ -57,7 +57,6 @@ from alpha_trio.proto.messages import (
 from alpha_trio.proto.packets import FRAME_WORD_SIZE, Cut, flow_of
 from alpha_trio.proto.primitives import (
     EARLY_USE,
-    Presigner,
     depth_for,
     digest_of,
     early_packet,
@@ -66,7 +65,7 @@ from alpha_trio.proto.traces import Counts
 from alpha_trio.proto.transport.controls import Controls
 from alpha_trio.proto.transport.conversation import Conversations
 from alpha_trio.proto.transport.early import Early, EarlyState, room_for_early
-from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group
+from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group, Opening
 from alpha_trio.proto.transport.line import Line
 from alpha_trio.proto.transport.modes import MODES, depth_of
 from alpha_trio.proto.transport.pace import Pace, distance, early_waiting, is_long
@@ -213,15 +212,16 @@ class Sender:
 
     def outgoing(self, cut: Cut, now: float) -> None:
         """Queue the segments of ``cut``; ``start`` sends them."""
-        headers, segments = bytes(cut.headers), cut.segments
-        flow = flow_of(headers or segments[0])
-        waiting = Waiting(cut.word, headers, segments, now, flow)
+        word, headers, payload, size, _ = cut
+        waiting = Waiting(
+            word, headers, payload, size, now, flow_of(headers or payload)
+        )
         if self.early.usable:
             waiting.may_go_early = self.talks.may_go_early(
                 waiting,
                 room_for_early(self.line.datagram_size),
                 self.rtt.least,
-                queued=self.queue.has_more(flow),
+                queued=self.queue.has_more(waiting.flow),
             )
         self._queue(waiting)
 
@@ -357,12 +357,13 @@ class Sender:
         out: Outbox,
     ) -> Round:
         bodies = [body for waiting in taken for body in waiting.bodies()]
-        place = association.number, association.next_round, 0
+        opening = association.open(EARLY_ROUND, self.line)
+        place = association.number, opening.number, 0
         early = self.line.encrypt.apply(*place, join_early(bodies), EARLY_USE)
         round_ = self.announce(
             association,
-            Datagrams.bare(b""),
-            EARLY_ROUND,
+            opening,
+            Datagrams.bare(b"", opening, early_packet(early)),
             now,
             out,
             early=early,
@@ -444,9 +445,7 @@ class Sender:
             waiting.marked = True
             return True
         self.line.counters.drop(Drop.QUEUE_FULL)
-        del waiting.segments[0]
-        waiting.word += 1
-        return bool(waiting.segments)
+        return waiting.lose_first()
 
     def _start_round(
         self,
@@ -459,9 +458,9 @@ class Sender:
     ) -> None:
         packets = sum(waiting.count for waiting in taken)
         depth = depth_for(packets, roots)
-        place = association.number, association.next_round
-        datagrams = Datagrams.sealed(taken, depth, self.line.encrypt, *place)
-        round_ = self.announce(association, datagrams, flags, now, out)
+        opening = association.open(flags | depth, self.line)
+        datagrams = Datagrams.sealed(taken, depth, opening, self.line)
+        round_ = self.announce(association, opening, datagrams, now, out)
         round_.flows = frozenset(waiting.flow for waiting in taken)
         self.order.append(round_)
         self.pace.started = now
@@ -472,36 +471,29 @@ class Sender:
     def announce(
         self,
         association: OutAssociation,
+        opening: Opening,
         datagrams: Datagrams,
-        flags: int,
         now: float,
         out: Outbox,
         place: Place | None = None,
-        early: memoryview | None = None,
+        early: Buffer = b"",
         traffic_class: int = 0,
     ) -> Round:
-        """Open the next round of ``association``: say in an S1 what it will bring.
+        """Say in an S1 what the round that was opened will bring.
 
         ``place``: say it there alone.  ``early``: what the S1 itself brings, encrypted,
         of packets with this ``traffic_class``.
         """
-        number, depth = association.next_round, datagrams.depth
-        association.next_round += 1
-        shape = flags | depth
-        chain, head = association.chain, self.line.head
-        element, key = chain.element(2 * number + 1), chain.element(2 * number + 2)
-        prefix = head(Kind.S2, association.number, shape, number, key)
-        packets: Sequence[Buffer] = datagrams.put_heads(prefix)
-        if early is not None:
-            packets = [early_packet(early)]
-        presigner = Presigner.sign(chain.chain_id, number, key, packets, depth)
-        if depth:
-            datagrams.put_branches(presigner)
-        message = (
-            head(Kind.S1, association.number, shape, number, element)
-            + S1_COUNTS.pack(datagrams.packets, len(presigner.roots), 0)
-            + b"".join(presigner.roots)
-            + (early or b"")
+        _, number, shape, *_ = opening
+        element = association.chain.element(2 * number + 1)
+        packets, roots = datagrams.packets, len(datagrams.roots) // NODE_SIZE
+        message = b"".join(
+            (
+                self.line.head(Kind.S1, association.number, shape, number, element),
+                S1_COUNTS.pack(packets, roots, 0),
+                datagrams.roots,
+                early,
+            )
         )
         s1, digest = self.line.tagged(message), digest_of(message)
         round_ = Round(association, number, shape, datagrams, s1, digest, now, now)
@@ -509,10 +501,9 @@ class Sender:
         association.round = round_
         self._expect(round_, now)
         self.under_way += 1
-        if not flags & CONTROL:
+        if not shape & CONTROL:
             self.large = self.large or round_.largest > self.doubted_size
-            mode = _mode(datagrams.packets, depth, len(presigner.roots))
-            self.modes[mode] += 1
+            self.modes[_mode(packets, datagrams.depth, roots)] += 1
         self.line.send(s1, out, place, traffic_class)
         return round_
 

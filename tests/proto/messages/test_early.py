@@ -80,7 +80,7 @@ def s1_of(packets: int, count: int, behind: bytes) -> bytes:
 @pytest.mark.parametrize("size", [0, 1, 15, NODE_SIZE, MAX_EARLY])
 def test_what_is_behind_the_root_is_no_root(size):
     message = s1_of(1, 1, ROOT + b"e" * size)
-    assert roots_untrusted(message, EARLY_SHAPE) == (1, [ROOT])
+    assert roots_untrusted(message, EARLY_SHAPE) == (1, ROOT)
     assert early_of(message) == b"e" * size
 
 
@@ -105,7 +105,7 @@ def test_it_goes_with_one_packet_one_root_and_no_flag_or_tree(shape, packets, co
     message = s1_of(packets, count, ROOT * 3)
     bare = not shape & 0xC7
     if bare and packets == count == 1:
-        assert roots_untrusted(message, shape) == (1, [ROOT])
+        assert roots_untrusted(message, shape) == (1, ROOT)
     else:
         with pytest.raises(BadPacket):
             roots_untrusted(message, shape)

@@ -61,6 +61,12 @@ def cut(packet: Packet, room: int = ROOM) -> frames.Cut:
     return result
 
 
+def framed(word: int, segments: list[bytes]) -> list:
+    """The frame of bodies: the first with its headers, the others without."""
+    first, data = len(segments[0]), b"".join(segments)
+    return frames.join_untrusted(word, len(segments), first, data)
+
+
 def join(cut: frames.Cut, numbers: list[int]) -> list[bytes]:
     """The packets that come out when the segments ``numbers`` arrive, in this order.
 
@@ -70,7 +76,7 @@ def join(cut: frames.Cut, numbers: list[int]) -> list[bytes]:
     for run in _runs(numbers):
         first = bytes(cut.headers) + bytes(cut.segments[run[0]])
         segments = [first, *(bytes(cut.segments[i]) for i in run[1:])]
-        parts = frames.join_untrusted(cut.word + run[0], segments)
+        parts = framed(cut.word + run[0], segments)
         packets += [bytes(packet) for packet in frames.finished(parts)]
     return packets
 
@@ -92,7 +98,7 @@ def _runs(numbers: list[int]) -> list[list[int]]:
 def test_all_segments_together_are_the_frame_again(packet):
     whole = cut(packet)
     first = bytes(whole.headers) + bytes(whole.segments[0])
-    parts = frames.join_untrusted(whole.word, [first, *whole.segments[1:]])
+    parts = framed(whole.word, [first, *whole.segments[1:]])
     virtio, joined = b"".join(parts)[:10], b"".join(parts)[10:]
     assert VIRTIO.unpack(virtio) == VIRTIO.unpack(packet.frame()[:10])
     assert joined == packet.frame()[10:]
@@ -146,7 +152,7 @@ def test_a_cut_counts_what_it_stands_for():
     result = cut(packet)
     assert [len(segment) for segment in result.segments] == [1000, 1000, 1000, 1]
     assert result.packet_bytes == sum(len(s.build()) for s in packet.segments())
-    assert result.segment_size == 1000
+    assert result.size == 1000
 
 
 @fixed
@@ -171,7 +177,7 @@ def test_packets_of_a_packet(packet):
 def test_a_packet_arrives_complete(packet, needs_csum):
     packet = packet.segments()[0]
     result = frames.cut(packet.frame(needs_csum=needs_csum), ROOM)
-    parts = frames.join_untrusted(result.word, result.segments)
+    parts = framed(result.word, result.segments)
     virtio = VIRTIO.unpack(parts[0][:10])
     assert virtio[0] == (NEEDS_CSUM if needs_csum else 0)
     assert b"".join(parts) == packet.frame(needs_csum=needs_csum)
@@ -190,7 +196,7 @@ def test_a_checksum_the_frame_word_cannot_point_to_is_completed(size):
     options = destination_options(size, UDP)
     packet = Packet(*ADDRESSES[1], payload=b"far", ip_options=options)
     result = frames.cut(packet.frame(needs_csum=True), ROOM)
-    parts = frames.join_untrusted(result.word, result.segments)
+    parts = framed(result.word, result.segments)
     assert [bytes(p) for p in frames.finished(parts)] == [packet.build()]
     parse(packet.build())
 
@@ -230,7 +236,7 @@ BODIES = st.binary(max_size=120) | st.builds(
 @given(WORDS, BODIES, st.lists(st.binary(max_size=60), max_size=3))
 def test_random_words_and_bodies_raise_only_bad_packet(word, body, others):
     with suppress(BadPacket):
-        frames.finished(frames.join_untrusted(word, [body, *others]))
+        frames.finished(framed(word, [body, *others]))
 
 
 @settings(deadline=None, derandomize=True, max_examples=250)
@@ -246,7 +252,7 @@ def test_mangled_segments_raise_only_bad_packet(packet, data):
     first = first[: data.draw(st.integers(0, len(first)))]
     with suppress(BadPacket):
         segments = [bytes(first), *result.segments[1:]]
-        frames.finished(frames.join_untrusted(word, segments))
+        frames.finished(framed(word, segments))
 
 
 def test_udp_knows_no_congestion_bit():
@@ -254,7 +260,7 @@ def test_udp_knows_no_congestion_bit():
     result = cut(packet)
     first = bytes(result.headers) + bytes(result.segments[0])
     with pytest.raises(BadPacket):
-        frames.join_untrusted(result.word | 0x80 << 56, [first, *result.segments[1:]])
+        framed(result.word | 0x80 << 56, [first, *result.segments[1:]])
 
 
 def test_a_segment_cannot_claim_to_lie_beyond_64_kib():
@@ -262,7 +268,7 @@ def test_a_segment_cannot_claim_to_lie_beyond_64_kib():
     result = cut(evolve(packet, payload=bytes(65_000), segment_size=32_500))
     first = bytes(result.headers) + bytes(result.segments[0])
     with pytest.raises(BadPacket):
-        frames.join_untrusted(result.word, [first, *2 * result.segments])
+        framed(result.word, [first, *2 * result.segments])
 
 
 # -- checksums

@@ -110,7 +110,7 @@ def test_on_a_short_way_all_of_them_go_early():
 
 
 def test_what_is_left_of_a_torn_frame_is_what_it_was():
-    transfer = Waiting(0, b"", [b"x"] * 3, 0.0, b"flow", may_go_early=False)
+    transfer = Waiting(0, b"", b"xxx", 1, 0.0, b"flow", may_go_early=False)
     assert [part.may_go_early for part in transfer.split(2)] == [False, False]
 
 
@@ -140,4 +140,6 @@ def test_connections_without_end_cost_no_memory_and_forget_the_oldest():
 
 def waiting(port: int = 1) -> Waiting:
     packet = Packet(protocol=TCP, payload=b"x", ports=(port, 22)).build()
-    return Waiting(0, b"", [packet], 0.0, flow=bytes([TCP]) + port.to_bytes(2))
+    return Waiting(
+        0, b"", packet, len(packet), 0.0, flow=bytes([TCP]) + port.to_bytes(2)
+    )

@@ -273,7 +273,7 @@ def test_rounds_grow_with_what_waits():
 def test_what_is_handed_in_together_shares_a_round():
     ends = Ends.make()
     for text in (b"one", b"two", b"three"):
-        ends.one.transport.outgoing(Cut(0, b"", [text], 5, 5), 0.0, ends.one.out)
+        ends.one.transport.outgoing(Cut(0, b"", text, 5, 5), 0.0, ends.one.out)
     assert ends.one.sent() == []
     ends.one.transport.push(0.0, ends.one.out)
     assert packets_of_rounds(ends.settle(*ends.one.sent())) == [3]
@@ -417,7 +417,7 @@ def test_a_session_that_ends_counts_what_is_lost_with_it():
 
 
 def frames_of(flow: bytes, count: int, since: float = 0.0) -> list[Waiting]:
-    return [Waiting(0, b"", [bytes([i])], since, flow) for i in range(count)]
+    return [Waiting(0, b"", bytes([i]), 1, since, flow) for i in range(count)]
 
 
 def test_a_flow_with_nothing_waiting_goes_first():
@@ -438,7 +438,7 @@ def test_order_inside_a_flow_stays_whatever_is_taken_between(script):
             waiting = queue.popleft()
             assert left[waiting.flow].pop(0) == int(waiting.since)
         elif flow is not None:
-            queue.append(Waiting(0, b"", [b""], float(number), flow))
+            queue.append(Waiting(0, b"", b"", 0, float(number), flow))
             left[flow].append(number)
             number += 1
     assert sorted(int(w.since) for w in queue) == sorted(chain(*left.values()))

@@ -1,0 +1,67 @@
+"""Which packets that arrived one after the other make one frame for the TUN."""
+
+from __future__ import annotations
+
+from alpha_trio.proto.messages import Bodies, Pieces
+from alpha_trio.proto.packets.frames import GSO_NONE, UDP_HEADER_SIZE, same_flow
+
+_GSO_SHIFT = 56
+
+
+def joined(
+    words: tuple[int, ...],
+    bodies: Bodies | Pieces,
+    most_packets: int,
+    most_bytes: int,
+) -> list[tuple[int, int, int, int, bytes]]:
+    """Segments of a super-packet, and datagrams of a flow, each as one.
+
+    ``words`` are the frame words of the ``bodies``.  See ``Joined`` in the engine for
+    what comes out; the limits are for datagrams.
+    """
+    frames = []
+    at, count = 0, len(words)
+    while at < count:
+        word, first = words[at], bodies[at]
+        if word >> _GSO_SHIFT != GSO_NONE:
+            skip = word >> 48 & 0xFF
+            until = at + 1 + _segments_after(words, at)
+        else:
+            skip = (word >> 40 & 0xFF) + UDP_HEADER_SIZE
+            until = _end_of_flow(words, bodies, at, most_packets, most_bytes)
+        data = b"".join([first, *bodies.tails(at + 1, until, skip)])
+        frames.append((at, until, word, len(first), data))
+        at = until
+    return frames
+
+
+def _segments_after(words: tuple[int, ...], at: int) -> int:
+    """How many segments of the same super-packet follow ``at`` without a gap."""
+    following = words[at + 1 :]
+    expected = range(words[at] + 1, words[at] + 1 + len(following))
+    if following == tuple(expected):
+        return len(following)  # hot path
+    pairs = zip(following, expected, strict=True)
+    return next(i for i, (word, due) in enumerate(pairs) if word != due)
+
+
+def _end_of_flow(
+    words: tuple[int, ...],
+    bodies: Bodies | Pieces,
+    at: int,
+    most_packets: int,
+    most_bytes: int,
+) -> int:
+    """One past the last whole packet that can share a super-packet with ``at``'s."""
+    word, first, size = words[at], bodies[at], len(bodies[at])
+    until, room = at + 1, min(len(words), at + most_packets)
+    total = size
+    while until < room and words[until] == word:
+        body = bodies[until]
+        total += len(body)
+        if total > most_bytes or not same_flow(word, first, body):
+            break
+        until += 1
+        if len(body) < size:
+            break
+    return until
