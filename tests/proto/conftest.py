@@ -38,16 +38,16 @@ def remembering(
     make_some: Callable[[alpha.HashChain], bool],
 ) -> Callable[[alpha.HashChain], bool]:
     """What ``make_some`` does, looked up where it was done before."""
-    known: dict[tuple[object, ...], tuple[int, bytes, dict[int, bytes]]] = {}
+    known: dict[tuple[object, ...], tuple[int, dict[int, bytes]]] = {}
 
     def look_up(chain: alpha.HashChain) -> bool:
         begun = chain.chain_id, chain.seed, chain.spacing, chain._made
         if begun in known:
-            chain._made, chain._front, checkpoints = known[begun]
+            chain._made, checkpoints = known[begun]
             chain._checkpoints |= checkpoints
             return not chain._made
         done = make_some(chain)
-        known[begun] = chain._made, chain._front, dict(chain._checkpoints)
+        known[begun] = chain._made, dict(chain._checkpoints)
         if len(known) > MOST_CHAINS:
             del known[next(iter(known))]
         return done

@@ -11,6 +11,7 @@ from attrs import frozen
 from alpha_trio.proto.engine import reference
 from alpha_trio.proto.engine.face import Kernel
 from alpha_trio.proto.engine.selftest import differs
+from alpha_trio.proto.primitives import chain
 
 VARIABLE = "ALPHA_TRIO_ENGINE"
 NATIVE, PYTHON, AUTO = "native", "python", "auto"
@@ -34,15 +35,13 @@ def choose(wanted: str = AUTO) -> Choice:
     """
     global _chosen
     _chosen = _find(wanted)
+    chain.use(_chosen.kernel.descend)
     return _chosen
 
 
 def chosen() -> Choice:
     """The kernel in use."""
-    global _chosen
-    if _chosen is None:
-        _chosen = _find(os.environ.get(VARIABLE) or AUTO)
-    return _chosen
+    return _chosen or choose(os.environ.get(VARIABLE) or AUTO)
 
 
 def _find(wanted: str) -> Choice:

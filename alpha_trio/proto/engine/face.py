@@ -36,7 +36,12 @@ def round_place(association: int, number: int, use: int = 0) -> bytes:
 
 
 class Kernel(Protocol):
-    """Three calls, and the key for two of them."""
+    """Four calls, and the key for two of them."""
+
+    def descend(
+        self, chain_id: bytes, position: int, element: bytes, count: int, /
+    ) -> bytes:
+        """The ``count`` elements of a chain before this one, the nearest first."""
 
     def cipher(self, key: bytes, /) -> Any:
         """What ``seal`` and ``open`` want of a key of 32 bytes."""

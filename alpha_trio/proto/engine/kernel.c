@@ -98,13 +98,24 @@ static void hash_packet(const SHA256_CTX *start, const uint8_t *packet, size_t s
     finish(&state, node);
 }
 
-static void hash_node(const uint8_t *left, const uint8_t *right, uint8_t *node) {
+/* The hash of a message that leaves room in its only block for what SHA-256 adds: its
+ * end and its length in bits (FIPS 180-4, 5.1.1). */
+static void hash_block(uint8_t *block, size_t size, uint8_t *node) {
     SHA256_CTX state;
+    memset(block + size, 0, BLOCK - size);
+    block[size] = 0x80;
+    put64(block + BLOCK - 8, 8 * size);
     SHA256_Init(&state);
-    SHA256_Update(&state, "n", 1);
-    SHA256_Update(&state, left, NODE);
-    SHA256_Update(&state, right, NODE);
-    finish(&state, node);
+    SHA256_Transform(&state, block);
+    for (int i = 0; i < NODE / 4; i++)
+        put32(node + 4 * i, state.h[i]);
+}
+
+static void hash_node(const uint8_t *left, const uint8_t *right, uint8_t *node) {
+    uint8_t block[BLOCK] = "n";
+    memcpy(block + 1, left, NODE);
+    memcpy(block + 1 + NODE, right, NODE);
+    hash_block(block, 1 + 2 * NODE, node);
 }
 
 static void hash_root(const SHA256_CTX *keyed, const uint8_t *left,
@@ -113,6 +124,39 @@ static void hash_root(const SHA256_CTX *keyed, const uint8_t *left,
     SHA256_Update(&state, left, NODE);
     SHA256_Update(&state, right, NODE);
     finish(&state, node);
+}
+
+/* -- chains ------------------------------------------------------------------------ */
+
+/* descend(chain id, position, element, count)
+ * -> the ``count`` elements before this one, the nearest first */
+static PyObject *descend(PyObject *module, PyObject *args) {
+    const uint8_t *name, *element;
+    Py_ssize_t name_size, element_size, count;
+    unsigned long position;
+    if (!PyArg_ParseTuple(args, "y#ky#n:descend", &name, &name_size, &position,
+                          &element, &element_size, &count))
+        return NULL;
+    if (name_size != NODE || element_size != NODE || position > UINT32_MAX ||
+        count < 0 || (unsigned long)count > position) {
+        PyErr_SetString(PyExc_ValueError, "no such elements");
+        return NULL;
+    }
+    PyObject *result = PyBytes_FromStringAndSize(NULL, count * NODE);
+    if (result == NULL)
+        return NULL;
+    uint8_t *to = (uint8_t *)PyBytes_AsString(result), block[BLOCK];
+    Py_BEGIN_ALLOW_THREADS
+    memcpy(block + 1, name, NODE);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        uint32_t at = (uint32_t)(position - 1 - (unsigned long)i);
+        block[0] = at & 1 ? 'o' : 'k'; /* opens a round, or is its key */
+        put32(block + 1 + NODE, at);
+        memcpy(block + 1 + NODE + 4, i ? to + (i - 1) * NODE : element, NODE);
+        hash_block(block, 1 + NODE + 4 + NODE, to + i * NODE);
+    }
+    Py_END_ALLOW_THREADS
+    return result;
 }
 
 /* -- keystream --------------------------------------------------------------------- */
@@ -718,6 +762,7 @@ done:
 
 static PyMethodDef methods[] = {
     {"cipher", make_cipher, METH_O, NULL},
+    {"descend", descend, METH_VARARGS, NULL},
     {"seal", seal, METH_VARARGS, NULL},
     {"check", check, METH_VARARGS, NULL},
     {"open", open_run, METH_VARARGS, NULL},

