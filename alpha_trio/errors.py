@@ -70,6 +70,26 @@ class TimedOut(AlphaTrioError):
     exit_code = 5
 
 
+class RemoteError(AlphaTrioError):
+    """The daemon refused a request, and none of the other classes says how."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+_TOLD: dict[int, type[AlphaTrioError]] = {
+    error.exit_code: error for error in (WrongUsage, UnknownPeer, TimedOut)
+}
+
+
+def error_of(text: str, exit_code: int) -> AlphaTrioError:
+    """What the daemon refused, by the code that came with its words."""
+    if (error := _TOLD.get(exit_code)) is not None:
+        return error(text)
+    return RemoteError(text, exit_code)
+
+
 def refusal(error: Exception) -> str | None:
     """What the host refused, with the remedy; None if ``error`` is nothing it said.
 

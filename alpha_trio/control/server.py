@@ -40,7 +40,7 @@ from typing import Any, NoReturn
 import trio
 from attrs import define
 
-from alpha_trio import rpc
+from alpha_trio import wire
 from alpha_trio.control.listener import Access, ControlSocket, remove_leftover
 from alpha_trio.errors import AlphaTrioError, refusal
 from alpha_trio.journal import Event, Journal
@@ -210,7 +210,7 @@ class _Door:
             try:
                 while True:
                     await self._answer(client, await self._next_request(client))
-            except rpc.BadFrame as error:
+            except wire.BadFrame as error:
                 # Where the next frame begins is anyone's guess now: answer, hang up.
                 await client.send(_refusal(str(error)))
             finally:
@@ -227,14 +227,14 @@ class _Door:
             return True
         return False
 
-    async def _next_request(self, client: _Client) -> rpc.Request:
+    async def _next_request(self, client: _Client) -> wire.Request:
         self._idle[client] = None
         try:
             return await client.receive()
         finally:
             self._idle.pop(client, None)
 
-    async def _answer(self, client: _Client, request: rpc.Request) -> None:
+    async def _answer(self, client: _Client, request: wire.Request) -> None:
         command = self._commands.get(request.command)
         if command is None:
             known = ", ".join(sorted(self._commands))
@@ -261,7 +261,7 @@ class _Door:
 async def _forward(client: _Client, events: AsyncGenerator[Event, None]) -> None:
     async with aclosing(events):
         async for event in events:
-            await client.send_patiently(rpc.encode_event(event))
+            await client.send_patiently(wire.encode_event(event))
 
 
 async def _reply(command: str, answer: Awaitable[Any]) -> bytes:
@@ -270,9 +270,9 @@ async def _reply(command: str, answer: Awaitable[Any]) -> bytes:
     (Everything in here is our own doing: what a client does wrong cancels its scope.)
     """
     try:
-        return rpc.encode_result(await answer)
+        return wire.encode_result(await answer)
     except AlphaTrioError as error:
-        return rpc.encode_error(str(error), error.exit_code)
+        return wire.encode_error(str(error), error.exit_code)
     except Exception as error:
         if (reason := refusal(error)) is not None:
             return _refusal(f"the host refuses what this needs: {reason}")
@@ -281,7 +281,7 @@ async def _reply(command: str, answer: Awaitable[Any]) -> bytes:
 
 
 def _refusal(text: str) -> bytes:
-    return rpc.encode_error(text, AlphaTrioError.exit_code)
+    return wire.encode_error(text, AlphaTrioError.exit_code)
 
 
 @define(eq=False)
@@ -295,12 +295,12 @@ class _Client:
         self.scope.cancel()
         await trio.sleep_forever()
 
-    async def receive(self) -> rpc.Request:
+    async def receive(self) -> wire.Request:
         """The next request; raise BadFrame if there comes something else."""
         with trio.move_on_after(READ_SECONDS):
-            header = await self._receive_exactly(rpc.HEADER.size)
-            length = rpc.body_length_untrusted(header, rpc.MAX_REQUEST)
-            return rpc.decode_request_untrusted(await self._receive_exactly(length))
+            header = await self._receive_exactly(wire.HEADER.size)
+            length = wire.body_length_untrusted(header, wire.MAX_REQUEST)
+            return wire.decode_request_untrusted(await self._receive_exactly(length))
         return await self.hang_up()
 
     async def _receive_exactly(self, size: int) -> bytes:

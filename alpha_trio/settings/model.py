@@ -258,6 +258,6 @@ class Settings:
     def status_socket(self) -> Path:
         """Where the second control socket is, if there is one.
 
-        The same as rpc.status_socket, by which the command line finds it.
+        The same as wire.status_socket, by which clients find it.
         """
         return Path("-status".join(splitext(self.socket)))

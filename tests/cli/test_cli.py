@@ -25,13 +25,14 @@ import attrs
 import click
 import pytest
 import trio
-from alpha_trio_cli import client, complete, local, words
+from alpha_trio_cli import complete, local, words
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from alpha_trio.control import listener, server
 from alpha_trio.errors import ConfigError
 from alpha_trio.proto.primitives import identity
+from alpha_trio.rpc import asking
 from alpha_trio.settings import Mode, Offload, PeerSettings, Settings
 from alpha_trio.state import PeerStore
 from tests.control.memory_node import KEY, MemoryNode, status_of
@@ -1500,7 +1501,7 @@ def test_stop_returns_when_the_process_has_ended(tmp_path):
 
 
 def test_stop_of_a_process_that_does_not_end(served, monkeypatch):
-    monkeypatch.setattr(client, "STOP_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "STOP_SECONDS", 0.01)
     # The process that serves is this one, and lives on.
     assert "still runs after 0.01 s" in call("stop", code=5)
 
@@ -1515,7 +1516,7 @@ def test_stop_of_a_process_out_of_sight(served, monkeypatch):
 
 
 def test_daemon_that_does_not_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "ANSWER_SECONDS", 0.01)
     path = str(tmp_path / "control.sock")
     with socket.create_server(path, family=socket.AF_UNIX):
         assert "did not answer in time" in call("--socket", path, "status", code=5)

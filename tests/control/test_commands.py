@@ -9,7 +9,6 @@ from trio.testing import wait_all_tasks_blocked
 from alpha_trio.control import commands_for, questions_for
 from alpha_trio.control.commands import QUESTIONS
 from alpha_trio.errors import AlphaTrioError, ConfigError
-from alpha_trio.rpc import RemoteError
 from alpha_trio.settings import PeerSettings, parse_peer
 from tests.control.memory_node import KEY, MemoryNode, status_of
 from tests.control.test_control import Client
@@ -41,8 +40,8 @@ def only_peer(node) -> PeerSettings:
     return peer
 
 
-async def fails(client, command, **args) -> RemoteError:
-    with pytest.raises(RemoteError) as caught:
+async def fails(client, command, **args) -> AlphaTrioError:
+    with pytest.raises(AlphaTrioError) as caught:
         await client.call(command, **args)
     assert "\n" not in str(caught.value)
     return caught.value
@@ -95,7 +94,7 @@ async def test_bad_arguments_change_nothing(client, node, args, complaint):
     for command in ("peers.add", "peers.set"):
         error = await fails(client, command, **args)
         assert error.exit_code in (1, 2, 4)
-    with pytest.raises(RemoteError, match=complaint):
+    with pytest.raises(AlphaTrioError, match=complaint):
         await client.call("peers.add", **args)
     assert node.peers() == []
 
