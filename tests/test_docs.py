@@ -31,7 +31,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "README.md",
     "CHANGELOG.md",
-    *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+    *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")),
 ]
 FOLDERS = ("alpha_trio", "cli", "docs", "packaging", "tests", "tools")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
