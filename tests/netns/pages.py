@@ -109,21 +109,23 @@ class Walk:
         """Type all that stands below a heading, and write its files."""
         _, _, rest = self._text.partition(f"\n## {heading}\n")
         assert rest, f"the page has no section {heading!r}"
-        for kind, block in _FENCE.findall(rest.partition("\n## ")[0]):
+        self._follow(rest.partition("\n## ")[0])
+
+    def _follow(self, text: str) -> None:
+        for kind, block in _FENCE.findall(text):
             if kind == "console":
                 for name, command, shown in _typed(block):
                     compare(command, shown, self._type(name, command))
             elif found := _FILE.match(block):
                 self.machines[found[2]].write(found[1], self._with_keys(block))
 
-    def headings(self) -> list[str]:
-        """Those of all sections with something to do."""
-        sections = re.split(r"^## ", self._text, flags=re.MULTILINE)[1:]
-        return [text.split("\n")[0] for text in sections if "\n```console" in text]
+    def installed(self, *names: str) -> None:
+        """What a page may begin with: daemons that run, and know nobody."""
+        for name in names:
+            self.machines[name].service("start")
 
     def follow_all(self) -> None:
-        for heading in self.headings():
-            self.follow(heading)
+        self._follow(self._text)
 
     def peer(self, here: str, there: str) -> dict:
         """What the status on one host says about another."""
@@ -168,11 +170,11 @@ def _typed(block: str) -> Iterator[tuple[str, str, list[str]]]:
 
 def compare(command: str, shown: list[str], said: str) -> None:
     """Whether the lines on the page are among those that came, in this order."""
-    lines = iter([_alike(line) for line in said.splitlines()])
+    lines = iter([_alike(line).strip() for line in said.splitlines()])
     for line in shown:
         if line == "...":
             continue
-        pattern = ".*".join(map(re.escape, _alike(line).split("...")))
+        pattern = ".*".join(re.escape(_alike(part)) for part in line.split("..."))
         assert any(re.fullmatch(pattern, each) for each in lines), (
             f"{command}: the page has {line!r}; it said\n{said}"
         )
@@ -181,4 +183,4 @@ def compare(command: str, shown: list[str], said: str) -> None:
 def _alike(line: str) -> str:
     for varies, word in _VARIES:
         line = varies.sub(word, line)
-    return line.strip()
+    return line

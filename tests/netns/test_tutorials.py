@@ -1,0 +1,85 @@
+"""The pages for beginners, each followed from its beginning to its end."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from tests.netns.pages import Walk
+from tests.netns.recipes import forward, link, route
+from tools.daemons import serving
+
+pytestmark = pytest.mark.netns
+
+
+@pytest.fixture
+def ends(lab):
+    """Ends what was entered before the lab ends."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_two_hosts(pair, ends):
+    Walk("tutorials/two-hosts.md", ends, *pair).follow_all()
+
+
+def test_site_to_site(lab, ends):
+    names = ("pc1", "printer", "gw1", "internet", "gw2", "pc2")
+    pc1, printer, gw1, internet, gw2, pc2 = map(lab.host, names)
+    gw1.run(*["ip", "link", "add", "eth0", "up", "type", "bridge"])
+    gw1.run(*["ip", "addr", "add", "10.50.0.1/24", "dev", "eth0"])
+    gw1.ports.append("eth0")
+    for host, number in ((pc1, 7), (printer, 9)):
+        _, port = lab.connect(host, gw1)
+        gw1.run("ip", "link", "set", port, "master", "eth0")
+        host.run("ip", "addr", "add", f"10.50.0.{number}/24", "dev", "eth0")
+    link(lab, gw2, pc2, "10.60.0.1 10.60.0.7/24")
+    link(lab, gw1, internet, "198.51.100.1 198.51.100.254/24")
+    link(lab, gw2, internet, "203.0.113.2 203.0.113.254/24")
+    forward(internet)
+    for host, gateway in (
+        (pc1, "10.50.0.1"),
+        (pc2, "10.60.0.1"),
+        (gw1, "198.51.100.254"),
+        (gw2, "203.0.113.254"),
+    ):
+        route(host, "default", via=gateway)
+    walk = Walk("tutorials/site-to-site.md", ends, pc1, printer, gw1, gw2)
+    ends.enter_context(serving(pc2, "tcp", 80, "nc", "-k", "-l", "80"))
+    walk.follow_all()
+
+
+def test_road_warrior(lab, ends):
+    names = ("laptop", "nat", "internet", "office", "pc2")
+    laptop, nat, internet, office, pc2 = map(lab.host, names)
+    link(lab, laptop, nat, "192.168.1.7 192.168.1.1/24")
+    link(lab, nat, internet, "198.51.100.1 198.51.100.254/24")
+    link(lab, office, internet, "203.0.113.2 203.0.113.254/24")
+    link(lab, office, pc2, "10.60.0.1 10.60.0.7/24")
+    forward(nat, internet)
+    nat.run(
+        *["nft", "-f", "-"],
+        stdin="table ip nat { chain post { type nat hook postrouting priority srcnat;"
+        " oifname eth1 masquerade; }; }",
+    )
+    for host, gateway in (
+        (laptop, "192.168.1.1"),
+        (nat, "198.51.100.254"),
+        (office, "203.0.113.254"),
+        (pc2, "10.60.0.1"),
+    ):
+        route(host, "default", via=gateway)
+    walk = Walk("tutorials/road-warrior.md", ends, laptop, office)
+    walk.installed("laptop", "office")
+    walk.follow_all()
+
+
+def test_a_relay_on_a_router(lab, ends):
+    hosts = lab.chain(1)
+    stranger = lab.host("stranger")
+    link(lab, hosts[1], stranger, "192.168.12.1 192.168.12.9/24")
+    route(stranger, "default", via="192.168.12.1")
+    walk = Walk("tutorials/relay.md", ends, *hosts, stranger)
+    walk.installed("vm1", "r1", "vm2")
+    walk.follow_all()
