@@ -57,11 +57,12 @@ class Machine:
         folder = host.directory / "machine"
         for name in ("etc", "lib", "home", "run"):
             (folder / name).mkdir(parents=True)
+        self.state, self.home = folder / "lib/alpha-trio", folder / "home"
         self.daemon = Daemon(host)
         self.daemon.config_file = folder / "etc/alpha-trio.toml"
         self.daemon.environment = {
             "ALPHA_TRIO_SOCKET": str(folder / "run/alpha-trio/control.sock"),
-            "ALPHA_TRIO_STATE": str(folder / "lib/alpha-trio"),
+            "ALPHA_TRIO_STATE": str(self.state),
         }
         ends.push(self.daemon)  # ends it, if it runs then
         # Holds the mounts for as long as its pipe is open.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import ExitStack
 
 import pytest
 
 from tests.netns.pages import Walk
 from tests.netns.recipes import forward, link, route
+from tests.netns.traffic import introduce, ping
 from tools.daemons import serving
+from tools.lab import wait_until
 
 pytestmark = pytest.mark.netns
 
@@ -83,3 +86,48 @@ def test_a_relay_on_a_router(lab, ends):
     walk = Walk("tutorials/relay.md", ends, *hosts, stranger)
     walk.installed("vm1", "r1", "vm2")
     walk.follow_all()
+
+
+def test_backup_and_recovery(lab, ends):
+    vm1, vm2, new = lab.lan(3)
+    new.name = "new"
+    walk = Walk("backup.md", ends, vm1, vm2, new)
+    walk.installed("vm1", "vm2", "new")
+    one, two = (walk.machines[name] for name in ("vm1", "vm2"))
+    introduce(one.daemon, two.daemon)
+    ping(vm1, vm2.address)
+    key = one.daemon.status()["key"]
+    walk.follow("Back up")
+    # vm1 burns down; the backup lay elsewhere.
+    (backup,) = one.home.glob("*.tar")
+    one.service("stop")
+    shutil.copy(backup, walk.machines["new"].home)
+    for host, verb in ((vm1, "del"), (new, "add")):
+        host.run("ip", "addr", verb, "192.168.10.60/24", "dev", "eth0")
+    walk.follow("Restore on new hardware")
+    assert walk.machines["new"].daemon.status()["key"] == key
+    ping(new, vm2.address)
+    # Now with vm1 anew, of which nothing was kept.
+    walk.machines["new"].service("stop")
+    for host, verb in ((new, "del"), (vm1, "add")):
+        host.run("ip", "addr", verb, "192.168.10.60/24", "dev", "eth0")
+    shutil.rmtree(one.state)
+    one.service("start")
+    two.service("restart")  # in place of the minutes until its session ends
+
+    def refused(machine, command):
+        def is_refused():
+            vm2.run("ping", "-c", "1", "-W", "0.1", vm1.address, check=False)
+            return walk.peer("vm2", "vm1")["state"] == "key-mismatch"
+
+        wait_until(is_refused, "the new key refused")
+        return machine.run(*command.split())
+
+    walk.instead["alpha-trio status vm1"] = refused
+    walk.follow("A key that was lost")
+    ping(vm2, vm1.address)
+    lost = one.daemon.status()["key"]
+    walk.follow("A key that was stolen")
+    ping(vm2, vm1.address)
+    assert len({key, lost, one.daemon.status()["key"]}) == 3
+    assert list(one.home.glob("*.stolen")) == []
