@@ -98,12 +98,12 @@ class Machine:
 class Walk:
     """A page, and those who follow it."""
 
-    def __init__(self, page: str, ends: ExitStack, *hosts: Host) -> None:
+    def __init__(self, page: str, *machines: Machine) -> None:
         self._text = (DOCS / page).read_text()
-        self.machines = {host.name: Machine(host, ends) for host in hosts}
+        self.machines = {machine.host.name: machine for machine in machines}
         self.instead: dict[str, Act] = {
             "systemctl ": _systemctl,
-            "apt-get install ": _install,
+            "apt-get ": _install,
         }
 
     def follow(self, heading: str) -> None:
@@ -125,13 +125,11 @@ class Walk:
         for name in names:
             self.machines[name].service("start")
 
+    def headings(self) -> list[str]:
+        return re.findall(r"^## (.*)$", self._text, re.MULTILINE)
+
     def follow_all(self) -> None:
         self._follow(self._text)
-
-    def peer(self, here: str, there: str) -> dict:
-        """What the status on one host says about another."""
-        peers = self.machines[here].daemon.status()["peers"]
-        return next(peer for peer in peers if peer["name"] == there)
 
     def _type(self, name: str, command: str) -> str:
         machine = self.machines[name]
@@ -154,7 +152,8 @@ def _systemctl(machine: Machine, command: str) -> None:
 
 
 def _install(machine: Machine, command: str) -> None:
-    """The package starts the service."""
+    """What is installed is there already; but the package starts the service."""
+    assert "install" in command
     machine.service("start")
 
 

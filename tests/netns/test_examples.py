@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.netns.pages import DOCS, Walk
+from tests.netns.pages import DOCS, Machine, Walk
 from tests.netns.traffic import flowing, introduce
 from tools.daemons import Daemon, ending
 
@@ -62,8 +62,7 @@ def test_programs_in_python(pair):
 
 def test_a_program_in_perl(pair):
     with ExitStack() as ends:
-        walk = Walk("control.md", ends, pair[0])
-        vm1 = walk.machines["vm1"]
+        vm1 = Machine(pair[0], ends)
         vm1.service("start")
         vm1.write("/root/control.pl", (DOCS / "examples/control.pl").read_text())
-        walk.follow("A client in another language")
+        Walk("control.md", vm1).follow("A client in another language")

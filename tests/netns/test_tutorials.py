@@ -7,9 +7,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.netns.pages import Walk
+from tests.netns.pages import Machine, Walk
 from tests.netns.recipes import forward, link, route
-from tests.netns.traffic import introduce, ping
+from tests.netns.traffic import introduce, peer, ping
 from tools.daemons import serving
 from tools.lab import wait_until
 
@@ -23,11 +23,17 @@ def ends(lab):
         yield stack
 
 
-def test_two_hosts(pair, ends):
-    Walk("tutorials/two-hosts.md", ends, *pair).follow_all()
+@pytest.fixture
+def walk(ends):
+    """A page for these hosts."""
+    return lambda page, *hosts: Walk(page, *(Machine(host, ends) for host in hosts))
 
 
-def test_site_to_site(lab, ends):
+def test_two_hosts(pair, walk):
+    walk("tutorials/two-hosts.md", *pair).follow_all()
+
+
+def test_site_to_site(lab, ends, walk):
     names = ("pc1", "printer", "gw1", "internet", "gw2", "pc2")
     pc1, printer, gw1, internet, gw2, pc2 = map(lab.host, names)
     gw1.run(*["ip", "link", "add", "eth0", "up", "type", "bridge"])
@@ -48,12 +54,12 @@ def test_site_to_site(lab, ends):
         (gw2, "203.0.113.254"),
     ):
         route(host, "default", via=gateway)
-    walk = Walk("tutorials/site-to-site.md", ends, pc1, printer, gw1, gw2)
+    page = walk("tutorials/site-to-site.md", pc1, printer, gw1, gw2)
     ends.enter_context(serving(pc2, "tcp", 80, "nc", "-k", "-l", "80"))
-    walk.follow_all()
+    page.follow_all()
 
 
-def test_road_warrior(lab, ends):
+def test_road_warrior(lab, walk):
     names = ("laptop", "nat", "internet", "office", "pc2")
     laptop, nat, internet, office, pc2 = map(lab.host, names)
     link(lab, laptop, nat, "192.168.1.7 192.168.1.1/24")
@@ -73,42 +79,42 @@ def test_road_warrior(lab, ends):
         (pc2, "10.60.0.1"),
     ):
         route(host, "default", via=gateway)
-    walk = Walk("tutorials/road-warrior.md", ends, laptop, office)
-    walk.installed("laptop", "office")
-    walk.follow_all()
+    page = walk("tutorials/road-warrior.md", laptop, office)
+    page.installed("laptop", "office")
+    page.follow_all()
 
 
-def test_a_relay_on_a_router(lab, ends):
+def test_a_relay_on_a_router(lab, walk):
     hosts = lab.chain(1)
     stranger = lab.host("stranger")
     link(lab, hosts[1], stranger, "192.168.12.1 192.168.12.9/24")
     route(stranger, "default", via="192.168.12.1")
-    walk = Walk("tutorials/relay.md", ends, *hosts, stranger)
-    walk.installed("vm1", "r1", "vm2")
-    walk.follow_all()
+    page = walk("tutorials/relay.md", *hosts, stranger)
+    page.installed("vm1", "r1", "vm2")
+    page.follow_all()
 
 
-def test_backup_and_recovery(lab, ends):
+def test_backup_and_recovery(lab, walk):
     vm1, vm2, new = lab.lan(3)
     new.name = "new"
-    walk = Walk("backup.md", ends, vm1, vm2, new)
-    walk.installed("vm1", "vm2", "new")
-    one, two = (walk.machines[name] for name in ("vm1", "vm2"))
+    page = walk("backup.md", vm1, vm2, new)
+    page.installed("vm1", "vm2", "new")
+    one, two = (page.machines[name] for name in ("vm1", "vm2"))
     introduce(one.daemon, two.daemon)
     ping(vm1, vm2.address)
     key = one.daemon.status()["key"]
-    walk.follow("Back up")
+    page.follow("Back up")
     # vm1 burns down; the backup lay elsewhere.
     (backup,) = one.home.glob("*.tar")
     one.service("stop")
-    shutil.copy(backup, walk.machines["new"].home)
+    shutil.copy(backup, page.machines["new"].home)
     for host, verb in ((vm1, "del"), (new, "add")):
         host.run("ip", "addr", verb, "192.168.10.60/24", "dev", "eth0")
-    walk.follow("Restore on new hardware")
-    assert walk.machines["new"].daemon.status()["key"] == key
+    page.follow("Restore on new hardware")
+    assert page.machines["new"].daemon.status()["key"] == key
     ping(new, vm2.address)
     # Now with vm1 anew, of which nothing was kept.
-    walk.machines["new"].service("stop")
+    page.machines["new"].service("stop")
     for host, verb in ((new, "del"), (vm1, "add")):
         host.run("ip", "addr", verb, "192.168.10.60/24", "dev", "eth0")
     shutil.rmtree(one.state)
@@ -118,16 +124,16 @@ def test_backup_and_recovery(lab, ends):
     def refused(machine, command):
         def is_refused():
             vm2.run("ping", "-c", "1", "-W", "0.1", vm1.address, check=False)
-            return walk.peer("vm2", "vm1")["state"] == "key-mismatch"
+            return peer(two.daemon, "vm1")["state"] == "key-mismatch"
 
         wait_until(is_refused, "the new key refused")
         return machine.run(*command.split())
 
-    walk.instead["alpha-trio status vm1"] = refused
-    walk.follow("A key that was lost")
+    page.instead["alpha-trio status vm1"] = refused
+    page.follow("A key that was lost")
     ping(vm2, vm1.address)
     lost = one.daemon.status()["key"]
-    walk.follow("A key that was stolen")
+    page.follow("A key that was stolen")
     ping(vm2, vm1.address)
     assert len({key, lost, one.daemon.status()["key"]}) == 3
     assert list(one.home.glob("*.stolen")) == []
