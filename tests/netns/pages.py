@@ -81,6 +81,12 @@ class Machine:
         env["HOME"] = "/root"
         return self.host.run(*self._inside, *command, env=env, stdin=stdin).stdout
 
+    def key(self) -> str:
+        try:
+            return str(self.daemon.status()["key"])
+        except OSError:  # it does not run yet
+            return self.run("alpha-trio", "key", "show").strip()
+
     def write(self, path: str, text: str) -> None:
         self.run("install", "-D", "-m", "644", "/dev/stdin", path, stdin=text)
 
@@ -139,10 +145,7 @@ class Walk:
         return machine.run("sh", "-ec", f"cd /root\n{self._with_keys(command)}")
 
     def _with_keys(self, text: str) -> str:
-        def key(found: re.Match[str]) -> str:
-            return self.machines[found[1].lower()].run("alpha-trio", "key", "show")
-
-        return _KEY.sub(lambda found: key(found).strip(), text)
+        return _KEY.sub(lambda found: self.machines[found[1].lower()].key(), text)
 
 
 def _systemctl(machine: Machine, command: str) -> None:
@@ -174,7 +177,9 @@ def compare(command: str, shown: list[str], said: str) -> None:
     for line in shown:
         if line == "...":
             continue
-        pattern = ".*".join(re.escape(_alike(part)) for part in line.split("..."))
+        pattern = ".*".join(
+            re.escape(_alike(part)) for part in line.strip().split("...")
+        )
         assert any(re.fullmatch(pattern, each) for each in lines), (
             f"{command}: the page has {line!r}; it said\n{said}"
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from tests.netns.pages import Machine, Walk
+from tests.netns.pages import DOCS, Machine, Walk, compare
 from tests.netns.recipes import forward, link, route
 from tests.netns.traffic import introduce, peer, ping
 from tools.daemons import serving
@@ -104,19 +105,24 @@ def test_backup_and_recovery(lab, walk):
     ping(vm1, vm2.address)
     key = one.daemon.status()["key"]
     page.follow("Back up")
+
+    def replace(former, latter):
+        """One host in the place of another, as those beside it notice in time."""
+        for host, verb in ((former, "del"), (latter, "add")):
+            host.run("ip", "addr", verb, "192.168.10.60/24", "dev", "eth0")
+        vm2.run("ip", "neigh", "flush", "all")
+
     # vm1 burns down; the backup lay elsewhere.
     (backup,) = one.home.glob("*.tar")
     one.service("stop")
     shutil.copy(backup, page.machines["new"].home)
-    for host, verb in ((vm1, "del"), (new, "add")):
-        host.run("ip", "addr", verb, "192.168.10.60/24", "dev", "eth0")
+    replace(vm1, new)
     page.follow("Restore on new hardware")
     assert page.machines["new"].daemon.status()["key"] == key
     ping(new, vm2.address)
     # Now with vm1 anew, of which nothing was kept.
     page.machines["new"].service("stop")
-    for host, verb in ((new, "del"), (vm1, "add")):
-        host.run("ip", "addr", verb, "192.168.10.60/24", "dev", "eth0")
+    replace(new, vm1)
     shutil.rmtree(one.state)
     one.service("start")
     two.service("restart")  # in place of the minutes until its session ends
@@ -137,3 +143,47 @@ def test_backup_and_recovery(lab, walk):
     ping(vm2, vm1.address)
     assert len({key, lost, one.daemon.status()["key"]}) == 3
     assert list(one.home.glob("*.stolen")) == []
+
+
+# The pages themselves
+
+
+SAID = """alpha-trio 0.1.0 on alpha0, up 2 s
+Key: mNt/Ot+m5/swzyRpG4tOkEjFKxSaHVOmpuC1Dl7i8iM= (0040178a)
+vm2   established  84 B  at 192.168.10.61:1234"""
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        [],
+        ["..."],
+        ["alpha-trio 0.1.0 on alpha0, up 17.3 s", "vm2 established 1 B at ...:1234"],
+        ["Key: 59fHvDpiR4nUzb4OtljMM1NIfm+NnW6PPdQiG1LfJG0= (084756ec)"],
+        ["...", "vm2   established  ..."],
+    ],
+)
+def test_answers_may_differ_in_what_always_does(shown):
+    compare("status", shown, SAID)
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        ["alpha-trio 0.1.0 on alpha1, up 2 s"],
+        ["vm2   handshaking  ..."],
+        ["vm2   established  84 B  at 192.168.10.62:1234"],
+        ["vm2 established ...", "Key: ..."],
+        ["Health: ..."],
+    ],
+)
+def test_other_answers_are_told(shown):
+    with pytest.raises(AssertionError, match="status: the page has"):
+        compare("status", shown, SAID)
+
+
+def test_every_page_for_beginners_is_followed():
+    text = Path(__file__).read_text()
+    pages = [path.relative_to(DOCS) for path in DOCS.glob("tutorials/*.md")]
+    assert pages
+    assert [page for page in pages if f'"{page}"' not in text] == []

@@ -263,6 +263,9 @@ class Installed:
         done = self.host.run(*self._inside, *command, env=ENVIRONMENT, stdin=stdin)
         return done.stdout
 
+    def key(self):
+        return self.run("alpha-trio", "key", "show").strip()
+
     def service(self, verb):
         """What systemd would do, which does not run there."""
         if verb in ("stop", "restart"):
@@ -339,7 +342,7 @@ def test_from_installation_to_purge(system, built, former):
         enabled = "etc/systemd/system/multi-user.target.wants/alpha-trio.service"
         assert enabled in system.changes()
         (system.root / "etc/alpha-trio/alpha-trio.toml").write_text("# Mine.\n")
-        key = vm1.run("alpha-trio", "key", "show")
+        key = vm1.key()
 
         later = Walk("upgrade.md", vm1, vm2)
         later.instead |= {
@@ -349,13 +352,13 @@ def test_from_installation_to_purge(system, built, former):
         assert "0.0.9" not in system.run("alpha-trio", "--version")
         assert [n for n in system.changes() if "former" in Path(n).name] == []
         assert system.run("dpkg", "--verify", "alpha-trio") == ""
-        assert key == vm1.run("alpha-trio", "key", "show")
+        assert key == vm1.key()
         assert_programs_can_use_it(vm1)
 
         later.follow("Go back")
         assert "0.0.9" in system.run("alpha-trio", "--version")
         later.follow("Upgrade")
-        assert key == vm1.run("alpha-trio", "key", "show")
+        assert key == vm1.key()
         config = system.root / "etc/alpha-trio/alpha-trio.toml"
         assert config.read_text() == "# Mine.\n"
         shutil.rmtree(system.root / "root/alpha-trio.before")
