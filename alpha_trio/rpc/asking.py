@@ -11,6 +11,13 @@ from typing import Any, TypedDict
 from alpha_trio import wire
 from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut, WrongUsage
 
+AT_ONCE = 8
+"""Calls of one client that are under way at a time; the others wait for their turn.
+
+The daemon has 64 places for all its clients, 16 for those who only ask, and lets go of
+one that has not come to its question when another wants its place.
+"""
+
 ANSWER_SECONDS = 10.0
 STOP_SECONDS = 10.0  # the daemon promises 5
 

@@ -7,6 +7,7 @@ import select
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
+from threading import Semaphore
 from typing import Any, Self, Unpack, cast
 
 from alpha_trio import wire
@@ -44,6 +45,7 @@ class Client:
           timeout: seconds that an answer may take, by default 10.
         """
         self._path = asking.socket_path(path)
+        self._places = Semaphore(asking.AT_ONCE)
         self._timeout = timeout
 
     # -- peers
@@ -143,7 +145,7 @@ class Client:
 
     def call(self, command: str, args: Mapping[str, Any] | None = None) -> Any:
         """The result of a command of docs/control.md; its events are skipped."""
-        with _Connection(self._path, self._answer_seconds) as connection:
+        with self._places, _Connection(self._path, self._answer_seconds) as connection:
             for reply in connection.replies(command, args or {}):
                 if reply.kind is wire.ReplyKind.RESULT:
                     return reply.value

@@ -38,6 +38,7 @@ class TrioClient:
         DEFAULT_SOCKET.
         """
         self._path = asking.socket_path(path)
+        self._places = trio.CapacityLimiter(asking.AT_ONCE)
 
     # -- peers
 
@@ -109,7 +110,10 @@ class TrioClient:
 
     async def call(self, command: str, args: Mapping[str, Any] | None = None) -> Any:
         """The result of a command of docs/control.md; its events are skipped."""
-        async with self._asking(command, args or {}) as (_, replies):
+        async with (
+            self._places,
+            self._asking(command, args or {}) as (_, replies),
+        ):
             async for reply in replies:
                 if reply.kind is wire.ReplyKind.RESULT:
                     return reply.value
