@@ -51,12 +51,15 @@ class Blocking:
 
     def __init__(self, client):
         self._client = client
+        self._threads = trio.CapacityLimiter(1000)
 
     def __getattr__(self, name):
         method = getattr(self._client, name)
 
         async def call(*args, **more):
-            return await trio.to_thread.run_sync(lambda: method(*args, **more))
+            return await trio.to_thread.run_sync(
+                lambda: method(*args, **more), limiter=self._threads
+            )
 
         return call
 
@@ -333,6 +336,15 @@ async def test_a_blocking_client_waits_for_so_long(path, node):
     # Given up for good: the daemon asks the peer no more.
     await wait_all_tasks_blocked()
     assert node.established["vm2"].statistics().tasks_waiting == 0
+
+
+def test_a_blocking_client_waits_for_an_answer_as_long_as_it_is_told(path):
+    client = Client(path, timeout=0.01)
+    with (
+        socket.create_server(str(path), family=socket.AF_UNIX),
+        pytest.raises(TimedOut, match="did not answer in time"),
+    ):
+        client.status()
 
 
 # What programs may rely on
