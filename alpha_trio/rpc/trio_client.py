@@ -20,10 +20,10 @@ from alpha_trio.rpc.asking import Changes, Document, Event, PeerSettings
 
 
 class TrioClient:
-    """Asks the daemon; the methods, their values and errors are those of ``Client``.
+    """Asks the daemon; methods, values and errors are those of ``Client``.
 
     But nothing ends by time: that is for the caller's ``trio.fail_after``.  Any number
-    of tasks may use one client.
+    of tasks may use one client; eight calls are under way at a time.
 
     Cancelling a call closes the connection of that call and nothing else, and the
     client can be used on.  What the daemon has begun to change by then (``add_peer``,
@@ -43,38 +43,62 @@ class TrioClient:
     # -- peers
 
     async def peers(self) -> list[Document]:
+        """All peers and their settings, as ``peers list --json``."""
         return cast(list[Document], await self.call("peers.list"))
 
     async def peer(self, name: str) -> Document:
+        """One of them.  Raise UnknownPeer."""
         return cast(Document, await self.call("peers.show", {"name": name}))
 
     async def add_peer(
         self, name: str, *, take_over: bool = False, **settings: Unpack[PeerSettings]
     ) -> bool:
+        """Add a peer durably; False: it was there already, with the same settings.
+
+        ``take_over``: prefixes may be taken from the peers that have them.  Raise
+        WrongUsage for settings that no peer can have, RemoteError if it is there with
+        others.
+        """
         args = asking.peer_args(name, settings, take_over)
         return bool((await self.call("peers.add", args))["added"])
 
     async def set_peer(
         self, name: str, *, take_over: bool = False, **settings: Unpack[PeerSettings]
     ) -> None:
+        """Change these settings of a peer, and no others.  Raise UnknownPeer."""
         await self.call("peers.set", asking.peer_args(name, settings, take_over))
 
     async def remove_peer(self, name: str) -> None:
+        """Raise UnknownPeer."""
         await self.call("peers.remove", {"name": name})
 
     # -- how it stands
 
     async def status(self) -> Document:
+        """The document of ``status --json``."""
         return cast(Document, await self.call("status"))
 
     async def doctor(self, name: str) -> list[Document]:
+        """The way to a peer, step by step: ``ok``, ``what`` and ``remedy`` of each.
+
+        Raise UnknownPeer.
+        """
         found = await self.call("doctor", {"name": name})
         return cast(list[Document], found["steps"])
 
     async def wait(self, name: str) -> Event:
+        """Ask a peer for a session unless there is one, and wait until there is.
+
+        Raise UnknownPeer.
+        """
         return await self._only_event("wait", {"name": name})
 
     async def trace(self, name: str, seconds: float = 2) -> Document:
+        """The document of ``trace --json``, of what is counted in so many seconds.
+
+        0 compares all since the session began.  Raise UnknownPeer, and TimedOut if no
+        node on the way has answered.
+        """
         return await self._only_event("trace", {"name": name, "seconds": seconds})
 
     def monitor(self) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
@@ -92,9 +116,14 @@ class TrioClient:
     # -- the daemon itself
 
     async def reload(self) -> Changes:
+        """Apply what has changed in the configuration file.
+
+        Raise RemoteError if it has a mistake; nothing was changed then.
+        """
         return cast(Changes, await self.call("reload"))
 
     async def stop(self) -> None:
+        """Stop the daemon and return when its process has ended."""
         async with self._asking("stop", {}) as (stream, replies):
             process = asking.open_process(stream.socket.getsockopt)
             try:
