@@ -23,7 +23,15 @@ class AlphaTrioError(Exception):
 
 
 class ConfigError(AlphaTrioError):
-    """A setting cannot be used; the text names the place, the value, the remedy."""
+    """A setting cannot be used; the text names the place, the value, the remedy.
+
+    Where more of them were looked at, ``lines`` has a text for each that cannot; what
+    is printed is the first.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(lines[0])
+        self.lines = lines
 
 
 class WrongUsage(ConfigError):

@@ -16,7 +16,7 @@ import click
 import alpha_trio
 from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut, UnknownPeer
 
-from . import local
+from . import files, local
 from .app import PATH, Program, connect
 from .complete import MODES, SWITCH, PeerName, Words
 from .words import event_line, plain_warning, trust
@@ -57,6 +57,7 @@ main.add_command(local.run)
 main.add_command(local.cleanup)
 main.add_command(local.doctor)
 main.add_command(local.keygen)
+main.add_command(files.check)
 
 
 # Peers

@@ -103,6 +103,7 @@ class PeerSettings:
     early: bool = True  # small packets travel inside S1, in both directions
     mtu: int = 0  # largest inner packet, bytes; 0: found out by probes
     psk: str | None = field(default=None, repr=False)  # a secret, in base64
+    psk_file: str | None = field(default=None, eq=False)  # where that was read
     hooks: HookSettings | None = None  # from the config file, and from nowhere else
 
     @property
