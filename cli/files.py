@@ -1,4 +1,4 @@
-"""What works on a file alone, without a daemon: check, and peers to import."""
+"""What works on a file alone, without a daemon: check, import-wg, peers to import."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from alpha_trio.errors import ConfigError
 
+from . import toml
 from .app import PATH, Command
 from .words import counted
 
@@ -49,3 +50,28 @@ def peers_in(file: str) -> dict[str, dict[str, Any]]:
         return {peer.name: peer_values(peer) for peer in load_peers(Path(file))}
     except ConfigError as error:
         raise _but_the_last_told(error) from None
+
+
+@click.command("import-wg", cls=Command)
+@click.argument("file", type=PATH)
+def import_wireguard(file: str) -> None:
+    """Print the WireGuard configuration in FILE as one of ours, as far as it can be.
+
+    FILE is as wg-quick reads it, or '-' for standard input.  What means nothing here,
+    or something else, is left out; a line for each such thing says why.  No secret is
+    printed.
+    """
+    from alpha_trio import wireguard
+
+    found = wireguard.convert(Path(file))
+    tables = [
+        "".join(f"{line}\n" for line in toml.pairs(found.values)),
+        *(toml.table([name], values) for name, values in found.tables.items()),
+        *(
+            toml.table(["peers", peer.name], peer.values, peer.comment)
+            for peer in found.peers
+        ),
+    ]
+    click.echo("\n".join(filter(None, tables)), nl=False)
+    for remark in found.remarks:
+        click.echo(remark, err=True)

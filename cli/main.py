@@ -58,6 +58,7 @@ main.add_command(local.cleanup)
 main.add_command(local.doctor)
 main.add_command(local.keygen)
 main.add_command(files.check)
+main.add_command(files.import_wireguard)
 
 
 # Peers

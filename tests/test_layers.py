@@ -43,6 +43,7 @@ MAY_USE = {
     ),
     # what the user wants, what people are told, what is kept
     "settings": ("errors",),
+    "wireguard": ("errors", "settings"),
     "threads": (),
     "journal": ("proto.batch", "proto.messages", "proto.packets"),
     "supervision": ("errors", "journal"),

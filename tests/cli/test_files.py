@@ -1,13 +1,17 @@
-"""Commands on files alone: a configuration with every kind of mistake."""
+"""Commands on files alone: a configuration with every kind of mistake, WireGuard's."""
 
 import os
 import re
+import tomllib
 
 import alpha_trio_cli.main
 import pytest
+from alpha_trio_cli import toml
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
-from alpha_trio.settings import config
+from alpha_trio.settings import config, load_settings
 from tests.cli.test_cli import by_nobody, call
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
@@ -201,14 +205,14 @@ def test_any_value_of_any_key_is_taken_or_named(write, table, key):
         ("x" * 300, ": cannot be read: File name too long; give"),
     ],
 )
-@pytest.mark.parametrize("command", ["check"])
+@pytest.mark.parametrize("command", ["check", "import-wg"])
 def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch, command, path, said):
     monkeypatch.chdir(tmp_path)
     assert said in call(*command.split(), path, code=1)
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("command", ["check"])
+@pytest.mark.parametrize("command", ["check", "import-wg"])
 def test_who_may_not_read_a_file_is_told_in_one_line(tmp_path, command):
     path = tmp_path / "x.toml"
     path.touch(0o600)
@@ -221,3 +225,197 @@ def test_who_may_not_read_a_file_is_told_in_one_line(tmp_path, command):
 def test_a_file_with_very_many_mistakes_is_told_of_soon(write):
     name = write("".join(f"[peers.p{n}]\nport = 0\n" for n in range(3000)))
     assert len(mistakes(name)) == 3000
+
+
+# The writer
+
+
+VALUES_OF_SETTINGS = st.dictionaries(
+    st.text(min_size=1),
+    st.text(st.characters(exclude_categories=["Cs"]))
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
+)
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), VALUES_OF_SETTINGS)
+def test_what_is_written_is_read_as_it_was(name, values):
+    text = toml.table(["peers", name], values, "a remark\nof two lines")
+    assert tomllib.loads(text) == {"peers": {name: values}}
+    assert text.count("\n") == len(values) + 3
+
+
+def test_a_name_is_quoted_where_it_has_to_be():
+    names = {"vm2": "vm2", "a_b-C": "a_b-C", "a.b": '"a.b"', "é": '"é"', "": '""'}
+    for name, written in names.items():
+        assert toml.table(["peers", name], {}) == f"[peers.{written}]\n"
+
+
+# WireGuard
+
+WG_KEY = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+WG = f"""\
+# made by somebody
+[interface]
+PRIVATEKEY = {WG_KEY}  # secret
+Address = 10.0.0.1/24,fd00::1/64
+address=10.1.0.1
+ListenPort = 51820
+DNS = 1.1.1.1, example.org
+MTU = 1420
+Table = 1234
+FwMark = 0xca6c
+PreUp = true
+PostUp = iptables -A FORWARD -i %i -j ACCEPT; true = false
+PostDown=true
+SaveConfig = true
+
+[Peer] # laptop
+PublicKey = {WG_KEY}
+PresharedKey = {WG_KEY}
+AllowedIPs = 10.0.0.2/32, fd00::2
+
+# Name = site.example.org
+[Peer]
+PublicKey={WG_KEY}
+Endpoint = [2001:db8::1]:51821
+AllowedIPs = 10.2.0.1/16
+AllowedIPs = 10.3.0.0/16
+PersistentKeepalive = 25
+
+[Peer]
+PublicKey = {WG_KEY}
+AllowedIPs = 10.3.0.0/16, 0.0.0.0/0
+Endpoint = VPN.example.org:51820
+PersistentKeepalive = Off
+"""
+
+CONVERTED = {
+    "addresses": ["10.0.0.1/24", "fd00::1/64", "10.1.0.1/32"],
+    "port": 51820,
+    "peers": {
+        "laptop": {"allow": ["10.0.0.2/32", "fd00::2/128"]},
+        "site.example.org": {
+            "endpoint": "2001:db8::1",
+            "port": 51821,
+            "allow": ["10.2.0.0/16"],
+            "keepalive": 25,
+        },
+        "peer3": {
+            "endpoint": "vpn.example.org",
+            "port": 51820,
+            "allow": ["0.0.0.0/0", "10.3.0.0/16"],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_a_wireguard_configuration_becomes_one_of_ours(write, ending):
+    name = write(WG.replace("\n", ending), "wg0.conf")
+    code, output, remarks = invoke("import-wg", name)
+    assert code == 0
+    assert tomllib.loads(output) == CONVERTED
+    assert WG_KEY not in output + "".join(remarks)
+    assert "has 3 peers" in call("check", write(output))
+    with open(name, "rb") as file:
+        assert invoke("import-wg", "-", typed=file.read())[1] == output
+    left = [line.partition(" is left out: ") for line in remarks if "left out" in line]
+    numbers = [3, *range(7, 15), 17, 18, 23, 26, 30]
+    assert sorted(int(where.split(":")[1]) for where, _, _ in left) == numbers
+    assert all(why.endswith(".") and len(why) > 20 for _, _, why in left)
+    assert all(re.match(r"wg0.conf:\d+: ", line) for line in remarks)
+    assert f"{name}:6: ListenPort is kept as port" in "\n".join(remarks)
+    assert "peer laptop has no Endpoint" in "\n".join(remarks)
+    assert "10.3.0.0/16 is a later peer's, as with WireGuard" in "\n".join(remarks)
+
+
+def test_routes_by_hand_stay_by_hand(write):
+    wg = f"[Interface]\nTable = off\n[Peer]\nPublicKey={WG_KEY}\nAllowedIPs=10.0.0.0/8"
+    code, output, remarks = invoke("import-wg", write(wg, "wg0.conf"))
+    assert code == 0
+    assert tomllib.loads(output)["routing"] == {"backend": "none"}
+    assert "Table" not in "".join(remarks)
+
+
+def test_a_peer_that_is_sent_nothing_is_left_out(write):
+    wg = f"[Peer]\nPublicKey = {WG_KEY}\nEndpoint = 192.0.2.1:1\nAllowedIPs =\n"
+    code, output, remarks = invoke("import-wg", write(wg, "wg0.conf"))
+    assert (code, output) == (0, "")
+    assert "peer peer1 is left out: it has no AllowedIPs" in remarks[-1]
+
+
+def test_names_from_comments_are_names_of_peers_and_all_different(write):
+    comments = ("# a", "# a", "# two words", "#PublicKey = x", "# client: b", "", "# -")
+    wg = "".join(
+        f"[Peer]\n{comment}\nPublicKey = {WG_KEY}\nAllowedIPs = 10.0.0.{number}\n"
+        for number, comment in enumerate(comments)
+    )
+    output = invoke("import-wg", write(wg, "wg0.conf"))[1]
+    names = ["a", "peer2", "peer3", "peer4", "b", "peer6", "peer7"]
+    assert list(tomllib.loads(output)["peers"]) == names
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("", "wg0.conf: there is neither [Interface] nor [Peer] in it"),
+        ("port = 5", "wg0.conf:1: this is in no section; begin with [Interface]"),
+        ("[Interfaces]", "wg0.conf:1: [Interfaces] is not known; there are"),
+        ("[Interface]\nx", "wg0.conf:2: this is no KEY = VALUE"),
+        (
+            "[Interface]\nAdress = 1",
+            "wg0.conf:2: 'Adress': unknown key; did you mean Add",
+        ),
+        ("[Interface]\nAllowedIPs = 1", "wg0.conf:2: 'AllowedIPs': unknown key; "),
+        ("[Interface]\nPrivateKey = hunter2", "wg0.conf:2: PrivateKey: this is no key"),
+        ("[Interface]\nAddress = x", "wg0.conf:2: Address: 'x' is no address"),
+        (
+            "[Interface]\nListenPort = 65536",
+            "wg0.conf:2: ListenPort: '65536' is out of",
+        ),
+        ("[Interface]\nListenPort = x", "wg0.conf:2: ListenPort: 'x' is out of range"),
+        ("[Peer]\nAllowedIPs = 10.0.0.0/8", "wg0.conf:1: this peer has no PublicKey"),
+        ("[Peer]\nPublicKey = x", "wg0.conf:2: PublicKey: this is no key"),
+        ("P\nAllowedIPs = 10.0.0.0/33", "wg0.conf:3: AllowedIPs: '10.0.0.0/33' is no"),
+        ("P\nAllowedIPs=::/0\nEndpoint=a", "wg0.conf:4: Endpoint: 'a' has no port; wr"),
+        ("P\nAllowedIPs=::/0\nEndpoint=a:0", "wg0.conf:4: Endpoint: 0 is out of range"),
+        (
+            "P\nAllowedIPs=::/0\nEndpoint=::1:9",
+            "wg0.conf:4: Endpoint: '::1:9' has no p",
+        ),
+        (
+            "P\nAllowedIPs=::/0\nPersistentKeepalive = -1",
+            "wg0.conf:4: PersistentKeepalive: '-1' is out of range; use 0 to 65535",
+        ),
+    ],
+)
+def test_a_bad_wireguard_configuration_is_one_line(write, lines, said):
+    content = lines.replace("P\n", f"[Peer]\nPublicKey = {WG_KEY}\n")
+    error = call("import-wg", write(content, "wg0.conf"), code=1)
+    assert error.startswith(f"alpha-trio: {said}")
+    assert "hunter2" not in error
+
+
+LINES = (
+    *("[Interface]", "[Peer]", "# name", "Address = 10.0.0.1/8", "ListenPort = 7"),
+    *(f"PublicKey = {WG_KEY}", "AllowedIPs = ::/0", "AllowedIPs = 10.0.0.0/8,", ""),
+    *("Endpoint = 192.0.2.1:1", "Endpoint = [::1]:2", "Endpoint = fe80::1%eth0:3"),
+    *("Endpoint = 224.0.0.1:5", "Address = 224.0.0.1, 10.0.0.0/8", "Table = off"),
+)
+
+
+@given(st.lists(st.sampled_from(LINES) | st.text(max_size=12), max_size=12))
+def test_any_file_is_converted_to_a_good_one_or_refused_in_a_line(
+    tmp_path_factory, lines
+):
+    path = tmp_path_factory.getbasetemp() / "any.conf"
+    path.write_text("\n".join(lines), errors="replace")
+    code, output, errors = invoke("import-wg", str(path))
+    if code:
+        assert len(errors) == 1
+        return
+    path.write_text(output)
+    load_settings(path, {})
