@@ -32,6 +32,8 @@ def reached(peer: Document) -> str:
         sentence += f" ({peer['reason']})"
     if peer["state"] == "resolving" and peer["configured_endpoint"] == peer["name"]:
         sentence += CALLER_HINT.format(**peer)
+    if peer.get("nested"):
+        sentence += f"; {peer['nested']}"
     return sentence
 
 

@@ -49,6 +49,7 @@ from alpha_trio.registry.routing import Routing
 from alpha_trio.registry.search import REFRESH_AFTER, Resolver, Search
 from alpha_trio.settings import (
     DEFAULT_CONFIG,
+    Backend,
     IPAddress,
     Mode,
     PeerSettings,
@@ -104,7 +105,14 @@ class Registry:
         self._file_peers = settings.peers
         self._shadowed: list[PeerSettings] = []  # saved ones the config file overrides
         self._table = table
-        self._routing = Routing(router, table, self.peers, journal, self._rerouted)
+        self._routing = Routing(
+            router,
+            table,
+            self.peers,
+            journal,
+            self._rerouted,
+            by_hand=settings.routing.backend is Backend.NONE,
+        )
         self._store = store
         self._journal = journal
         self._datapath = datapath
