@@ -7,7 +7,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -284,6 +291,23 @@ class Node:
         if added:
             self._journal.publish("peer-added", peer.name)
         return added
+
+    async def add_peers(
+        self, peers: Sequence[PeerSettings], take_over: bool, replace: bool
+    ) -> dict[str, list[str]]:
+        """See Registry.add_all."""
+        summary = await self._registry.add_all(
+            peers, take_over=take_over, replace=replace
+        )
+        for name in summary["added"]:
+            self._journal.publish("peer-added", name)
+        for name in summary["changed"]:
+            self._journal.publish("peer-changed", name)
+        return summary
+
+    def notes(self, name: str) -> list[str]:
+        """See Registry.notes."""
+        return self._registry.notes(name)
 
     async def set_peer(self, peer: PeerSettings, take_over: bool) -> None:
         """See Registry.set."""

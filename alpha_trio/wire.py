@@ -23,7 +23,8 @@ from alpha_trio.errors import AlphaTrioError, error_of
 # The same as config.DEFAULT_SOCKET, which would cost the command line its import.
 DEFAULT_SOCKET = "/run/alpha-trio/control.sock"
 
-MAX_REQUEST = 64 * 1024  # bytes of body: a peer's settings are far below
+MAX_REQUEST = 4 * 1024 * 1024  # bytes of body: an import of some 20,000 peers
+MAX_QUESTION = 64 * 1024  # the same of who may only ask
 MAX_REPLY = 16 * 1024 * 1024  # bytes of body: status of some 20,000 peers
 
 HEADER = Struct(">I")  # length of the body that follows
@@ -60,7 +61,7 @@ class Reply(NamedTuple):
 
 
 def encode_request(command: str, args: Mapping[str, Any]) -> bytes:
-    """Raise BadFrame for what cannot be sent: over 64 KiB or not UTF-8."""
+    """Raise BadFrame for what cannot be sent: over 4 MiB or not UTF-8."""
     return _frame({"command": command, "args": args}, MAX_REQUEST)
 
 

@@ -174,6 +174,9 @@ def socket_of(context: click.Context) -> str:
     return str(context.meta.get(_SOCKET) or DEFAULT_SOCKET)
 
 
-def connect() -> AbstractContextManager[Client]:
-    """A client for a block of code: each of its calls makes a connection of its own."""
-    return nullcontext(Client(socket_of(click.get_current_context())))
+def connect(patience: float | None = None) -> AbstractContextManager[Client]:
+    """A client for a block of code: each of its calls makes a connection of its own.
+
+    ``patience``: seconds that an answer may take, if it may take long.
+    """
+    return nullcontext(Client(socket_of(click.get_current_context()), patience))

@@ -16,9 +16,10 @@ import click
 import alpha_trio
 from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut, UnknownPeer
 
-from . import files, local
+from . import files, local, transfer
 from .app import PATH, Program, connect
 from .complete import MODES, SWITCH, PeerName, Words
+from .transfer import take_over
 from .words import event_line, plain_warning, trust
 
 WATCH_SECONDS = 1.0
@@ -26,11 +27,6 @@ LONGEST_WAIT = 1_000_000.0  # seconds; a socket's timeout has to be below 2^31 m
 
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document, for programs."
-)
-take_over = click.option(
-    "--take-over",
-    is_flag=True,
-    help="Take the prefixes over from peers that have them.",
 )
 peer_name = click.argument("name", type=PeerName())
 
@@ -69,6 +65,10 @@ def peers() -> None:
     """Add, change, remove and list peers; effective at once, and durable."""
 
 
+peers.add_command(transfer.export)
+peers.add_command(transfer.import_)
+
+
 def _switch(
     context: click.Context, option: click.Parameter, typed: str | None
 ) -> bool | str | None:
@@ -103,9 +103,11 @@ def _secret(
 
     Read here, not by the daemon: it may not see our files, or not have our rights.
     """
-    if context.resilient_parsing:  # the shell asks what could come next
+    if context.resilient_parsing or not path:  # the shell asks what could come next
         return path
-    return local.pre_shared(path) if path else path
+    if path != "-" and path.isprintable():  # remembered for an export
+        context.params["psk_file"] = os.path.abspath(path)
+    return local.pre_shared(path)
 
 
 def peer_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -192,11 +194,12 @@ def add(name: str, take_over: bool, **settings: Any) -> None:
     """Add the peer NAME at ENDPOINT; without ENDPOINT the NAME is looked up."""
     args = {"name": name, "settings": given(settings), "take_over": take_over}
     with connect() as client:
-        added = client.call("peers.add", args)["added"]
-    if added:
+        answer = client.call("peers.add", args)
+    if answer["added"]:
         click.echo(f"Peer {name} added. {trust(settings['key'], 'first')}")
     else:
         click.echo(f"Peer {name} was there already, with the same settings.")
+    transfer.say_notes(answer)
     warn_of_plain(name, settings["mode"])
 
 
@@ -215,9 +218,10 @@ def change(name: str, take_over: bool, **settings: Any) -> None:
         raise click.UsageError("name at least one setting to change")
     args = {"name": name, "settings": values, "take_over": take_over}
     with connect() as client:
-        client.call("peers.set", args)
+        answer = client.call("peers.set", args)
     trusted = f" {trust(values['key'], 'next')}" if "key" in values else ""
     click.echo(f"Peer {name} changed.{trusted}")
+    transfer.say_notes(answer)
     warn_of_plain(name, settings["mode"])
 
 

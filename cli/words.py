@@ -107,6 +107,14 @@ def trust(key: str | None, contact: str) -> str:
     return f"Its key will be pinned at the {contact} contact."
 
 
+def restart_needed(settings: Iterable[str]) -> str:
+    """One sentence: what was changed in the config file, and is not so yet."""
+    return (
+        f"Takes effect at the next start: {', '.join(settings)}; restart the daemon, "
+        "as by 'systemctl restart alpha-trio'."
+    )
+
+
 def plain_warning(name: str) -> str:
     return (
         f"alpha-trio: warning: in mode plain the packets of {name} are neither "

@@ -123,7 +123,7 @@ def test_unknown_fields_are_ignored():
 
 
 def test_request_over_the_limit_is_not_sent():
-    with pytest.raises(BadFrame, match="over the limit of 65536"):
+    with pytest.raises(BadFrame, match="over the limit of 4194304"):
         wire.encode_request("peers.add", {"name": "x" * wire.MAX_REQUEST})
 
 

@@ -57,6 +57,8 @@ OTHERS_DESCRIPTORS = 32
 READ_SECONDS = 10.0  # for a whole request, from the previous reply on
 WRITE_SECONDS = 10.0  # for one result or error
 
+_PIECE = 64 * 1024  # bytes of a request that are received at once
+
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 Command = Callable[[Mapping[str, Any]], Awaitable[Any] | AsyncGenerator[Event, None]]
@@ -89,6 +91,7 @@ class ControlServer:
                 journal,
                 MAX_CLIENTS,
                 OTHERS_DESCRIPTORS,
+                wire.MAX_REQUEST,
             )
         ]
         if settings.status_group is None:
@@ -101,6 +104,7 @@ class ControlServer:
                     journal,
                     MAX_ASKING,
                     OTHERS_DESCRIPTORS + MAX_CLIENTS,
+                    wire.MAX_QUESTION,
                 )
             )
 
@@ -132,6 +136,7 @@ class _Door:
     Args:
       most: clients that are served at once, if there are descriptors for them.
       spared: descriptors that are left for others.
+      longest: bytes of a request.
     """
 
     def __init__(
@@ -141,6 +146,7 @@ class _Door:
         journal: Journal,
         most: int,
         spared: int,
+        longest: int,
     ) -> None:
         self.access = access
         self._commands = commands
@@ -148,6 +154,7 @@ class _Door:
         self._reserve = Reserve()
         self._places = most
         self._spared = spared
+        self._longest = longest
         self._clients = 0
         self._idle: dict[_Client, None] = {}  # owe us a request; longest first
 
@@ -200,7 +207,7 @@ class _Door:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         with trio.CancelScope() as scope:
-            client = _Client(stream, scope)
+            client = _Client(stream, scope, self._longest)
             if not self._make_room():
                 await client.send(
                     _refusal(f"{self._places} clients are served already")
@@ -290,6 +297,7 @@ class _Client:
 
     stream: trio.SocketStream
     scope: trio.CancelScope
+    longest: int  # bytes of a request
 
     async def hang_up(self) -> NoReturn:
         self.scope.cancel()
@@ -299,14 +307,14 @@ class _Client:
         """The next request; raise BadFrame if there comes something else."""
         with trio.move_on_after(READ_SECONDS):
             header = await self._receive_exactly(wire.HEADER.size)
-            length = wire.body_length_untrusted(header, wire.MAX_REQUEST)
+            length = wire.body_length_untrusted(header, self.longest)
             return wire.decode_request_untrusted(await self._receive_exactly(length))
         return await self.hang_up()
 
     async def _receive_exactly(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            data += await self._receive_some(size - len(data))
+            data += await self._receive_some(min(size - len(data), _PIECE))
         return bytes(data)
 
     async def _receive_some(self, limit: int) -> bytes:

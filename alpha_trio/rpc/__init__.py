@@ -25,7 +25,7 @@ The command line imports this at every start, so trio is loaded with TrioClient 
 
 from typing import TYPE_CHECKING, Any
 
-from alpha_trio.rpc.asking import Changes, Document, Event, PeerSettings
+from alpha_trio.rpc.asking import Changes, Document, Event, Imported, PeerSettings
 from alpha_trio.rpc.blocking import Client
 from alpha_trio.wire import DEFAULT_SOCKET
 
@@ -38,6 +38,7 @@ __all__ = [
     "Client",
     "Document",
     "Event",
+    "Imported",
     "PeerSettings",
     "TrioClient",
 ]

@@ -49,6 +49,7 @@ class PeerSettings(TypedDict, total=False):
     early: bool | None
     mtu: int | str | None  # bytes, or "auto"
     psk: str | None  # 32 bytes in base64
+    psk_file: str | None  # where that is from
 
 
 class Changes(TypedDict):
@@ -57,6 +58,14 @@ class Changes(TypedDict):
     added: list[str]
     changed: list[str]
     removed: list[str]
+
+
+class Imported(TypedDict):
+    """Names of peers that an import has found, or made, so."""
+
+    added: list[str]
+    changed: list[str]
+    unchanged: list[str]
 
 
 def socket_path(given: str | os.PathLike[str] | None) -> str:

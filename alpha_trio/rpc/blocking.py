@@ -13,7 +13,7 @@ from typing import Any, Self, Unpack, cast
 from alpha_trio import wire
 from alpha_trio.errors import TimedOut
 from alpha_trio.rpc import asking
-from alpha_trio.rpc.asking import Changes, Document, Event, PeerSettings
+from alpha_trio.rpc.asking import Changes, Document, Event, Imported, PeerSettings
 
 
 class Client:
@@ -75,6 +75,23 @@ class Client:
     ) -> None:
         """Change these settings of a peer, and no others.  Raise UnknownPeer."""
         self.call("peers.set", asking.peer_args(name, settings, take_over))
+
+    def import_peers(
+        self,
+        peers: Mapping[str, PeerSettings],
+        *,
+        take_over: bool = False,
+        replace: bool = False,
+    ) -> Imported:
+        """Add many peers, by name their settings: all of them, or none.
+
+        ``take_over``: prefixes may be taken from the peers that have them.
+        ``replace``: peers that are there with other settings get these.  Raise
+        WrongUsage for settings that no peer can have, RemoteError if some are there
+        with others.
+        """
+        args = {"peers": peers, "take_over": take_over, "replace": replace}
+        return cast(Imported, self.call("peers.import", args))
 
     def remove_peer(self, name: str) -> None:
         """Raise UnknownPeer."""

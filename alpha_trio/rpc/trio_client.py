@@ -16,7 +16,7 @@ import trio
 
 from alpha_trio import wire
 from alpha_trio.rpc import asking
-from alpha_trio.rpc.asking import Changes, Document, Event, PeerSettings
+from alpha_trio.rpc.asking import Changes, Document, Event, Imported, PeerSettings
 
 
 class TrioClient:
@@ -67,6 +67,23 @@ class TrioClient:
     ) -> None:
         """Change these settings of a peer, and no others.  Raise UnknownPeer."""
         await self.call("peers.set", asking.peer_args(name, settings, take_over))
+
+    async def import_peers(
+        self,
+        peers: Mapping[str, PeerSettings],
+        *,
+        take_over: bool = False,
+        replace: bool = False,
+    ) -> Imported:
+        """Add many peers, by name their settings: all of them, or none.
+
+        ``take_over``: prefixes may be taken from the peers that have them.
+        ``replace``: peers that are there with other settings get these.  Raise
+        WrongUsage for settings that no peer can have, RemoteError if some are there
+        with others.
+        """
+        args = {"peers": peers, "take_over": take_over, "replace": replace}
+        return cast(Imported, await self.call("peers.import", args))
 
     async def remove_peer(self, name: str) -> None:
         """Raise UnknownPeer."""

@@ -190,6 +190,20 @@ def test_add_again(node):
     assert node.peers() == [(VM2, "state")]
 
 
+def test_what_the_daemon_has_to_say_of_a_peer_is_said(node):
+    node.noted = ["vm2: a sentence"]
+    for command in ("add", "set"):
+        said = call("peers", command, "vm2", "--keepalive", "5")
+        assert said.endswith("Note: vm2: a sentence.\n")
+
+
+def test_status_says_where_an_endpoint_lies(node):
+    node.document["peers"] = [status_of(VM2, nested="its endpoint is in a prefix")]
+    for command in (["status"], ["status", "vm2"]):
+        page = " ".join(call(*command).split())
+        assert "once there is a packet for it; its endpoint is in a prefix" in page
+
+
 def test_add_with_a_key(node):
     output = call("peers", "add", "vm2", "192.168.10.61", "--key", KEY)
     assert output == f"Peer vm2 added. It must have key {KEY}.\n"

@@ -205,14 +205,14 @@ def test_any_value_of_any_key_is_taken_or_named(write, table, key):
         ("x" * 300, ": cannot be read: File name too long; give"),
     ],
 )
-@pytest.mark.parametrize("command", ["check", "import-wg"])
+@pytest.mark.parametrize("command", ["check", "import-wg", "peers import"])
 def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch, command, path, said):
     monkeypatch.chdir(tmp_path)
     assert said in call(*command.split(), path, code=1)
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("command", ["check", "import-wg"])
+@pytest.mark.parametrize("command", ["check", "import-wg", "peers import"])
 def test_who_may_not_read_a_file_is_told_in_one_line(tmp_path, command):
     path = tmp_path / "x.toml"
     path.touch(0o600)

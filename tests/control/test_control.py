@@ -255,7 +255,7 @@ async def test_command_runs_to_its_end_when_the_client_leaves(
     ("data", "complaint"),
     [
         ((100_000_000).to_bytes(4, "big") + b"x" * 1000, "100000000 bytes is over"),
-        (b"GET / HTTP/1.1\r\n\r\n", "1195725856 bytes is over the limit of 65536"),
+        (b"GET / HTTP/1.1\r\n\r\n", "1195725856 bytes is over the limit of 4194304"),
         ((5).to_bytes(4, "big") + b"\xc1abcd", "not valid msgpack"),
         (bytes(4), "not valid msgpack"),
     ],
@@ -512,6 +512,16 @@ async def test_another_group_may_ask_by_a_socket_of_its_own(
     for socket_path, answer in ((path, {}), (status, "asked")):
         async with await trio.open_unix_socket(socket_path) as stream:
             assert await Client(stream).call("echo") == answer
+
+
+async def test_a_question_is_shorter_than_a_command_may_be(path, nursery):
+    status = await serve_both(path, nursery)
+    for socket_path, length in ((path, 1_000_000), (status, 60_000)):
+        async with await trio.open_unix_socket(socket_path) as stream:
+            await Client(stream).call("echo", text="x" * length)
+    async with await trio.open_unix_socket(status) as stream:
+        with pytest.raises(AlphaTrioError, match="is over the limit of 65536"):
+            await Client(stream).call("echo", text="x" * 66_000)
 
 
 async def test_both_sockets_are_removed_at_the_end(path):

@@ -83,6 +83,19 @@ async def test_peers(client, node):
     assert await client.peers() == []
 
 
+async def test_peers_are_imported_all_or_none(client, node):
+    peers = {"vm2": {"endpoint": "192.168.10.61"}, "vm3": {"endpoint": "192.168.10.62"}}
+    found = await client.import_peers(peers)
+    assert found == {"added": ["vm2", "vm3"], "changed": [], "unchanged": []}
+    peers["vm2"]["keepalive"] = 25
+    with pytest.raises(RemoteError, match="--replace"):
+        await client.import_peers(peers)
+    found = await client.import_peers(peers, replace=True, take_over=True)
+    assert found == {"added": [], "changed": ["vm2"], "unchanged": ["vm3"]}
+    assert node.peers()[0] == (VM2, "state")
+    assert node.taken_over == ["vm2", "vm3"]
+
+
 async def test_how_it_stands(client, node):
     assert await client.status() == node.document
     await client.add_peer("vm2", endpoint="192.168.10.61")
