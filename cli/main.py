@@ -20,7 +20,7 @@ from . import files, local, transfer
 from .app import PATH, Program, connect
 from .complete import MODES, SWITCH, PeerName, Words
 from .transfer import take_over
-from .words import event_line, plain_warning, trust
+from .words import event_line, plain_warning, restart_needed, trust
 
 WATCH_SECONDS = 1.0
 LONGEST_WAIT = 1_000_000.0  # seconds; a socket's timeout has to be below 2^31 ms
@@ -423,8 +423,12 @@ def reload() -> None:
     """Apply what has changed in the configuration file."""
     with connect() as client:
         changes = client.call("reload")
+    later = changes.pop("restart", ())
     lines = [f"{how}: {', '.join(names)}" for how, names in changes.items() if names]
-    click.echo("; ".join(lines) or "Nothing has changed.")
+    if lines or not later:
+        click.echo("; ".join(lines) or "Nothing has changed.")
+    if later:
+        click.echo(restart_needed(later))
 
 
 @main.command()

@@ -1016,6 +1016,13 @@ def test_reload(node):
     assert call("reload") == "Nothing has changed.\n"
     node.reloaded = {"added": ["vm2", "vm3"], "changed": [], "removed": ["vm4"]}
     assert call("reload") == "added: vm2, vm3; removed: vm4\n"
+    later = (
+        "Takes effect at the next start: port, relay.enabled; restart the daemon, as"
+    )
+    node.reloaded = {"added": ["vm2"], "restart": ["port", "relay.enabled"]}
+    assert call("reload") == f"added: vm2\n{later} by 'systemctl restart alpha-trio'.\n"
+    node.reloaded = {"restart": ["port", "relay.enabled"]}
+    assert call("reload") == f"{later} by 'systemctl restart alpha-trio'.\n"
     node.reloaded = ConfigError("alpha-trio.toml: line 3: port: 0 is out of range")
     assert "line 3" in call("reload", code=1)
 

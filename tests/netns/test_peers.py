@@ -806,6 +806,30 @@ def test_an_endpoint_in_anothers_prefix_is_told_with_what_becomes_of_it(daemons)
     assert "Note: in the prefixes of vm2 are the endpoints of vm3: " in done
 
 
+# What takes effect later
+
+
+def test_a_reload_names_what_takes_effect_at_the_next_start(pair):
+    with Daemon(pair[0], "--dscp", "8") as one:  # which wins at the next start, too
+        one.config_file.write_text(
+            "port = 4321\ndscp = 46\nlog_format = 'json'\n[relay]\nenabled = true\n"
+            "[offloads]\ngro = false\n[peers.vm2]\nendpoint = '192.168.10.61'\n"
+        )
+        names = "port, relay.enabled, offloads.gro, log_format"
+        said = f"Takes effect at the next start: {names}; restart the daemon"
+        assert one.cli("reload").stdout.splitlines() == [
+            "added: vm2",
+            f"{said}, as by 'systemctl restart alpha-trio'.",
+        ]
+        one.wait_log(f"{said}.")
+        assert any(names in line for line in one.status()["health"])
+        again = one.cli("reload").stdout
+        assert again == f"{said}, as by 'systemctl restart alpha-trio'.\n"
+        one.config_file.write_text("")
+        assert one.cli("reload").stdout == "removed: vm2\n"
+        assert not any("next start" in line for line in one.status()["health"])
+
+
 # The disk
 
 
