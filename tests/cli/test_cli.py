@@ -2,6 +2,7 @@
 
 import fcntl
 import grp
+import inspect
 import json
 import os
 import pty
@@ -1172,7 +1173,7 @@ def commands(group=alpha_trio_cli.main.main, *names):
         yield from commands(command, *names, name)
 
 
-@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("columns", [40, 80, 200])
 def test_help_is_whole_sentences(columns):
     for names, command in commands():
         text = CliRunner(env={"COLUMNS": str(columns)}).invoke(
@@ -1180,14 +1181,21 @@ def test_help_is_whole_sentences(columns):
         )
         assert text.exit_code == 0
         assert "..." not in text.output.replace("ARGS]...", ""), names
+        paragraphs = inspect.cleandoc(command.help).split("\n\n")
+        for said in (*paragraphs, *(p.help for p in command.params if p.help)):
+            assert squeezed(said) in squeezed(text.output), names
+            assert re.fullmatch(r"[A-Z].*\.", said, re.DOTALL), said
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert re.fullmatch(r"[A-Z].*\.", parameter.help), parameter
         for child in getattr(command, "commands", {}).values():
             assert child.get_short_help_str().endswith("."), child.name
-            assert "".join(child.get_short_help_str().split()) in "".join(
-                text.output.split()
-            )
+            assert squeezed(child.get_short_help_str()) in squeezed(text.output)
+
+
+def squeezed(text):
+    """Without what a narrow terminal puts between the words."""
+    return "".join(text.split())
 
 
 def completed(typed, stdin=subprocess.DEVNULL, **environment):

@@ -427,6 +427,7 @@ def test_the_wheel_brings_what_an_operator_needs(built):
     data = {name.partition(".data/data/")[2] for name in names} - {""}
     assert data >= {
         "share/man/man8/alpha-trio.8",
+        "share/man/man5/alpha-trio.toml.5",
         "share/alpha-trio/alpha-trio.service",
         "share/alpha-trio/alpha-trio.toml",
     }
