@@ -7,6 +7,7 @@ matters.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -74,6 +75,8 @@ def read_text(path: Path, given_by: str = "the name") -> File:
 
 def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | None]:
     if path == STDIN:
+        if sys.stdin is None:  # closed by who started us
+            raise OSError(errno.EBADF, "it is closed")
         return sys.stdin.buffer.read(MOST_TEXT + 1), None
     with path.open("rb") as file:
         return file.read(MOST_TEXT + 1), os.fstat(file.fileno())

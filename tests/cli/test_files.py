@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import tomllib
 
 import alpha_trio_cli.main
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alpha_trio.settings import config, load_settings
-from tests.cli.test_cli import by_nobody, call
+from tests.cli.test_cli import PROGRAM, by_nobody, call
 
 KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 PSK = "/u3c+6mYh3ZlVEMyIRAP/u3cy7qph2VUQzIhEP/u3cs="
@@ -209,6 +210,16 @@ def test_any_value_of_any_key_is_taken_or_named(write, table, key):
 def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch, command, path, said):
     monkeypatch.chdir(tmp_path)
     assert said in call(*command.split(), path, code=1)
+
+
+def test_a_closed_standard_input_is_one_line():
+    command = ["sh", "-c", '"$@" <&-', "sh", *PROGRAM, "check", "-"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == (
+        "alpha-trio: standard input: cannot be read: it is closed; give a file you may "
+        "read\n"
+    )
+    assert done.returncode == 1
 
 
 @pytest.mark.root
