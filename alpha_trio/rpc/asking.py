@@ -53,11 +53,12 @@ class PeerSettings(TypedDict, total=False):
 
 
 class Changes(TypedDict):
-    """Names of peers that a reload has touched."""
+    """Names of peers that a reload has touched, and of settings it could not."""
 
     added: list[str]
     changed: list[str]
     removed: list[str]
+    restart: list[str]  # take effect at the next start
 
 
 class Imported(TypedDict):
