@@ -7,13 +7,19 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
-from attrs import fields
 
 from alpha_trio.control import (
     ControlServer,
@@ -54,6 +60,7 @@ from alpha_trio.settings import (
     LogFormat,
     PeerSettings,
     Settings,
+    changed_settings,
     load_settings,
 )
 from alpha_trio.state import PeerStore
@@ -75,6 +82,8 @@ beside one of them would wait up to 5 ms.
 """
 
 _WHOLE_CLASS = 0xFF  # DSCP and ECN
+
+_RESTART = "restart"  # what ``health`` says of it
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -285,6 +294,23 @@ class Node:
             self._journal.publish("peer-added", peer.name)
         return added
 
+    async def add_peers(
+        self, peers: Sequence[PeerSettings], take_over: bool, replace: bool
+    ) -> dict[str, list[str]]:
+        """See Registry.add_all."""
+        summary = await self._registry.add_all(
+            peers, take_over=take_over, replace=replace
+        )
+        for name in summary["added"]:
+            self._journal.publish("peer-added", name)
+        for name in summary["changed"]:
+            self._journal.publish("peer-changed", name)
+        return summary
+
+    def notes(self, name: str) -> list[str]:
+        """See Registry.notes."""
+        return self._registry.notes(name)
+
     async def set_peer(self, peer: PeerSettings, take_over: bool) -> None:
         """See Registry.set."""
         if await self._registry.set(peer, take_over=take_over):
@@ -303,7 +329,8 @@ class Node:
     async def reload(self) -> dict[str, list[str]]:
         """Apply the difference between the config file and what runs.
 
-        Only peers can change while running; for the rest the log asks for a restart.
+        Only peers can change while running; the settings that take effect at the next
+        start are named under ``restart``, beside what Registry.reload returns.
         Raises ConfigError or RoutingError; then nothing has changed.
         """
         _notify("RELOADING=1")
@@ -316,13 +343,30 @@ class Node:
             self._hooks.removed(name)
         for name in summary["changed"]:
             self._hooks.changed(name)
-        for name in _changed_fields(self._file_settings, wanted):
-            _log.warning("The new %s takes effect at the next start.", name)
-        self._file_settings = wanted
         counts = ", ".join(f"{len(names)} {what}" for what, names in summary.items())
         _log.info("Reloaded: %s.", counts)
+        summary["restart"] = self._waiting_for_restart(wanted)
+        self._tell_of_restart(summary["restart"])
         self._journal.publish("reloaded", None, **summary)
         return summary
+
+    def _waiting_for_restart(self, wanted: Settings) -> list[str]:
+        """What of a file was changed, and is not given by an option, which wins."""
+        given = changed_settings(self._file_settings, self.settings)
+        changed = changed_settings(self._file_settings, wanted)
+        return [name for name in changed if name not in given]
+
+    def _tell_of_restart(self, changed: list[str]) -> None:
+        """While it lasts, ``health`` has it, too: what runs is not what is written."""
+        if not changed:
+            self._journal.troubles.pop(_RESTART, None)
+            return
+        names = ", ".join(changed)
+        _log.warning("Takes effect at the next start: %s; restart the daemon.", names)
+        self._journal.troubles[_RESTART] = (
+            f"the config file has been changed, and takes effect at the next start: "
+            f"{names}; restart the daemon"
+        )
 
     async def wait_established(self, name: str) -> None:
         """Return when there is a session with the peer, for which it is asked.
@@ -374,15 +418,6 @@ class Node:
     ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Event]]:
         """All events from here on."""
         return self._journal.hub.subscribe()
-
-
-def _changed_fields(before: Settings, after: Settings) -> list[str]:
-    return [
-        field.name
-        for field in fields(Settings)
-        if field.name != "peers"
-        and getattr(before, field.name) != getattr(after, field.name)
-    ]
 
 
 async def _ignore(signals: AsyncIterator[int]) -> None:

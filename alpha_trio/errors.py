@@ -23,7 +23,15 @@ class AlphaTrioError(Exception):
 
 
 class ConfigError(AlphaTrioError):
-    """A setting cannot be used; the text names the place, the value, the remedy."""
+    """A setting cannot be used; the text names the place, the value, the remedy.
+
+    Where more of them were looked at, ``lines`` has a text for each that cannot; what
+    is printed is the first.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(lines[0])
+        self.lines = lines
 
 
 class WrongUsage(ConfigError):
@@ -68,6 +76,26 @@ class TimedOut(AlphaTrioError):
     """What was waited for did not happen in time."""
 
     exit_code = 5
+
+
+class RemoteError(AlphaTrioError):
+    """The daemon refused a request, and none of the other classes says how."""
+
+    def __init__(self, text: str, exit_code: int) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+_TOLD: dict[int, type[AlphaTrioError]] = {
+    error.exit_code: error for error in (WrongUsage, UnknownPeer, TimedOut)
+}
+
+
+def error_of(text: str, exit_code: int) -> AlphaTrioError:
+    """What the daemon refused, by the code that came with its words."""
+    if (error := _TOLD.get(exit_code)) is not None:
+        return error(text)
+    return RemoteError(text, exit_code)
 
 
 def refusal(error: Exception) -> str | None:

@@ -6,7 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import cleandoc
 from io import TextIOWrapper
 from typing import Any, NoReturn
@@ -14,9 +14,7 @@ from typing import Any, NoReturn
 import click
 
 from alpha_trio.errors import AlphaTrioError, WrongUsage
-from alpha_trio.rpc import DEFAULT_SOCKET
-
-from .client import Client
+from alpha_trio.rpc import DEFAULT_SOCKET, Client
 
 INTERRUPTED = 130  # what a shell makes of a command that Ctrl-C ended
 
@@ -176,5 +174,9 @@ def socket_of(context: click.Context) -> str:
     return str(context.meta.get(_SOCKET) or DEFAULT_SOCKET)
 
 
-def connect() -> Client:
-    return Client(socket_of(click.get_current_context()))
+def connect(patience: float | None = None) -> AbstractContextManager[Client]:
+    """A client for a block of code: each of its calls makes a connection of its own.
+
+    ``patience``: seconds that an answer may take, if it may take long.
+    """
+    return nullcontext(Client(socket_of(click.get_current_context()), patience))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from alpha_trio.errors import AlphaTrioError
+from alpha_trio.rpc import Client
 
 from .app import socket_of
-from .client import Client
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -47,8 +47,7 @@ class PeerName(click.types.StringParamType):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         try:
-            with Client(socket_of(ctx), PATIENCE) as client:
-                peers = client.call("peers.list")
+            peers = Client(socket_of(ctx), PATIENCE).peers()
         except AlphaTrioError:  # an error text would end up in the line being typed
             return []
         return _beginning(incomplete, [peer["name"] for peer in peers])

@@ -200,12 +200,10 @@ def diagnose(found: Sequence[tuple[bool | None, str, str]]) -> None:
 def _told_by_daemon(settings: Settings) -> list[Check]:
     """What a running daemon sees going wrong, and what it would tell in ``health``."""
     from alpha_trio.doctor import Check
-
-    from .client import Client
+    from alpha_trio.rpc import Client
 
     try:
-        with Client(str(settings.socket)) as client:
-            status = client.call("status")
+        status = Client(settings.socket).status()
     except AlphaTrioError:  # there is a line about it already
         return []
     astray = status["astray"]

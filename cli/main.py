@@ -16,21 +16,17 @@ import click
 import alpha_trio
 from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut, UnknownPeer
 
-from . import local
+from . import files, local, transfer
 from .app import PATH, Program, connect
 from .complete import MODES, SWITCH, PeerName, Words
-from .words import event_line, plain_warning, trust
+from .transfer import take_over
+from .words import event_line, plain_warning, restart_needed, trust
 
 WATCH_SECONDS = 1.0
 LONGEST_WAIT = 1_000_000.0  # seconds; a socket's timeout has to be below 2^31 ms
 
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document, for programs."
-)
-take_over = click.option(
-    "--take-over",
-    is_flag=True,
-    help="Take the prefixes over from peers that have them.",
 )
 peer_name = click.argument("name", type=PeerName())
 
@@ -57,6 +53,8 @@ main.add_command(local.run)
 main.add_command(local.cleanup)
 main.add_command(local.doctor)
 main.add_command(local.keygen)
+main.add_command(files.check)
+main.add_command(files.import_wireguard)
 
 
 # Peers
@@ -65,6 +63,10 @@ main.add_command(local.keygen)
 @main.group()
 def peers() -> None:
     """Add, change, remove and list peers; effective at once, and durable."""
+
+
+peers.add_command(transfer.export)
+peers.add_command(transfer.import_)
 
 
 def _switch(
@@ -101,9 +103,11 @@ def _secret(
 
     Read here, not by the daemon: it may not see our files, or not have our rights.
     """
-    if context.resilient_parsing:  # the shell asks what could come next
+    if context.resilient_parsing or not path:  # the shell asks what could come next
         return path
-    return local.pre_shared(path) if path else path
+    if path != "-" and path.isprintable():  # remembered for an export
+        context.params["psk_file"] = os.path.abspath(path)
+    return local.pre_shared(path)
 
 
 def peer_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -190,11 +194,12 @@ def add(name: str, take_over: bool, **settings: Any) -> None:
     """Add the peer NAME at ENDPOINT; without ENDPOINT the NAME is looked up."""
     args = {"name": name, "settings": given(settings), "take_over": take_over}
     with connect() as client:
-        added = client.call("peers.add", args)["added"]
-    if added:
+        answer = client.call("peers.add", args)
+    if answer["added"]:
         click.echo(f"Peer {name} added. {trust(settings['key'], 'first')}")
     else:
         click.echo(f"Peer {name} was there already, with the same settings.")
+    transfer.say_notes(answer)
     warn_of_plain(name, settings["mode"])
 
 
@@ -213,9 +218,10 @@ def change(name: str, take_over: bool, **settings: Any) -> None:
         raise click.UsageError("name at least one setting to change")
     args = {"name": name, "settings": values, "take_over": take_over}
     with connect() as client:
-        client.call("peers.set", args)
+        answer = client.call("peers.set", args)
     trusted = f" {trust(values['key'], 'next')}" if "key" in values else ""
     click.echo(f"Peer {name} changed.{trusted}")
+    transfer.say_notes(answer)
     warn_of_plain(name, settings["mode"])
 
 
@@ -417,8 +423,12 @@ def reload() -> None:
     """Apply what has changed in the configuration file."""
     with connect() as client:
         changes = client.call("reload")
+    later = changes.pop("restart", ())
     lines = [f"{how}: {', '.join(names)}" for how, names in changes.items() if names]
-    click.echo("; ".join(lines) or "Nothing has changed.")
+    if lines or not later:
+        click.echo("; ".join(lines) or "Nothing has changed.")
+    if later:
+        click.echo(restart_needed(later))
 
 
 @main.command()

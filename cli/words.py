@@ -32,6 +32,8 @@ def reached(peer: Document) -> str:
         sentence += f" ({peer['reason']})"
     if peer["state"] == "resolving" and peer["configured_endpoint"] == peer["name"]:
         sentence += CALLER_HINT.format(**peer)
+    if peer.get("nested"):
+        sentence += f"; {peer['nested']}"
     return sentence
 
 
@@ -103,6 +105,14 @@ def trust(key: str | None, contact: str) -> str:
     if key:
         return f"It must have key {key}."
     return f"Its key will be pinned at the {contact} contact."
+
+
+def restart_needed(settings: Iterable[str]) -> str:
+    """One sentence: what was changed in the config file, and is not so yet."""
+    return (
+        f"Takes effect at the next start: {', '.join(settings)}; restart the daemon, "
+        "as by 'systemctl restart alpha-trio'."
+    )
 
 
 def plain_warning(name: str) -> str:

@@ -23,7 +23,7 @@ from alpha_trio.proto.relay.verdict import RelayDrop
 from alpha_trio.registry.peer import overhead
 from alpha_trio.relaying.journal import record
 from alpha_trio.relaying.path import Loss
-from alpha_trio.settings import Mode, PeerSettings
+from alpha_trio.settings import Mode, PeerSettings, config
 from tools.rooms import rooms
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "README.md",
     "CHANGELOG.md",
-    *(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")),
+    *(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md")),
 ]
 FOLDERS = ("alpha_trio", "cli", "docs", "packaging", "tests", "tools")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -202,6 +202,22 @@ def test_every_name_of_a_line_is_explained():
     explained = first_cells("docs/operations.md", "JSON and priorities", "###")
     named = {*LINE_NAMES.values(), ENDED, OF_A_PACKET, UNNAMED}
     assert named - events <= explained - {"event"}
+
+
+@pytest.mark.parametrize(
+    ("heading", "known"),
+    [
+        ("Top level", {*config._FILE} - {*config._TABLES, "peers"}),
+        ("`[peers.NAME]`", {*config._FILE_PEER}),
+        *((f"`[{table}]`", {*known}) for table, known in config._TABLES.items()),
+    ],
+)
+def test_every_setting_is_explained(heading, known):
+    rows = section("docs/configuration.md", heading).partition("\n### ")[0]
+    if heading == "`[offloads]`":  # which are no table
+        rows = re.sub("`(.*?)`", r"\n| `\1` |", rows.partition(", each")[0])
+    cells = re.findall(r"^\| ((?:`\w[\w-]*`(?:, )?)+) \|", rows, re.MULTILINE)
+    assert {name for cell in cells for name in re.findall("`(.*?)`", cell)} == known
 
 
 # Commands

@@ -1,6 +1,7 @@
 """No secret is in what an object says of itself: that may get into a log."""
 
 from base64 import b64encode
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -9,7 +10,7 @@ from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.primitives.chain import HashChain
 from alpha_trio.proto.primitives.cipher import Keystream, SessionKeys, Tagger
-from alpha_trio.settings import PeerSettings, Settings, config
+from alpha_trio.settings import PeerSettings, Settings, config, files
 
 random = Random(1)
 SECRET = random.randbytes(32)
@@ -61,6 +62,8 @@ def document():
         PeerSettings("vm2", psk=PSK),
         Settings(peers=(PeerSettings("vm2", psk=PSK),)),
         document(),
+        files.File(Path("x"), None, f"psk = {PSK!r}"),
+        config._PskFile(Path("x"), PSK),
         session(),
         Identity(SECRET),
         SessionKeys(SECRET, SECRET, SECRET, SECRET),

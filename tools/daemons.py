@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
-from alpha_trio import rpc
+from alpha_trio import wire
 from tools.lab import Host, LabError, wait_until
 from tools.warm import Warm, Warmed
 
@@ -107,7 +107,7 @@ class Daemon:
             raise self._error("did not start")
         try:
             self.status()
-        except (OSError, rpc.BadFrame):
+        except (OSError, wire.BadFrame):
             return False  # no socket yet, that of one killed before, or it just ended
         return True
 
@@ -161,11 +161,11 @@ class Daemon:
         with socket.socket(socket.AF_UNIX) as control:
             control.settimeout(timeout)
             control.connect(self.environment["ALPHA_TRIO_SOCKET"])
-            control.sendall(rpc.encode_request(command, values))
+            control.sendall(wire.encode_request(command, values))
             with control.makefile("rb") as replies:
-                header = replies.read(rpc.HEADER.size)
-                length = rpc.body_length_untrusted(header, rpc.MAX_REPLY)
-                return rpc.decode_reply_untrusted(replies.read(length)).value
+                header = replies.read(wire.HEADER.size)
+                length = wire.body_length_untrusted(header, wire.MAX_REPLY)
+                return wire.decode_reply_untrusted(replies.read(length)).value
 
     def status(self) -> dict[str, Any]:
         """Return the document of ``status --json``."""

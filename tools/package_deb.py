@@ -145,8 +145,8 @@ def _install_completions(tree: Path) -> None:
 def _install_documents(contents: Contents, tree: Path) -> None:
     source, folder = contents.source, tree / _DOCUMENTS
     _copy(source / "README.md", folder / "README.md")
-    for page in sorted((source / "docs").iterdir()):
-        _copy(page, folder / "docs" / page.name)
+    for page in _files(source / "docs"):
+        _copy(page, folder / page.relative_to(source))
     for example in sorted((source / "packaging").iterdir()):
         if example.suffix in _EXAMPLES:
             _copy(example, folder / "examples" / example.name)

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 
 from attrs import frozen
 
-from alpha_trio import rpc
-from alpha_trio.errors import ConfigError, StateError
+from alpha_trio import wire
+from alpha_trio.errors import AlphaTrioError, ConfigError, StateError
 from alpha_trio.proto.batch import Buffer, Counters, Outbox
 from alpha_trio.proto.messages import (
     COOKIE_SIZE,
@@ -187,12 +187,12 @@ def early(data: bytes) -> None:
 
 def control(data: bytes) -> None:
     """Frames of the control socket: BadFrame, and of replies also what they say."""
-    with suppress(rpc.BadFrame):
-        rpc.body_length_untrusted(data[:4], rpc.MAX_REQUEST)
-    with suppress(rpc.BadFrame):
-        rpc.decode_request_untrusted(data)
-    with suppress(rpc.BadFrame, rpc.RemoteError):
-        rpc.decode_reply_untrusted(data)
+    with suppress(wire.BadFrame):
+        wire.body_length_untrusted(data[:4], wire.MAX_REQUEST)
+    with suppress(wire.BadFrame):
+        wire.decode_request_untrusted(data)
+    with suppress(AlphaTrioError):
+        wire.decode_reply_untrusted(data)
 
 
 def _scratch(name: str) -> Path:
@@ -362,8 +362,8 @@ TARGETS = {
     "control": Target(
         control,
         [
-            rpc.encode_request("peers.add", {"name": "vm2", "settings": {}})[4:],
-            rpc.encode_error("no such peer", 4)[4:],
+            wire.encode_request("peers.add", {"name": "vm2", "settings": {}})[4:],
+            wire.encode_error("no such peer", 4)[4:],
         ],
     ),
     "settings": Target(settings, [_TOML.encode()]),

@@ -1,8 +1,8 @@
 """The control plane: who asks the daemon, and what it answers.
 
 In come requests over a Unix socket; out go documents, events, and calls of the node.
-The messages themselves are in rpc.py, which the command line shares: it must not load
-all of this.
+The messages themselves are in wire.py, which clients share: they must not load all of
+this.
 
     server      a task for each client
     listener    the sockets: whose they are, who may connect, what is left of them

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import trio
+from attrs import asdict
 
 from alpha_trio.control.server import Command
 from alpha_trio.errors import (
@@ -49,6 +50,17 @@ class NodeAPI(Protocol):
     async def set_peer(self, peer: PeerSettings, take_over: bool) -> None:
         """Replace the settings of an existing peer; raise UnknownPeer, PeerError."""
 
+    async def add_peers(
+        self, peers: Sequence[PeerSettings], take_over: bool, replace: bool
+    ) -> dict[str, list[str]]:
+        """Add all of them, or none; the names ``added``, ``changed``, ``unchanged``.
+
+        ``replace``: those that exist with other settings get these.  Raise PeerError.
+        """
+
+    def notes(self, name: str) -> list[str]:
+        """What who configures a peer should know, though it is no mistake."""
+
     async def remove_peer(self, name: str) -> None:
         """Raise UnknownPeer."""
 
@@ -60,6 +72,8 @@ class NodeAPI(Protocol):
 
     async def reload(self) -> dict[str, list[str]]:
         """Names of the peers under ``added``, ``changed`` and ``removed``.
+
+        And those of settings that take effect at the next start under ``restart``.
 
         Raise ConfigError if the file is bad; then nothing was changed.
         """
@@ -92,6 +106,7 @@ def commands_for(node: NodeAPI) -> dict[str, Command]:
         "status": handlers.status,
         "peers.add": handlers.add,
         "peers.set": handlers.set,
+        "peers.import": handlers.import_,
         "peers.remove": handlers.remove,
         "peers.list": handlers.list,
         "peers.show": handlers.show,
@@ -138,10 +153,20 @@ class Handlers:
     async def add(self, args: Args) -> dict[str, Any]:
         name = _name(args)
         peer = _typed(name, _settings(args), "peers add")
-        added = await self._node.add_peer(peer, _take_over(args))
-        return {"added": added}
+        added = await self._node.add_peer(peer, _flag(args, "take_over"))
+        return {"added": added, **self._notes([name])}
 
-    async def set(self, args: Args) -> None:
+    async def import_(self, args: Args) -> dict[str, list[str]]:
+        """All of them or none."""
+        peers = [
+            _typed(name, settings, f"peers import: {name}")
+            for name, settings in _peers(args).items()
+        ]
+        take_over, replace = _flag(args, "take_over"), _flag(args, "replace")
+        summary = await self._node.add_peers(peers, take_over, replace)
+        return summary | self._notes((*summary["added"], *summary["changed"]))
+
+    async def set(self, args: Args) -> dict[str, list[str]] | None:
         """Change only the settings that are named; the others stay.
 
         To empty the key is to trust the next contact, so a pinned key goes as well.
@@ -152,11 +177,19 @@ class Handlers:
         if "endpoint" in given:
             # HOST[:PORT] is one setting: a new host does not inherit the old port.
             values.pop("port", None)
+        if "psk" in given:
+            values.pop("psk_file", None)
         values |= given
         peer = _typed(current.name, values, "peers set")
-        await self._node.set_peer(peer, _take_over(args))
+        await self._node.set_peer(peer, _flag(args, "take_over"))
         if "key" in given and peer.key is None:
             await self._node.forget_pin(peer.name)
+        return self._notes([peer.name]) or None
+
+    def _notes(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """What there is to say about peers that were just configured, if there is."""
+        notes = dict.fromkeys(note for n in names for note in self._node.notes(n))
+        return {"notes": [*notes]} if notes else {}
 
     async def remove(self, args: Args) -> None:
         await self._node.remove_peer(_name(args))
@@ -251,13 +284,27 @@ def _typed(name: str, values: Mapping[str, object], command: str) -> PeerSetting
         raise WrongUsage(str(error)) from None
 
 
-def _take_over(args: Args) -> bool:
-    return args.get("take_over") is True
+def _peers(args: Args) -> Mapping[str, Mapping[str, object]]:
+    peers = args.get("peers")
+    if not isinstance(peers, dict) or not all(
+        isinstance(settings, dict) for settings in peers.values()
+    ):
+        raise PeerError(
+            "the peers of an import must be a map of maps, settings by name: see "
+            "docs/control.md"
+        )
+    return peers
+
+
+def _flag(args: Args, name: str) -> bool:
+    return args.get(name) is True
 
 
 def _document(peer: PeerSettings, origin: str) -> dict[str, Any]:
-    """The settings; of the pre-shared key only that there is one."""
+    """The settings; of a pre-shared key, and of programs, only that there are some."""
     values = peer_values(peer)
     if "psk" in values:
         values["psk"] = True
+    if peer.hooks is not None:
+        values["hooks"] = [key for key, words in asdict(peer.hooks).items() if words]
     return {"name": peer.name, "origin": origin, **values}

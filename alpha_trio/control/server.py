@@ -40,7 +40,7 @@ from typing import Any, NoReturn
 import trio
 from attrs import define
 
-from alpha_trio import rpc
+from alpha_trio import wire
 from alpha_trio.control.listener import Access, ControlSocket, remove_leftover
 from alpha_trio.errors import AlphaTrioError, refusal
 from alpha_trio.journal import Event, Journal
@@ -56,6 +56,8 @@ OTHERS_DESCRIPTORS = 32
 
 READ_SECONDS = 10.0  # for a whole request, from the previous reply on
 WRITE_SECONDS = 10.0  # for one result or error
+
+_PIECE = 64 * 1024  # bytes of a request that are received at once
 
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -89,6 +91,7 @@ class ControlServer:
                 journal,
                 MAX_CLIENTS,
                 OTHERS_DESCRIPTORS,
+                wire.MAX_REQUEST,
             )
         ]
         if settings.status_group is None:
@@ -101,6 +104,7 @@ class ControlServer:
                     journal,
                     MAX_ASKING,
                     OTHERS_DESCRIPTORS + MAX_CLIENTS,
+                    wire.MAX_QUESTION,
                 )
             )
 
@@ -132,6 +136,7 @@ class _Door:
     Args:
       most: clients that are served at once, if there are descriptors for them.
       spared: descriptors that are left for others.
+      longest: bytes of a request.
     """
 
     def __init__(
@@ -141,6 +146,7 @@ class _Door:
         journal: Journal,
         most: int,
         spared: int,
+        longest: int,
     ) -> None:
         self.access = access
         self._commands = commands
@@ -148,6 +154,7 @@ class _Door:
         self._reserve = Reserve()
         self._places = most
         self._spared = spared
+        self._longest = longest
         self._clients = 0
         self._idle: dict[_Client, None] = {}  # owe us a request; longest first
 
@@ -200,7 +207,7 @@ class _Door:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         with trio.CancelScope() as scope:
-            client = _Client(stream, scope)
+            client = _Client(stream, scope, self._longest)
             if not self._make_room():
                 await client.send(
                     _refusal(f"{self._places} clients are served already")
@@ -210,7 +217,7 @@ class _Door:
             try:
                 while True:
                     await self._answer(client, await self._next_request(client))
-            except rpc.BadFrame as error:
+            except wire.BadFrame as error:
                 # Where the next frame begins is anyone's guess now: answer, hang up.
                 await client.send(_refusal(str(error)))
             finally:
@@ -227,14 +234,14 @@ class _Door:
             return True
         return False
 
-    async def _next_request(self, client: _Client) -> rpc.Request:
+    async def _next_request(self, client: _Client) -> wire.Request:
         self._idle[client] = None
         try:
             return await client.receive()
         finally:
             self._idle.pop(client, None)
 
-    async def _answer(self, client: _Client, request: rpc.Request) -> None:
+    async def _answer(self, client: _Client, request: wire.Request) -> None:
         command = self._commands.get(request.command)
         if command is None:
             known = ", ".join(sorted(self._commands))
@@ -261,7 +268,7 @@ class _Door:
 async def _forward(client: _Client, events: AsyncGenerator[Event, None]) -> None:
     async with aclosing(events):
         async for event in events:
-            await client.send_patiently(rpc.encode_event(event))
+            await client.send_patiently(wire.encode_event(event))
 
 
 async def _reply(command: str, answer: Awaitable[Any]) -> bytes:
@@ -270,9 +277,9 @@ async def _reply(command: str, answer: Awaitable[Any]) -> bytes:
     (Everything in here is our own doing: what a client does wrong cancels its scope.)
     """
     try:
-        return rpc.encode_result(await answer)
+        return wire.encode_result(await answer)
     except AlphaTrioError as error:
-        return rpc.encode_error(str(error), error.exit_code)
+        return wire.encode_error(str(error), error.exit_code)
     except Exception as error:
         if (reason := refusal(error)) is not None:
             return _refusal(f"the host refuses what this needs: {reason}")
@@ -281,7 +288,7 @@ async def _reply(command: str, answer: Awaitable[Any]) -> bytes:
 
 
 def _refusal(text: str) -> bytes:
-    return rpc.encode_error(text, AlphaTrioError.exit_code)
+    return wire.encode_error(text, AlphaTrioError.exit_code)
 
 
 @define(eq=False)
@@ -290,23 +297,24 @@ class _Client:
 
     stream: trio.SocketStream
     scope: trio.CancelScope
+    longest: int  # bytes of a request
 
     async def hang_up(self) -> NoReturn:
         self.scope.cancel()
         await trio.sleep_forever()
 
-    async def receive(self) -> rpc.Request:
+    async def receive(self) -> wire.Request:
         """The next request; raise BadFrame if there comes something else."""
         with trio.move_on_after(READ_SECONDS):
-            header = await self._receive_exactly(rpc.HEADER.size)
-            length = rpc.body_length_untrusted(header, rpc.MAX_REQUEST)
-            return rpc.decode_request_untrusted(await self._receive_exactly(length))
+            header = await self._receive_exactly(wire.HEADER.size)
+            length = wire.body_length_untrusted(header, self.longest)
+            return wire.decode_request_untrusted(await self._receive_exactly(length))
         return await self.hang_up()
 
     async def _receive_exactly(self, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            data += await self._receive_some(size - len(data))
+            data += await self._receive_some(min(size - len(data), _PIECE))
         return bytes(data)
 
     async def _receive_some(self, limit: int) -> bytes:

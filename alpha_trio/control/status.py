@@ -160,6 +160,7 @@ def _peer(peer: Peer, statistics: Statistics) -> dict[str, Any]:
         "mtu_source": str(statistics.mtu_source),
         "routed": not peer.troubles,
         "allowed": [str(prefix) for prefix in peer.prefixes],
+        "nested": None if peer.nested is None else str(peer.nested),
         "tx_packets": counters.tx_packets,
         "tx_bytes": counters.tx_bytes,
         "rx_packets": counters.rx_packets,

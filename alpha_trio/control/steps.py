@@ -54,6 +54,11 @@ def _link(peer: Peer, now: float) -> Iterator[Step]:
     )
 
 
+def _nested(peer: Peer, now: float) -> Iterator[Step]:
+    if peer.nested is not None:
+        yield Step(None, str(peer.nested))
+
+
 def _handshake(peer: Peer, now: float) -> Iterator[Step]:
     """Strangers and those with another psk get no answer, so there are many causes."""
     if peer.unanswered:
@@ -133,4 +138,4 @@ def _early(peer: Peer, now: float) -> Iterator[Step]:
         yield Step(None, f"no early data now: {peer.early_text}")
 
 
-WALK: list[Subject] = [_link, _handshake, _probes, _in_use, _early]
+WALK: list[Subject] = [_link, _nested, _handshake, _probes, _in_use, _early]

@@ -30,7 +30,7 @@ LINE_NAMES = {
     "Received SIGHUP!": "signal",
     "Received %s, stopping.": "stopping",
     "Nothing was changed: %s": "reload-refused",
-    "The new %s takes effect at the next start.": "restart-needed",
+    "Takes effect at the next start: %s; restart the daemon.": "restart-needed",
     "Reloaded: %s.": "reloaded",
     "Could not undo everything: run 'alpha-trio cleanup'.": "undo-failed",
     "The control command %s failed.": "command-failed",

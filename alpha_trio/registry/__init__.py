@@ -6,6 +6,7 @@ out go entries of the peer table, routes, and what is saved.
     registry    every change: check, save, enter, route, or all of it taken back
     peer        one configured peer
     endpoints   which addresses a peer may be given
+    nested      endpoints inside of another peer's prefixes
     routing     the peers' packets led into the tunnel, and each one's MTU
     search      the search for peers that are known by a name
 """

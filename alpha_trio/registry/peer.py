@@ -13,6 +13,7 @@ from alpha_trio.proto.batch import Remote
 from alpha_trio.proto.peers import Session
 from alpha_trio.proto.transport import OUTER_HEADERS, EarlyState
 from alpha_trio.proto.transport import overhead as session_overhead
+from alpha_trio.registry.nested import Nested
 from alpha_trio.registry.search import Search
 from alpha_trio.settings import (
     IPAddress,
@@ -42,6 +43,7 @@ class Peer:
     prefixes: tuple[IPNetwork, ...] = ()  # inner addresses that are this peer's
     underlay: Underlay | None = None
     search: Search | None = None  # if it is known by a name
+    nested: Nested | None = None  # if its endpoint lies in a prefix of another
 
     @property
     def error(self) -> str | None:

@@ -37,6 +37,7 @@ from alpha_trio.registry.endpoints import (
     refuse_unusable,
     usable_addresses,
 )
+from alpha_trio.registry.nested import notes
 from alpha_trio.registry.peer import (
     FROM_CONFIG,
     FROM_STATE,
@@ -49,6 +50,7 @@ from alpha_trio.registry.routing import Routing
 from alpha_trio.registry.search import REFRESH_AFTER, Resolver, Search
 from alpha_trio.settings import (
     DEFAULT_CONFIG,
+    Backend,
     IPAddress,
     Mode,
     PeerSettings,
@@ -104,7 +106,14 @@ class Registry:
         self._file_peers = settings.peers
         self._shadowed: list[PeerSettings] = []  # saved ones the config file overrides
         self._table = table
-        self._routing = Routing(router, table, self.peers, journal, self._rerouted)
+        self._routing = Routing(
+            router,
+            table,
+            self.peers,
+            journal,
+            self._rerouted,
+            by_hand=settings.routing.backend is Backend.NONE,
+        )
         self._store = store
         self._journal = journal
         self._datapath = datapath
@@ -298,6 +307,53 @@ class Registry:
             await self._change([wanted], take_over)
             return True
 
+    async def add_all(
+        self, peers: Sequence[PeerSettings], *, take_over: bool, replace: bool
+    ) -> dict[str, list[str]]:
+        """Add peers, all or none; what nobody can give them for others they keep.
+
+        That is a psk, which no export has, and what the config file has them run.
+        Returns the names under ``added``, ``changed`` and ``unchanged``.  Raises
+        PeerError if some are there with other settings, unless they are to be
+        replaced, and what ``add`` raises; then nothing has changed.
+        """
+        async with self._lock:
+            wanted = {peer.name: self._with_kept(peer) for peer in peers}
+            if len(wanted) < len(peers):
+                raise PeerError("a peer is there twice: give each its settings once")
+            now = {n: self.peers[n].settings for n in wanted if n in self.peers}
+            summary = {
+                "added": [name for name in wanted if name not in now],
+                "changed": [name for name in now if now[name] != wanted[name]],
+                "unchanged": [name for name in now if now[name] == wanted[name]],
+            }
+            if summary["changed"] and not replace:
+                raise PeerError(_other_settings(summary["changed"]))
+            for name in summary["changed"]:
+                _refuse_config_peer(self.peers[name], self._settings)
+            new = [wanted[n] for n in (*summary["changed"], *summary["added"])]
+            for peer in new:
+                self._refuse_ourselves(peer)
+                await trio.lowlevel.checkpoint()  # so many must not hold packets up
+            if new:
+                await self._change(new, take_over)
+            return summary
+
+    def _with_kept(self, wanted: PeerSettings) -> PeerSettings:
+        present = self.peers.get(wanted.name)
+        if present is None:
+            return wanted
+        was = present.settings
+        wanted = evolve(wanted, hooks=was.hooks)
+        if wanted.psk is None:
+            wanted = evolve(wanted, psk=was.psk, psk_file=was.psk_file)
+        return wanted
+
+    def notes(self, name: str) -> list[str]:
+        """What is legal about a peer, and still to be told to who configures it."""
+        places = (peer.nested for peer in self.peers.values())
+        return notes(name, (place for place in places if place is not None))
+
     async def set(self, wanted: PeerSettings, *, take_over: bool = False) -> bool:
         """Replace a peer's settings; its session lives on if its endpoint stays.
 
@@ -379,7 +435,7 @@ class Registry:
     async def _change(self, wanted: list[PeerSettings], take_over: bool) -> None:
         """Add or replace peers added by command, all or none."""
         if take_over:
-            wanted = [*wanted, *self._give_way(wanted[0])]
+            wanted = [*wanted, *self._give_way(wanted)]
         replaced = {peer.name: peer for peer in wanted}
         everyone = {name: peer.settings for name, peer in self.peers.items()} | replaced
         check_peers(map(self._foreseen, everyone.values()), remedy=_TAKE_OVER)
@@ -400,13 +456,18 @@ class Registry:
             raise
         await self._pins.save()
 
-    def _give_way(self, taker: PeerSettings) -> list[PeerSettings]:
-        """The other peers' settings without the prefixes that ``taker`` takes over."""
-        taken = set(allowed_prefixes(self._foreseen(taker)))
+    def _give_way(self, takers: Sequence[PeerSettings]) -> list[PeerSettings]:
+        """The other peers' settings without the prefixes that are taken over."""
+        names = {taker.name for taker in takers}
+        taken = {
+            prefix
+            for taker in takers
+            for prefix in allowed_prefixes(self._foreseen(taker))
+        }
         losers = []
         for peer in self.peers.values():
-            lost = taken & set(allowed_prefixes(self._foreseen(peer.settings)))
-            if peer.settings.name == taker.name or not lost:
+            lost = taken.intersection(allowed_prefixes(self._foreseen(peer.settings)))
+            if peer.settings.name in names or not lost:
                 continue
             _refuse_config_peer(peer, self._settings)
             left = tuple(p for p in peer.settings.allow if p not in lost)
@@ -630,6 +691,14 @@ def _of_file(
     """What the config file changes or adds; a hidden peer that returns is not in it."""
     names = (*summary["changed"], *summary["added"])
     return [wanted[name] for name in names if name in wanted]
+
+
+def _other_settings(names: Sequence[str]) -> str:
+    who, are = ("peers", "are") if len(names) > 1 else ("peer", "is")
+    return (
+        f"{who} {', '.join(names)} {are} there with other settings: give --replace to "
+        "have those that are imported, or change them by 'alpha-trio peers set'"
+    )
 
 
 def _refuse_config_peer(peer: Peer, settings: Settings) -> None:

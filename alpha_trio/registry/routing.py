@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import trio
 
@@ -10,8 +10,9 @@ from alpha_trio.datapath import DataPath
 from alpha_trio.errors import RoutingError
 from alpha_trio.journal import Journal
 from alpha_trio.net.host import boottime
-from alpha_trio.net.routing import Router, Underlay
+from alpha_trio.net.routing import PeerRoute, Router, Underlay
 from alpha_trio.proto.peers import PeerTable
+from alpha_trio.registry.nested import nested
 from alpha_trio.registry.peer import Peer, peer_route
 from alpha_trio.supervision import delays, insist
 
@@ -30,10 +31,12 @@ class Routing:
         peers: Mapping[str, Peer],
         journal: Journal,
         rerouted: Callable[[Peer, Underlay | None], None],
+        by_hand: bool,
     ) -> None:
         """``peers``: all of them by name, as they are at each call.
 
         ``rerouted`` is told of a peer after each look at its way, with what was before.
+        ``by_hand``: the routes are the operator's matter.
         """
         self.error: str | None = None  # that of all peers, while it lasts
         self._router = router
@@ -41,8 +44,10 @@ class Routing:
         self._peers = peers
         self._journal = journal
         self._rerouted = rerouted
+        self._by_hand = by_hand
         self._changed = trio.Event()
         self._refused = trio.Event()
+        self._places: Sequence[tuple[object, ...]] = ()
 
     async def follow_network(self) -> None:
         """Adapt to the next change of links, addresses and routes of the host."""
@@ -110,6 +115,7 @@ class Routing:
             for reason in underlays[name].refused:
                 if reason not in self._peers[name].refused:
                     raise RoutingError(reason)
+        self._nest(routes)
         for name, underlay in underlays.items():
             peer = self._peers.get(name)
             if peer is not None:
@@ -117,6 +123,15 @@ class Routing:
                 was, peer.underlay = peer.underlay, underlay
                 self._allow(peer, underlay)
                 self._rerouted(peer, was)
+
+    def _nest(self, routes: Iterable[PeerRoute]) -> None:
+        """Note whose endpoint lies in a prefix of another; few changes move any."""
+        places = [(route.name, route.endpoint, route.prefixes) for route in routes]
+        if places != self._places:
+            self._places = places
+            found = nested(routes, self._by_hand)
+            for name, peer in self._peers.items():
+                peer.nested = found.get(name)
 
     def _allow(self, peer: Peer, underlay: Underlay) -> None:
         """Tell a session what its link takes; its route follows what becomes of that.

@@ -5,14 +5,16 @@ ConfigError that says what is wrong with which value, and what to do.
 
     model       the settings as the daemon works with them
     values      checks of each kind of value
-    files       who else may open a file; a secret that is in one
+    files       what is in a file, and who else may open it
     config      the config file and the options; peers as plain values
 """
 
 from alpha_trio.settings import files, values
 from alpha_trio.settings.config import (
     allowed_prefixes,
+    changed_settings,
     check_peers,
+    load_peers,
     load_settings,
     parse_peer,
     peer_values,
@@ -62,8 +64,10 @@ __all__ = [
     "Selection",
     "Settings",
     "allowed_prefixes",
+    "changed_settings",
     "check_peers",
     "files",
+    "load_peers",
     "load_settings",
     "parse_peer",
     "peer_values",

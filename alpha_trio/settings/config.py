@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from ipaddress import IPv6Address, get_mixed_type_key, ip_address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,11 +105,22 @@ _HOOKS: Parsers = {
     "on_down": v.command,
     "on_moved": v.command,
 }
+_TABLES = {
+    "routing": _ROUTING,
+    "relay": _RELAY,
+    "metrics": _METRICS,
+    "offloads": _OFFLOADS,
+}
+_KNOWN_PEER: Parsers = {
+    **_PEER,
+    "psk_file": lambda value: _PskFile(v.absolute_path(value)),
+}
 _FILE_PEER: Parsers = {
     **_PEER,
     **_HOOKS,
-    "psk_file": lambda value: files.read_psk(v.absolute_path(value)),
+    "psk_file": lambda value: _PskFile.read(v.absolute_path(value)),
 }
+_IMPORTED_PEER: Parsers = {**_FILE_PEER, **dict.fromkeys(_HOOKS, v.hook_elsewhere)}
 _OPTIONS: Parsers = {
     "interface": v.interface_name,
     "port": v.port,
@@ -125,19 +136,22 @@ _OPTIONS: Parsers = {
 }
 
 
-def load_settings(path: Path | None, options: Mapping[str, object]) -> Settings:
+def load_settings(
+    path: Path | None, options: Mapping[str, object], *, given_by: str = "--config"
+) -> Settings:
     """Settings from the config file and the command-line options; options win.
 
     Args:
       path: the config file; None: the default one, if there is one.
       options: values by option name with ``_`` for ``-``.  What is absent, None or
         an empty list was not given.
+      given_by: what the path was given by, for who mistyped it.
 
     Raises:
-      ConfigError: one line with file, line, key, value and remedy.
+      ConfigError: a line for each mistake with file, line, key, value and remedy.
       WrongUsage: the same of an option.
     """
-    document = _read_document(path)
+    document = _read_document(path, given_by)
     found = _file_fields(document)
     given = _option_fields(options)
     disabled = found.pop("disabled_offloads") | given.pop("disabled_offloads")
@@ -152,6 +166,42 @@ def load_settings(path: Path | None, options: Mapping[str, object]) -> Settings:
     if settings.status_group is not None:
         v.check_socket_path(settings.status_socket)
     return settings
+
+
+def changed_settings(before: Settings, after: Settings) -> list[str]:
+    """The keys of a file, but for its peers, by which two settings differ."""
+    changed = []
+    for setting in fields(Settings):
+        was, now = getattr(before, setting.name), getattr(after, setting.name)
+        if was == now or setting.name == "peers":
+            continue
+        if setting.name == "disabled_offloads":
+            changed += [f"offloads.{name}" for name in sorted(was ^ now)]
+        elif setting.name in _TABLES:
+            changed += [
+                f"{setting.name}.{key.name}"
+                for key in fields(type(now))
+                if getattr(was, key.name) != getattr(now, key.name)
+            ]
+        else:
+            changed.append(setting.name)
+    return changed
+
+
+def load_peers(path: Path) -> tuple[PeerSettings, ...]:
+    """The peers of a file that has nothing else, or of standard input, for ``-``.
+
+    Raises:
+      ConfigError: a line for each mistake, with file, line, key, value and remedy.
+    """
+    document = _parse_document(files.read_text(path))
+    mistakes = v.Mistakes()
+    with mistakes.noted():
+        _read({"peers": v.table}, document.values, document.place)
+    with mistakes.noted():
+        peers = _file_peers(document, _IMPORTED_PEER)
+    mistakes.refuse()
+    return peers
 
 
 def _option_fields(options: Mapping[str, object]) -> dict[str, Any]:
@@ -169,44 +219,50 @@ def _option_fields(options: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _file_fields(document: _Document) -> dict[str, Any]:
-    fields = _read(_FILE, document.values, document.place)
-    routing = fields.pop("routing", {})
-    fields["routing"] = RoutingSettings(
-        **_read(_ROUTING, routing, partial(document.place, "routing"))
-    )
-    relay = fields.pop("relay", {})
-    fields["relay"] = RelaySettings(
-        **_read(_RELAY, relay, partial(document.place, "relay"))
-    )
-    metrics = fields.pop("metrics", {})
-    fields["metrics"] = MetricsSettings(
-        **_read(_METRICS, metrics, partial(document.place, "metrics"))
-    )
-    switches = _read(
-        _OFFLOADS, fields.pop("offloads", {}), partial(document.place, "offloads")
-    )
-    fields["disabled_offloads"] = frozenset(
-        Offload(name) for name, on in switches.items() if not on
-    )
-    fields["peers"] = _file_peers(fields.pop("peers", {}), document)
-    return fields
+    """All that a file says; all that is wrong with it is in one ConfigError."""
+    mistakes = v.Mistakes()
+    found: dict[str, Any] = {}
+    for name, parsers in {"": _FILE, **_TABLES}.items():
+        place = partial(document.place, name) if name else document.place
+        with mistakes.noted():
+            found[name] = _read(parsers, document.table(name), place)
+    with mistakes.noted():
+        found["peers"] = _file_peers(document, _FILE_PEER)
+    mistakes.refuse()
+    top = {key: value for key, value in found.pop("").items() if key not in _TABLES}
+    off = (Offload(name) for name, on in found.pop("offloads").items() if not on)
+    return top | {
+        "routing": RoutingSettings(**found["routing"]),
+        "relay": RelaySettings(**found["relay"]),
+        "metrics": MetricsSettings(**found["metrics"]),
+        "disabled_offloads": frozenset(off),
+        "peers": found["peers"],
+    }
 
 
-def _file_peers(
-    tables: Mapping[str, object], document: _Document
-) -> tuple[PeerSettings, ...]:
-    peers = []
-    for name, values in tables.items():
-        place = partial(document.place, "peers", name)
-        table = _at(place, v.table, values)
-        peers.append(_parse_peer(name, table, place, _FILE_PEER))
-        if peers[-1].hooks is not None:
-            _refuse_open_file(document, "run what they like", secret=False)
-        if peers[-1].psk is not None:
-            what = "replace the psk of a peer"
-            _refuse_open_file(document, what, secret="psk" in table)
-    _at(lambda: str(document.path), check_peers, peers)
+def _file_peers(document: _Document, parsers: Parsers) -> tuple[PeerSettings, ...]:
+    mistakes, peers = v.Mistakes(), []
+    for name, values in document.table("peers").items():
+        with mistakes.noted():
+            peers.append(_file_peer(name, values, document, parsers))
+    with mistakes.noted():
+        _at(lambda: str(document.path), check_peers, peers)
+    mistakes.refuse()
     return tuple(peers)
+
+
+def _file_peer(
+    name: str, values: object, document: _Document, parsers: Parsers
+) -> PeerSettings:
+    place = partial(document.place, "peers", name)
+    table = _at(place, v.table, values)
+    peer = _parse_peer(name, table, place, parsers)
+    if peer.hooks is not None:
+        _refuse_open_file(document, "run what they like", secret=False)
+    if peer.psk is not None:
+        what = "replace the psk of a peer"
+        _refuse_open_file(document, what, secret="psk" in table)
+    return peer
 
 
 # Peers
@@ -218,7 +274,7 @@ def parse_peer(name: str, values: Mapping[str, object], where: str) -> PeerSetti
     Args:
       name: the peer's name.
       values: any of endpoint, port, key, allow, only, keepalive, mode, reliable, early,
-        mtu and psk; None means not given.
+        mtu, psk and psk_file; None means not given.
       where: begins every error text, for example the name of a file or a command.
 
     Raises:
@@ -234,15 +290,17 @@ def _parse_peer(
     name: str,
     values: Mapping[str, object],
     place: Place,
-    parsers: Parsers = _PEER,
+    parsers: Parsers = _KNOWN_PEER,
 ) -> PeerSettings:
-    _at(place, v.peer_name, name)
-    _hint_at_unquoted_dots(values, place)
-    fields = _read(parsers, values, place)
-    if "psk_file" in fields:
-        if "psk" in fields:
-            raise ConfigError(f"{place('psk')}: there is a psk_file, too; give one")
-        fields["psk"] = fields.pop("psk_file")
+    mistakes = v.Mistakes()
+    with mistakes.noted():
+        _at(place, v.peer_name, name)
+    with mistakes.noted():
+        _hint_at_unquoted_dots(values, place)
+        fields = _read(parsers, values, place)
+    mistakes.refuse()
+    if (file := fields.pop("psk_file", None)) is not None:
+        fields |= file.beside(fields.get("psk"), place)
     hooks = {key: fields.pop(key) for key in _HOOKS if key in fields}
     fields["hooks"] = HookSettings(**hooks) if hooks else None
     host, port = fields.pop("endpoint", (None, None))
@@ -324,6 +382,7 @@ def peer_values(peer: PeerSettings) -> dict[str, object]:
         "early": peer.early,
         "mtu": peer.mtu,
         "psk": peer.psk,
+        "psk_file": peer.psk_file,
     }
     for setting in fields(PeerSettings):
         if getattr(peer, setting.name) == setting.default:
@@ -359,19 +418,25 @@ def check_peers(
     what can be done about a prefix.
 
     Raises:
-      ConfigError: one line that names both peers.
+      ConfigError: a line for each clash that names both peers.
     """
+    mistakes = v.Mistakes()
     names: set[str] = set()
     endpoints: dict[tuple[str, int], str] = {}
     owners: dict[IPNetwork, str] = {}
     for peer in peers:
-        if peer.name in names:
-            raise ConfigError(f"two peers are called {peer.name}; rename one of them")
-        names.add(peer.name)
         where = (peer.host, peer.port)
-        _claim(endpoints, where, peer, _endpoint_text, called, GIVE_WAY)
+        with mistakes.noted():
+            if peer.name in names:
+                raise ConfigError(
+                    f"two peers are called {peer.name}; rename one of them"
+                )
+            names.add(peer.name)
+            _claim(endpoints, where, peer, _endpoint_text, called, GIVE_WAY)
         for prefix in allowed_prefixes(peer):
-            _claim(owners, prefix, peer, "prefix {}".format, called, remedy)
+            with mistakes.noted():
+                _claim(owners, prefix, peer, "prefix {}".format, called, remedy)
+    mistakes.refuse()
 
 
 def _claim(
@@ -408,10 +473,15 @@ def _read(
     parsers: Parsers, values: Mapping[str, object], place: Place
 ) -> dict[str, Any]:
     """Parse one table; a key without a parser is an error."""
-    for key in values:
-        if key not in parsers:
-            raise ConfigError(f"{place(key)}: unknown key; {_suggestion(key, parsers)}")
-    return {key: _at(partial(place, key), parsers[key], values[key]) for key in values}
+    mistakes, found = v.Mistakes(), {}
+    for key, value in values.items():
+        with mistakes.noted():
+            if key not in parsers:
+                hint = _suggestion(key, parsers)
+                raise ConfigError(f"{place(key)}: unknown key; {hint}")
+            found[key] = _at(partial(place, key), parsers[key], value)
+    mistakes.refuse()
+    return found
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:
@@ -425,7 +495,8 @@ def _at(place: Place, parse: Callable[[Any], T], value: object) -> T:
     try:
         return parse(value)
     except ConfigError as error:
-        raise ConfigError(f"{place()}: {error}") from None
+        where = place()
+        raise ConfigError(*(f"{where}: {line}" for line in error.lines)) from None
 
 
 _KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
@@ -436,13 +507,42 @@ _STATEMENT = re.compile(
 
 
 @frozen
+class _PskFile:
+    """Where a pre-shared key comes from; and what it is, if it was read right now."""
+
+    path: Path
+    psk: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> _PskFile:
+        return cls(path, files.read_psk(path))
+
+    def beside(self, given: str | None, place: Place) -> dict[str, str]:
+        """The settings of a peer for which a psk may be ``given`` as well."""
+        if given is not None and self.psk is not None:
+            raise ConfigError(f"{place('psk')}: there is a psk_file, too; give one")
+        psk = given or self.psk
+        if psk is None:
+            raise ConfigError(
+                f"{place('psk_file')}: unknown key where there is no psk, as it only "
+                "tells where that is from; give the psk, too"
+            )
+        return {"psk": psk, "psk_file": str(self.path)}
+
+
+@frozen
 class _Document:
     """A config file as read; without a path, the absence of one."""
 
     path: Path | None = None
-    status: os.stat_result | None = None
+    status: os.stat_result | None = None  # None: it is standard input
     text: str = field(default="", repr=False)
     values: Mapping[str, object] = field(factory=dict, repr=False)
+
+    def table(self, name: str) -> Mapping[str, object]:
+        """One of the tables, or all there is; empty if it is none, or not there."""
+        found = self.values.get(name, {}) if name else self.values
+        return found if isinstance(found, Mapping) else {}
 
     def place(self, *keys: str) -> str:
         """Where ``keys`` stand, as ``FILE:LINE: TABLE.KEY``."""
@@ -450,13 +550,20 @@ class _Document:
         return f"{self.path}{f':{line}' if line else ''}: {_dotted(keys)}"
 
     def _line(self, keys: tuple[str, ...]) -> int | None:
-        """The line of ``keys`` or of the innermost table around them.
+        """The line of ``keys`` or of the innermost table around them."""
+        depths = range(len(keys), 0, -1)
+        found = (self._lines.get(keys[:depth]) for depth in depths)
+        return next((line for line in found if line), None)
+
+    @cached_property
+    def _lines(self) -> Mapping[tuple[str, ...], int]:
+        """The line at which each table or key first stands.
 
         tomllib keeps no positions, so statements are recognised by their form.  One
         that only looks like one (inside a text of several lines) can mislead here,
         nowhere else.
         """
-        best, deepest = None, 0
+        lines: dict[tuple[str, ...], int] = {}
         table: tuple[str, ...] = ()
         for number, line in enumerate(self.text.split("\n"), 1):
             match = _STATEMENT.match(line)
@@ -466,9 +573,8 @@ class _Document:
                 found = table = _split_keys(match["table"])
             else:
                 found = table + _split_keys(match["assigned"])
-            if len(found) > deepest and found == keys[: len(found)]:
-                best, deepest = number, len(found)
-        return best
+            lines.setdefault(found, number)
+        return lines
 
 
 def _dotted(keys: Iterable[str]) -> str:
@@ -479,35 +585,23 @@ def _split_keys(dotted: str) -> tuple[str, ...]:
     return tuple(key.strip("\"'") for key in re.findall(_KEY, dotted))
 
 
-def _read_document(path: Path | None) -> _Document:
-    wanted = path or DEFAULT_CONFIG
+def _read_document(path: Path | None, given_by: str) -> _Document:
     try:
-        with wanted.open("rb") as file:
-            status, raw = os.fstat(file.fileno()), file.read()
-    except FileNotFoundError:
+        file = files.read_text(path or DEFAULT_CONFIG, given_by)
+    except files.Absent:
         if path is None:
             return _Document()
-        raise ConfigError(f"{path}: there is no such file; check --config") from None
-    except OSError as error:
-        raise ConfigError(
-            f"{wanted}: cannot be read: {error.strerror}; "
-            "give a file you may read by --config"
-        ) from None
-    return _parse_document(wanted, status, raw)
+        raise
+    return _parse_document(file)
 
 
-def _parse_document(path: Path, status: os.stat_result, raw: bytes) -> _Document:
+def _parse_document(file: files.File) -> _Document:
     try:
-        text = raw.decode()
-        return _Document(path, status, text, tomllib.loads(text))
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{path}:{line}: byte {raw[error.start]:#x} is not UTF-8; "
-            "save the file in that encoding"
-        ) from None
+        values = tomllib.loads(file.text)
+        return _Document(file.path, file.status, file.text, values)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}{_syntax_error(str(error))}; mend it there") from None
+        where = f"{file.path}{_syntax_error(str(error), file.text)}"
+        raise ConfigError(f"{where}; mend it there") from None
 
 
 def _refuse_open_file(document: _Document, what: str, *, secret: bool) -> None:
@@ -518,7 +612,8 @@ def _refuse_open_file(document: _Document, what: str, *, secret: bool) -> None:
     """
     path, status = document.path, document.status
     assert path is not None
-    assert status is not None
+    if status is None:
+        return
     if (command := files.remedy(path, status, files.WRITE)) is not None:
         raise ConfigError(
             f"{path}: others may write this file, and so {what}; forbid it by "
@@ -531,7 +626,11 @@ def _refuse_open_file(document: _Document, what: str, *, secret: bool) -> None:
         )
 
 
-def _syntax_error(message: str) -> str:
+def _syntax_error(message: str, text: str) -> str:
     """tomllib's words in the form of all other places, ``:LINE:COLUMN: what``."""
-    match = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", message, re.DOTALL)
-    return f":{match[2]}:{match[3]}: {match[1]}" if match else f": {message}"
+    if match := re.fullmatch(
+        r"(.*) \(at line (\d+), column (\d+)\)", message, re.DOTALL
+    ):
+        return f":{match[2]}:{match[3]}: {match[1]}"
+    what, end, _ = message.partition(" (at end of document)")
+    return f":{text.rstrip().count(chr(10)) + 1}: {what}" if end else f": {message}"

@@ -1,14 +1,19 @@
-"""Files on which secrets and rights rest: whether anybody else may open them.
+"""Files of the user's: what is in them, and whether anybody else may open them.
 
-Root may do everything anyway, and so may who runs this: nobody else counts as trusted,
-but root's group, which has no members where it matters.
+Where secrets and rights rest on one: root may do everything anyway, and so may who runs
+this; nobody else counts as trusted, but root's group, which has no members where it
+matters.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import sys
 from pathlib import Path
+
+from attrs import field, frozen
 
 from alpha_trio.errors import ConfigError
 from alpha_trio.settings import values as v
@@ -16,6 +21,65 @@ from alpha_trio.settings import values as v
 READ, WRITE = stat.S_IROTH, stat.S_IWOTH
 
 MOST = 256  # characters of a file that holds one key
+MOST_TEXT = 8 << 20  # bytes of any other: some 40,000 peers
+
+STDIN = Path("-")
+
+
+@frozen
+class File:
+    """A file as it was read."""
+
+    path: Path  # as errors name it
+    status: os.stat_result | None  # None: it is standard input, which nobody else reads
+    text: str = field(repr=False)
+
+
+class Absent(ConfigError):
+    """There is no such file."""
+
+
+def read_text(path: Path, given_by: str = "the name") -> File:
+    """A file, or standard input, for ``-``.
+
+    Args:
+      given_by: what the path was given by.
+
+    Raises:
+      ConfigError: one line; Absent if there is none.
+    """
+    shown = Path("standard input") if path == STDIN else path
+    try:
+        raw, status = _read_bytes(path)
+    except FileNotFoundError:
+        raise Absent(f"{path}: there is no such file; check {given_by}") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{shown}: cannot be read: {error.strerror}; give a file you may read"
+        ) from None
+    if len(raw) > MOST_TEXT:
+        raise ConfigError(
+            f"{shown}: there are more than {MOST_TEXT >> 20} MiB in it, which no such "
+            "file has; is it the right one?"
+        )
+    try:
+        text = raw.decode().removeprefix("\ufeff")  # by which some editors begin
+        return File(shown, status, text)
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{shown}:{line}: byte {raw[error.start]:#x} is not UTF-8; "
+            "save the file in that encoding"
+        ) from None
+
+
+def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | None]:
+    if path == STDIN:
+        if sys.stdin is None:  # closed by who started us
+            raise OSError(errno.EBADF, "it is closed")
+        return sys.stdin.buffer.read(MOST_TEXT + 1), None
+    with path.open("rb") as file:
+        return file.read(MOST_TEXT + 1), os.fstat(file.fileno())
 
 
 def remedy(path: Path, status: os.stat_result, right: int) -> str | None:

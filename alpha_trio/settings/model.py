@@ -103,6 +103,7 @@ class PeerSettings:
     early: bool = True  # small packets travel inside S1, in both directions
     mtu: int = 0  # largest inner packet, bytes; 0: found out by probes
     psk: str | None = field(default=None, repr=False)  # a secret, in base64
+    psk_file: str | None = field(default=None, eq=False)  # where that was read
     hooks: HookSettings | None = None  # from the config file, and from nowhere else
 
     @property
@@ -258,6 +259,6 @@ class Settings:
     def status_socket(self) -> Path:
         """Where the second control socket is, if there is one.
 
-        The same as rpc.status_socket, by which the command line finds it.
+        The same as wire.status_socket, by which clients find it.
         """
         return Path("-status".join(splitext(self.socket)))

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from ipaddress import (
     IPv6Address,
@@ -21,7 +21,7 @@ from ipaddress import (
     ip_network,
 )
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from alpha_trio.errors import ConfigError
 from alpha_trio.settings.model import (
@@ -111,6 +111,25 @@ _LONGEST_INTERFACE_NAME = 15  # bytes: IFNAMSIZ without its NUL
 _LONGEST_SOCKET_PATH = 107  # bytes: sun_path without its NUL
 
 
+class Mistakes:
+    """Goes on after a mistake, so that all of them are named at once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, None] = {}
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            self._lines |= dict.fromkeys(error.lines)
+
+    def refuse(self) -> None:
+        """Raises ConfigError if there were any."""
+        if self._lines:
+            raise ConfigError(*self._lines)
+
+
 def shown(value: object) -> str:
     """``value`` as error texts quote it: on one line, and not without end."""
     try:
@@ -164,7 +183,12 @@ def many(parse: Callable[[object], T]) -> Callable[[object], tuple[T, ...]]:
     def parse_each(value: object) -> tuple[T, ...]:
         if not isinstance(value, list | tuple):
             raise ConfigError(f"{shown(value)} is not a list; write [{shown(value)}]")
-        return tuple(dict.fromkeys(parse(item) for item in value))
+        mistakes, found = Mistakes(), dict[T, None]()
+        for item in value:
+            with mistakes.noted():
+                found[parse(item)] = None
+        mistakes.refuse()
+        return tuple(found)
 
     return parse_each
 
@@ -509,6 +533,13 @@ def command(value: object) -> tuple[str, ...]:
     words = tuple(map(_word, value))
     absolute_path(words[0])
     return words
+
+
+def hook_elsewhere(value: object) -> NoReturn:
+    """What runs as root is nobody's to give but that file's owner."""
+    raise ConfigError(
+        "programs are run for peers of the config file only; add it there"
+    )
 
 
 def _word(value: object) -> str:

@@ -2,6 +2,7 @@
 
 import fcntl
 import grp
+import inspect
 import json
 import os
 import pty
@@ -25,13 +26,14 @@ import attrs
 import click
 import pytest
 import trio
-from alpha_trio_cli import client, complete, local, words
+from alpha_trio_cli import complete, local, words
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
 from alpha_trio.control import listener, server
 from alpha_trio.errors import ConfigError
 from alpha_trio.proto.primitives import identity
+from alpha_trio.rpc import asking
 from alpha_trio.settings import Mode, Offload, PeerSettings, Settings
 from alpha_trio.state import PeerStore
 from tests.control.memory_node import KEY, MemoryNode, status_of
@@ -187,6 +189,20 @@ def test_add_again(node):
     assert "was there already" in call("peers", "add", "vm2", "192.168.10.61")
     assert "peers set vm2" in call("peers", "add", "vm2", "192.168.10.62", code=1)
     assert node.peers() == [(VM2, "state")]
+
+
+def test_what_the_daemon_has_to_say_of_a_peer_is_said(node):
+    node.noted = ["vm2: a sentence"]
+    for command in ("add", "set"):
+        said = call("peers", command, "vm2", "--keepalive", "5")
+        assert said.endswith("Note: vm2: a sentence.\n")
+
+
+def test_status_says_where_an_endpoint_lies(node):
+    node.document["peers"] = [status_of(VM2, nested="its endpoint is in a prefix")]
+    for command in (["status"], ["status", "vm2"]):
+        page = " ".join(call(*command).split())
+        assert "once there is a packet for it; its endpoint is in a prefix" in page
 
 
 def test_add_with_a_key(node):
@@ -1001,6 +1017,13 @@ def test_reload(node):
     assert call("reload") == "Nothing has changed.\n"
     node.reloaded = {"added": ["vm2", "vm3"], "changed": [], "removed": ["vm4"]}
     assert call("reload") == "added: vm2, vm3; removed: vm4\n"
+    later = (
+        "Takes effect at the next start: port, relay.enabled; restart the daemon, as"
+    )
+    node.reloaded = {"added": ["vm2"], "restart": ["port", "relay.enabled"]}
+    assert call("reload") == f"added: vm2\n{later} by 'systemctl restart alpha-trio'.\n"
+    node.reloaded = {"restart": ["port", "relay.enabled"]}
+    assert call("reload") == f"{later} by 'systemctl restart alpha-trio'.\n"
     node.reloaded = ConfigError("alpha-trio.toml: line 3: port: 0 is out of range")
     assert "line 3" in call("reload", code=1)
 
@@ -1150,7 +1173,7 @@ def commands(group=alpha_trio_cli.main.main, *names):
         yield from commands(command, *names, name)
 
 
-@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("columns", [40, 80, 200])
 def test_help_is_whole_sentences(columns):
     for names, command in commands():
         text = CliRunner(env={"COLUMNS": str(columns)}).invoke(
@@ -1158,14 +1181,21 @@ def test_help_is_whole_sentences(columns):
         )
         assert text.exit_code == 0
         assert "..." not in text.output.replace("ARGS]...", ""), names
+        paragraphs = inspect.cleandoc(command.help).split("\n\n")
+        for said in (*paragraphs, *(p.help for p in command.params if p.help)):
+            assert squeezed(said) in squeezed(text.output), names
+            assert re.fullmatch(r"[A-Z].*\.", said, re.DOTALL), said
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert re.fullmatch(r"[A-Z].*\.", parameter.help), parameter
         for child in getattr(command, "commands", {}).values():
             assert child.get_short_help_str().endswith("."), child.name
-            assert "".join(child.get_short_help_str().split()) in "".join(
-                text.output.split()
-            )
+            assert squeezed(child.get_short_help_str()) in squeezed(text.output)
+
+
+def squeezed(text):
+    """Without what a narrow terminal puts between the words."""
+    return "".join(text.split())
 
 
 def completed(typed, stdin=subprocess.DEVNULL, **environment):
@@ -1500,7 +1530,7 @@ def test_stop_returns_when_the_process_has_ended(tmp_path):
 
 
 def test_stop_of_a_process_that_does_not_end(served, monkeypatch):
-    monkeypatch.setattr(client, "STOP_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "STOP_SECONDS", 0.01)
     # The process that serves is this one, and lives on.
     assert "still runs after 0.01 s" in call("stop", code=5)
 
@@ -1515,7 +1545,7 @@ def test_stop_of_a_process_out_of_sight(served, monkeypatch):
 
 
 def test_daemon_that_does_not_answer(tmp_path, monkeypatch):
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(asking, "ANSWER_SECONDS", 0.01)
     path = str(tmp_path / "control.sock")
     with socket.create_server(path, family=socket.AF_UNIX):
         assert "did not answer in time" in call("--socket", path, "status", code=5)

@@ -27,6 +27,7 @@ class MemoryNode:
         self.reloaded: dict[str, list[str]] | ConfigError = {}
         self.taken_over: list[str] = []
         self.forgotten: list[str] = []
+        self.noted: list[str] = []
         self.established: dict[str, trio.Event] = {}
         self.steps = [{"ok": True, "what": "a fact", "remedy": ""}]
         self.traced = {"schema": 1, "hops": [], "segments": []}
@@ -78,6 +79,23 @@ class MemoryNode:
         self._keep(peer, take_over)
         self.hub.publish({"event": "peer-added", "peer": peer.name, "time": 1.0})
         return True
+
+    async def add_peers(self, peers, take_over, replace):
+        names = {peer.name: peer for peer in peers}
+        was = {n: self._peers[n][0] for n in names if n in self._peers}
+        changed = [name for name in was if was[name] != names[name]]
+        if changed and not replace:
+            raise PeerError(f"{', '.join(changed)}: other settings; give --replace")
+        for peer in peers:
+            self._keep(peer, take_over)
+        return {
+            "added": [name for name in names if name not in was],
+            "changed": changed,
+            "unchanged": [name for name in was if name not in changed],
+        }
+
+    def notes(self, name):
+        return self.noted
 
     async def set_peer(self, peer, take_over):
         self._keep(peer, take_over)

@@ -9,8 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 from alpha_trio.control import commands_for, questions_for
 from alpha_trio.control.commands import QUESTIONS
 from alpha_trio.errors import AlphaTrioError, ConfigError
-from alpha_trio.rpc import RemoteError
-from alpha_trio.settings import PeerSettings, parse_peer
+from alpha_trio.settings import HookSettings, PeerSettings, parse_peer
 from tests.control.memory_node import KEY, MemoryNode, status_of
 from tests.control.test_control import Client
 
@@ -41,8 +40,8 @@ def only_peer(node) -> PeerSettings:
     return peer
 
 
-async def fails(client, command, **args) -> RemoteError:
-    with pytest.raises(RemoteError) as caught:
+async def fails(client, command, **args) -> AlphaTrioError:
+    with pytest.raises(AlphaTrioError) as caught:
         await client.call(command, **args)
     assert "\n" not in str(caught.value)
     return caught.value
@@ -95,7 +94,7 @@ async def test_bad_arguments_change_nothing(client, node, args, complaint):
     for command in ("peers.add", "peers.set"):
         error = await fails(client, command, **args)
         assert error.exit_code in (1, 2, 4)
-    with pytest.raises(RemoteError, match=complaint):
+    with pytest.raises(AlphaTrioError, match=complaint):
         await client.call("peers.add", **args)
     assert node.peers() == []
 
@@ -227,6 +226,63 @@ async def test_show_tells_the_key_that_was_pinned(client, node):
     assert (shown["key"], shown["key_source"]) == (KEY, "pinned")
     (listed,) = await client.call("peers.list")
     assert (listed["key"], listed["key_source"]) == (KEY, "pinned")
+
+
+async def test_an_import_of_many(client, node):
+    peers = {"vm2": {"endpoint": "192.168.10.61"}, "vm3": {"key": KEY, "psk": PSK}}
+    answer = await client.call("peers.import", peers=peers)
+    assert answer == {"added": ["vm2", "vm3"], "changed": [], "unchanged": []}
+    node.noted = ["a sentence"]
+    peers["vm2"] = {}
+    error = await fails(client, "peers.import", peers=peers)
+    assert "--replace" in str(error)
+    answer = await client.call(
+        "peers.import", peers=peers, replace=True, take_over=True
+    )
+    assert (answer["changed"], answer["unchanged"]) == (["vm2"], ["vm3"])
+    assert answer["notes"] == ["a sentence"]
+    assert node.taken_over == ["vm2", "vm3"]
+
+
+@pytest.mark.parametrize("peers", [None, [], {"vm2": None}, {"vm2": []}, {"": {}}])
+async def test_an_import_of_what_are_no_peers(client, node, peers):
+    error = await fails(client, "peers.import", peers=peers)
+    assert error.exit_code in (1, 2)
+    assert node.peers() == []
+
+
+async def test_an_import_with_one_bad_peer_is_wrong_usage(client, node):
+    peers = {"vm2": {}, "vm3": {"port": 0}}
+    error = await fails(client, "peers.import", peers=peers)
+    assert str(error).startswith("peers import: vm3: port: 0 is out of range")
+    assert error.exit_code == 2
+    assert node.peers() == []
+
+
+async def test_where_a_psk_was_read_is_remembered_beside_it(client, node):
+    settings = {"psk": PSK, "psk_file": "/etc/x.psk"}
+    await client.call("peers.add", name="vm2", settings=settings)
+    (listed,) = await client.call("peers.list")
+    assert (listed["psk"], listed["psk_file"]) == (True, "/etc/x.psk")
+    await client.call("peers.set", name="vm2", settings={"psk": PSK})
+    assert only_peer(node).psk_file is None
+    alone = {"psk_file": "/etc/x.psk"}
+    assert "psk_file" in str(await fails(client, "peers.add", name="v", settings=alone))
+
+
+async def test_what_the_config_file_has_run_for_a_peer_is_only_named(client, node):
+    hooks = HookSettings(on_up=("/bin/up", "secret"))
+    await node.add_peer(PeerSettings("vm2", hooks=hooks), False)
+    (listed,) = await client.call("peers.list")
+    assert listed["hooks"] == ["on_up"]
+
+
+async def test_notes_are_told_to_who_configures_a_peer(client, node):
+    assert await client.call("peers.add", name="vm2") == {"added": True}
+    assert await client.call("peers.set", name="vm2", settings={"port": 5}) is None
+    node.noted = ["a sentence"]
+    answer = await client.call("peers.set", name="vm2", settings={"port": 6})
+    assert answer == {"notes": ["a sentence"]}
 
 
 async def test_reload(client, node):

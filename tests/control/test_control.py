@@ -14,11 +14,11 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from alpha_trio import rpc
+from alpha_trio import wire
 from alpha_trio.control import ControlServer, listener
 from alpha_trio.control import server as serving
 from alpha_trio.control.server import MAX_ASKING, MAX_CLIENTS
-from alpha_trio.errors import PeerError, StartError, UnknownPeer
+from alpha_trio.errors import AlphaTrioError, PeerError, StartError, UnknownPeer
 from alpha_trio.journal import Journal
 from alpha_trio.journal.hub import EVENT_QUEUE, EventHub
 from alpha_trio.settings import Settings
@@ -59,7 +59,7 @@ class Commands(dict):
         self.finished = True
 
     async def huge(self, args):
-        return "x" * rpc.MAX_REPLY
+        return "x" * wire.MAX_REPLY
 
     async def big(self, args):
         return "x" * 1_000_000
@@ -93,12 +93,12 @@ class Client:
         self.stream = stream
 
     async def send(self, command, **args):
-        await self.stream.send_all(rpc.encode_request(command, args))
+        await self.stream.send_all(wire.encode_request(command, args))
 
     async def receive(self):
-        header = await self._exactly(rpc.HEADER.size)
-        length = rpc.body_length_untrusted(header, rpc.MAX_REPLY)
-        return rpc.decode_reply_untrusted(await self._exactly(length)).value
+        header = await self._exactly(wire.HEADER.size)
+        length = wire.body_length_untrusted(header, wire.MAX_REPLY)
+        return wire.decode_reply_untrusted(await self._exactly(length)).value
 
     async def call(self, command, **args):
         await self.send(command, **args)
@@ -174,7 +174,7 @@ async def test_several_requests_on_one_connection(server, connect):
 
 async def test_request_byte_by_byte(server, connect):
     client = await connect()
-    for byte in rpc.encode_request("echo", {"name": "vm2"}):
+    for byte in wire.encode_request("echo", {"name": "vm2"}):
         await client.stream.send_all(bytes([byte]))
         await wait_all_tasks_blocked()
     assert await client.receive() == {"name": "vm2"}
@@ -182,7 +182,7 @@ async def test_request_byte_by_byte(server, connect):
 
 async def test_error_of_a_command_keeps_its_exit_code(server, connect):
     client = await connect()
-    with pytest.raises(rpc.RemoteError, match="no peer is called 'vm9'") as caught:
+    with pytest.raises(AlphaTrioError, match="no peer is called 'vm9'") as caught:
         await client.call("refuse")
     assert caught.value.exit_code == 4
     assert await client.call("echo") == {}
@@ -190,14 +190,14 @@ async def test_error_of_a_command_keeps_its_exit_code(server, connect):
 
 async def test_unknown_command_names_the_known(server, connect):
     client = await connect()
-    with pytest.raises(rpc.RemoteError, match="'flyy': this daemon knows big, count"):
+    with pytest.raises(AlphaTrioError, match="'flyy': this daemon knows big, count"):
         await client.call("flyy")
     assert await client.call("echo") == {}
 
 
 async def test_failing_command_is_logged_and_the_server_lives(server, connect, caplog):
     client = await connect()
-    with pytest.raises(rpc.RemoteError, match="its log says why"):
+    with pytest.raises(AlphaTrioError, match="its log says why"):
         await client.call("fail")
     assert await client.call("echo") == {}
     (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
@@ -206,7 +206,7 @@ async def test_failing_command_is_logged_and_the_server_lives(server, connect, c
 
 async def test_result_over_the_limit_is_an_error(server, connect):
     client = await connect()
-    with pytest.raises(rpc.RemoteError, match="over the limit"):
+    with pytest.raises(AlphaTrioError, match="over the limit"):
         await client.call("huge")
 
 
@@ -222,7 +222,7 @@ async def test_stream_can_end_with_an_error(server, connect):
     client = await connect()
     await client.send("count", to=1, bad=True)
     assert (await client.receive())["number"] == 0
-    with pytest.raises(rpc.RemoteError, match="counted too far"):
+    with pytest.raises(AlphaTrioError, match="counted too far"):
         await client.receive()
 
 
@@ -255,7 +255,7 @@ async def test_command_runs_to_its_end_when_the_client_leaves(
     ("data", "complaint"),
     [
         ((100_000_000).to_bytes(4, "big") + b"x" * 1000, "100000000 bytes is over"),
-        (b"GET / HTTP/1.1\r\n\r\n", "1195725856 bytes is over the limit of 65536"),
+        (b"GET / HTTP/1.1\r\n\r\n", "1195725856 bytes is over the limit of 4194304"),
         ((5).to_bytes(4, "big") + b"\xc1abcd", "not valid msgpack"),
         (bytes(4), "not valid msgpack"),
     ],
@@ -265,14 +265,14 @@ async def test_garbage_is_answered_and_ends_the_connection(
 ):
     client = await connect()
     await client.stream.send_all(data)
-    with pytest.raises(rpc.RemoteError, match=complaint):
+    with pytest.raises(AlphaTrioError, match=complaint):
         await client.receive()
     assert await client.closed() == 0
     assert await (await connect()).call("echo") == {}
 
 
 async def test_half_a_frame_then_gone(server, connect):
-    whole = rpc.encode_request("echo", {"name": "vm2"})
+    whole = wire.encode_request("echo", {"name": "vm2"})
     for cut in range(len(whole)):
         client = await connect()
         await client.stream.send_all(whole[:cut])
@@ -286,7 +286,7 @@ async def test_half_a_frame_then_silence_is_cut_off(
 ):
     autojump_clock.autojump_threshold = 0.01
     client = await connect()
-    await client.stream.send_all(rpc.encode_request("echo", {})[:-1])
+    await client.stream.send_all(wire.encode_request("echo", {})[:-1])
     assert await client.closed() == 0
     assert trio.current_time() == pytest.approx(serving.READ_SECONDS)
 
@@ -325,7 +325,7 @@ async def test_listeners_that_never_read_lose_their_places_when_they_go(
     for client in deaf:
         await client.send("flood")
     await trio.sleep(serving.WRITE_SECONDS + 1)
-    with pytest.raises(rpc.RemoteError, match="64 clients are served already"):
+    with pytest.raises(AlphaTrioError, match="64 clients are served already"):
         await (await connect()).call("echo")
     await deaf[0].stream.aclose()
     await wait_all_tasks_blocked()
@@ -346,7 +346,7 @@ async def test_newcomer_is_refused_when_all_places_are_busy(server, connect, com
         await client.send("hang")
     await wait_all_tasks_blocked()
     newcomer = await connect()
-    with pytest.raises(rpc.RemoteError, match="64 clients are served already"):
+    with pytest.raises(AlphaTrioError, match="64 clients are served already"):
         await newcomer.call("echo")
     await busy[0].stream.aclose()
     await wait_all_tasks_blocked()
@@ -514,6 +514,16 @@ async def test_another_group_may_ask_by_a_socket_of_its_own(
             assert await Client(stream).call("echo") == answer
 
 
+async def test_a_question_is_shorter_than_a_command_may_be(path, nursery):
+    status = await serve_both(path, nursery)
+    for socket_path, length in ((path, 1_000_000), (status, 60_000)):
+        async with await trio.open_unix_socket(socket_path) as stream:
+            await Client(stream).call("echo", text="x" * length)
+    async with await trio.open_unix_socket(status) as stream:
+        with pytest.raises(AlphaTrioError, match="is over the limit of 65536"):
+            await Client(stream).call("echo", text="x" * 66_000)
+
+
 async def test_both_sockets_are_removed_at_the_end(path):
     async with trio.open_nursery() as nursery:
         status = await serve_both(path, nursery)
@@ -534,7 +544,7 @@ async def test_who_asks_takes_no_place_of_who_commands(path, nursery):
         one_more = await streams.enter_async_context(
             await trio.open_unix_socket(status)
         )
-        with pytest.raises(rpc.RemoteError, match="served already"):
+        with pytest.raises(AlphaTrioError, match="served already"):
             await Client(one_more).call("echo")
         stream = await streams.enter_async_context(await trio.open_unix_socket(path))
         assert await Client(stream).call("echo") == {}

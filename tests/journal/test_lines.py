@@ -15,6 +15,7 @@ from alpha_trio.journal.lines import LINE_NAMES, Form
 from alpha_trio.proto.batch import Event, EventKind
 
 ROOT = Path(__file__).parents[2]
+RESTART = "Takes effect at the next start: port; restart the daemon."
 LEVELS = ("debug", "info", "warning", "error", "exception")
 OF_LIBRARIES = {"Ignored: %s (%s)", "Cannot tell NOTIFY_SOCKET %s (%s)."}
 
@@ -29,7 +30,7 @@ open_log(0, as_json=as_json)
 log = logging.getLogger("alpha_trio")
 log.debug("not told")
 log.info("Received SIGHUP!")
-log.warning("The new %s takes effect at the next start.", "port")
+log.warning("Takes effect at the next start: %s; restart the daemon.", "port")
 try:
     1 / 0
 except ZeroDivisionError:
@@ -65,14 +66,14 @@ def test_a_line_of_json_is_one_document():
         *("signal", "restart-needed", "command-failed", "ended")
     ]
     assert [d["level"] for d in documents] == ["info", "warning", "error", "error"]
-    assert documents[1]["message"] == "The new port takes effect at the next start."
+    assert documents[1]["message"] == RESTART
     assert "ZeroDivisionError" in documents[2]["traceback"]
 
 
 def test_the_journal_gets_a_priority_with_each_line():
     written = lines("text", "journal")
     assert written[0] == "<6>Received SIGHUP!"
-    assert written[1] == "<4>The new port takes effect at the next start."
+    assert written[1] == f"<4>{RESTART}"
     assert written[-1] == "<3>alpha-trio: no"
     assert {line[:3] for line in written[2:]} == {"<3>"}
     assert len(written) > 5  # those of the traceback

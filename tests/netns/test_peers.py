@@ -650,6 +650,186 @@ def test_a_reload_minds_only_what_it_changes(pair):
         assert names(one) == ["me", "vm2"]
 
 
+# From one daemon to another
+
+KEY = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
+PSK = "/u3c+6mYh3ZlVEMyIRAP/u3cy7qph2VUQzIhEP/u3cs="
+
+
+def exported(daemon, *options):
+    return daemon.cli("peers", "export", *options).stdout
+
+
+def imported(daemon, text, *options, code=0):
+    """What an import of this text says; a refusal is one line."""
+    path = daemon.host.directory / "peers.toml"
+    path.write_text(text)
+    arguments = ("peers", "import", str(path), *options)
+    if code:
+        return refused(daemon, *arguments, code=code)
+    return daemon.cli(*arguments).stdout
+
+
+@pytest.fixture
+def psk_file(tmp_path):
+    path = tmp_path / "a psk"
+    path.write_text(PSK)
+    path.chmod(0o600)
+    return path
+
+
+def test_what_was_exported_is_imported_as_it_was_and_exported_again(daemons, psk_file):
+    one, two = daemons
+    everything = {
+        "port": 5555,
+        "key": KEY,
+        "allow": ["10.7.0.0/16", "fd00:7::/64"],
+        "only": ["tcp/80-90", "udp", "icmp"],
+        "keepalive": 2.5,
+        "reliable": True,
+        "early": False,
+        "mtu": 1300,
+    }
+    add(one, "vm3.example.org", "192.168.10.63", **everything)
+    add(one, "a", "2001:db8::1", mode="cm")
+    one.request(
+        "peers.add", name="laptop", settings={"key": KEY, "allow": ["10.8.0.1"]}
+    )
+    one.cli("peers", "add", "secret", "192.168.10.64", "--psk-file", str(psk_file))
+    text = exported(one)
+    assert PSK not in text
+    names = ["a", "laptop", "secret", "vm3.example.org"]
+    assert re.findall(r'^\[peers\."?(.*?)"?\]$', text, re.M) == names
+    assert imported(two, text) == f"added: {', '.join(names)}\n"
+    assert exported(two) == text
+    assert {p["name"]: p for p in peers(two)} == {p["name"]: p for p in peers(one)}
+    assert imported(two, text) == f"unchanged: {', '.join(names)}\n"
+    two.config_file.write_text(text)
+    assert "has 4 peers" in two.cli("check", str(two.config_file)).stdout
+    two.config_file.write_text("")
+
+
+def test_only_the_peers_named_are_exported_and_pinned_keys_when_asked_for(daemons):
+    one, two = daemons
+    introduce(one, two)
+    add(one, "vm3", "192.168.10.63")
+    one.cli("wait", "vm2", "--timeout", "10")
+    key = two.status()["key"]
+    table = '[peers.vm2]\nendpoint = "192.168.10.61"\n'
+    assert exported(one, "vm2") == table
+    pinned = f'{table}key = "{key}"\n'
+    assert exported(one, "vm2", "--pinned") == pinned
+    assert "nobody" in refused(one, "peers", "export", "vm2", "nobody", code=4)
+    assert "--replace" in imported(one, pinned, code=1)
+    assert imported(one, pinned, "--replace") == "changed: vm2\n"
+    assert peer(one, "vm2")["key_source"] == "configured"
+    one.cli("wait", "vm2", "--timeout", "10")
+
+
+def test_an_import_changes_all_or_nothing(daemons):
+    one, _ = daemons
+    add(one, "vm2", "192.168.10.61", allow=["10.7.0.0/16", "10.8.0.0/16"])
+    add(one, "vm3", "192.168.10.62", keepalive=25)
+    before = exported(one)
+    new = '[peers.vm4]\nendpoint = "192.168.10.63"\n'
+    other = '[peers.vm3]\nendpoint = "192.168.10.62"\n[peers.vm2]\nport = 5\n'
+    for text, said in (
+        (new + other, "peers vm3, vm2 are there with other settings"),
+        (new + '[peers.me]\nendpoint = "192.168.10.60"\n', "an address of this host"),
+        (new + 'allow = ["10.7.0.0/16"]\n', "--take-over"),
+        (new + '[peers.vm5]\nendpoint = "x.y"\nallow = ["1.2.3.4/8"]', ":5: peers.vm5"),
+        (
+            new + 'on_up = ["/bin/true"]',
+            "programs are run for peers of the config file",
+        ),
+        ("port = 1234\n" + new, ":1: port: unknown key; known are peers"),
+        (new + new, "Cannot declare"),
+        (new + unroutable(), "different lengths"),
+    ):
+        assert said in imported(one, text, code=1)
+        assert exported(one) == before
+    taking = new + 'allow = ["10.7.0.0/16", "10.9.0.0/16"]\n'
+    assert imported(one, taking, "--take-over") == "added: vm4\n"
+    assert peer(one, "vm2")["allowed"] == ["10.8.0.0/16"]
+
+
+def test_an_import_keeps_what_no_file_of_it_says(pair, psk_file):
+    """A psk that came from standard input, and what the config file alone can say."""
+    hook = '[peers.vm2]\nendpoint = "192.168.10.61"\non_up = ["/bin/true"]\n'
+    with Daemon(pair[0], config=hook) as one:
+        add(one, "vm3", "192.168.10.62", psk=PSK)
+        text = exported(one)
+        assert "# It has on_up, which the config file alone can say" in text
+        assert "# It has a psk, which is not printed" in text
+        assert PSK not in text
+        assert imported(one, text) == "unchanged: vm2, vm3\n"
+        assert "alpha-trio.toml" in imported(one, "[peers.vm2]", "--replace", code=1)
+        moved = '[peers.vm3]\nendpoint = "192.168.10.63"\n'
+        assert imported(one, moved, "--replace") == "changed: vm3\n"
+        assert peer(one, "vm3")["psk"] is True
+        one.stop()
+        one.start()
+        assert peer(one, "vm3")["psk"] is True
+
+
+def test_a_thousand_peers_are_imported_at_once(pair):
+    many = "".join(
+        f'[peers.p{n:04}]\nendpoint = "10.99.{n >> 8}.{n & 255}"\nkey = "{KEY}"\n'
+        for n in range(1, 1001)
+    )
+    with Daemon(pair[0]) as one:
+        assert imported(one, many).count("p0") == 999
+        assert exported(one) == many.replace("\n[", "\n\n[")
+
+
+# An endpoint inside of another's prefix
+
+
+def test_an_endpoint_in_anothers_prefix_is_told_with_what_becomes_of_it(daemons):
+    one, _ = daemons
+    add(one, "vm2", "192.168.10.61", allow=["10.7.0.0/16"])
+    done = one.cli("peers", "add", "vm3", "10.7.0.5").stdout
+    sentence = (
+        "its endpoint 10.7.0.5 is in 10.7.0.0/16 of vm2: packets to it take the tunnel "
+        "to vm3, the datagrams of the tunnel to vm3 another way past vm2"
+    )
+    assert f"Note: vm3: {sentence}.\n" in done
+    assert peer(one, "vm3")["nested"] == sentence
+    for command in ("status", "status vm3", "doctor vm3"):
+        page = one.cli(*command.split(), check=False).stdout
+        assert sentence in " ".join(page.split()), command
+    one.cli("peers", "set", "vm3", "--allow", "10.8.0.0/16")
+    assert "packets to it take the tunnel to vm2" in peer(one, "vm3")["nested"]
+    assert "Note" not in one.cli("peers", "set", "vm2", "--allow", "10.9.0.0/16").stdout
+    assert peer(one, "vm3")["nested"] is None
+    done = one.cli("peers", "set", "vm2", "--allow", "10.0.0.0/8").stdout
+    assert "Note: in the prefixes of vm2 are the endpoints of vm3: " in done
+
+
+# What takes effect later
+
+
+def test_a_reload_names_what_takes_effect_at_the_next_start(pair):
+    with Daemon(pair[0], "--dscp", "8") as one:  # which wins at the next start, too
+        one.config_file.write_text(
+            "port = 4321\ndscp = 46\nlog_format = 'json'\n[relay]\nenabled = true\n"
+            "[offloads]\ngro = false\n[peers.vm2]\nendpoint = '192.168.10.61'\n"
+        )
+        names = "port, relay.enabled, offloads.gro, log_format"
+        said = f"Takes effect at the next start: {names}; restart the daemon"
+        assert one.cli("reload").stdout.splitlines() == [
+            "added: vm2",
+            f"{said}, as by 'systemctl restart alpha-trio'.",
+        ]
+        one.wait_log(f"{said}.")
+        assert any(names in line for line in one.status()["health"])
+        again = one.cli("reload").stdout
+        assert again == f"{said}, as by 'systemctl restart alpha-trio'.\n"
+        one.config_file.write_text("")
+        assert one.cli("reload").stdout == "removed: vm2\n"
+        assert not any("next start" in line for line in one.status()["health"])
+
+
 # The disk
 
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from alpha_trio import rpc
+from alpha_trio.errors import AlphaTrioError
 from tests.netns.traffic import PATIENCE, add, introduce, peer, ping
 from tools.daemons import PROGRAM, Daemon, ending
 from tools.lab import wait_until
@@ -63,7 +63,7 @@ def refusal_of_a_peer(daemon):
         add(daemon, "vm3", "192.168.10.62", allow=["10.3.0.0/16"])
     except ConnectionResetError:
         return ""
-    except rpc.RemoteError as error:
+    except AlphaTrioError as error:
         return str(error)
     raise AssertionError("it was added")
 

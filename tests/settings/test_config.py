@@ -386,6 +386,7 @@ def test_every_setting_of_the_example_can_be_used(write):
         "peers",
     }
     assert named >= {*config._PEER, *config._HOOKS}
+    assert any("psk_file = " in line for line in lines)
 
 
 # Peers

@@ -20,6 +20,7 @@ import pytest
 from packaging.licenses import canonicalize_license_expression
 
 from tests.ground import ROOT
+from tests.netns.pages import Walk
 from tools import package_lock, package_parts
 from tools.daemons import ending
 from tools.lab import Lab, wait_until
@@ -248,75 +249,138 @@ def of_the_administrator(changes):
     return sorted(name for name in changes if not name.startswith(own))
 
 
-def start(host, enter, stack):
-    """Start the installed daemon on a host; return how to command it."""
-    log = host.directory / "installed.log"
-    with log.open("w") as stderr:
-        command = (*enter, "alpha-trio", "run")
-        daemon = host.popen(*command, stderr=stderr, env=ENVIRONMENT)
-    stack.enter_context(ending(daemon))
-    inside = ("nsenter", "--target", str(daemon.pid), "--mount", "--root")
+class Installed:
+    """A host on which the package is installed, with the face of a page's machine."""
 
-    def ask(*words):
-        return host.run(*inside, "/usr/bin/alpha-trio", *words, env=ENVIRONMENT).stdout
+    def __init__(self, host, enter, stack):
+        self.host, self._enter = host, enter
+        self._log = host.directory / "installed.log"
+        self._running = ExitStack()
+        stack.push(self._running)
+        self._inside = enter
 
-    process = Path(f"/proc/{daemon.pid}")
-    socket = process / "root/run/alpha-trio/control.sock"
+    def run(self, *command, stdin=""):
+        done = self.host.run(*self._inside, *command, env=ENVIRONMENT, stdin=stdin)
+        return done.stdout
 
-    def is_ready():
-        assert daemon.poll() is None, log.read_text()
-        # Before, it is one of the programs on the way, and may be on the other host.
-        return (process / "comm").read_text() == "alpha-trio\n" and socket.exists()
+    def key(self):
+        return self.run("alpha-trio", "key", "show").strip()
 
-    wait_until(is_ready, f"control socket of {host.name}")
-    return ask
+    def service(self, verb):
+        """What systemd would do, which does not run there."""
+        if verb in ("stop", "restart"):
+            self._running.close()
+            self._inside = self._enter
+        if verb in ("start", "restart"):
+            self._start()
+
+    def _start(self):
+        with self._log.open("w") as stderr:
+            command = (*self._enter, "alpha-trio", "run")
+            daemon = self.host.popen(*command, stderr=stderr, env=ENVIRONMENT)
+        self._running.enter_context(ending(daemon))
+        self._inside = ("nsenter", f"--target={daemon.pid}", "--mount", "--root")
+        process = Path(f"/proc/{daemon.pid}")
+        socket = process / "root/run/alpha-trio/control.sock"
+
+        def is_ready():
+            assert daemon.poll() is None, self._log.read_text()
+            # Before, it is one of the programs on the way, on whichever host.
+            name = (process / "comm").read_text()
+            return name == "alpha-trio\n" and socket.exists()
+
+        wait_until(is_ready, f"control socket of {self.host.name}")
+
+
+def managing(system, packages):
+    """``apt-get`` as dpkg does it, since there is no apt; the files are those of vm1.
+
+    ``packages``: by the version that a page names.
+    """
+
+    def manage(machine, command):
+        verb, *_, what = command.split()[1:]
+        if verb != "install":
+            said = system.run("dpkg", f"--{verb}", what)
+            assert "arning" not in said
+            return
+        if machine.host.name == "vm1":
+            said = system.install(packages[what.split("_")[1]])
+            assert "unable" not in said
+            assert "arning" not in said.replace("dpkg: warning: downgrading", "")
+        machine.service("restart")
+
+    return manage
+
+
+def of_the_host(machine, command):
+    """What comes with every Debian, but not with so small a system."""
+    return machine.host.run("sh", "-ec", command).stdout
 
 
 # A system, three packages and what they are made of: minutes where others work, too.
 @pytest.mark.timeout(300)
 @pytest.mark.netns
 def test_from_installation_to_purge(system, built, former):
-    said = system.install(former)
-    assert "arning" not in said
-    assert system.run("alpha-trio", "--version") == "alpha-trio, version 0.0.9\n"
-    assert "usr/share/doc/alpha-trio/docs/former.md" in system.changes()
-    enabled = "etc/systemd/system/multi-user.target.wants/alpha-trio.service"
-    assert enabled in system.changes()
-    (system.root / "etc/alpha-trio/alpha-trio.toml").write_text("port = 4321\n")
-
     with Lab() as lab, ExitStack() as stack:
-        vm1, vm2 = lab.lan(2)
-        ask1 = start(vm1, system.enter, stack)
-        ask2 = start(vm2, system.enter_contained, stack)
-        ask1("peers", "add", "vm2", f"{vm2.address}:4321")
-        ask2("peers", "add", "vm1", f"{vm1.address}:4321")
-        ask1("wait", "vm2", "--timeout", "10")
-        vm1.run("ping", "-c", "1", "-W", "5", vm2.address)
-        key = ask1("key", "show")
+        ways = (system.enter, system.enter_contained)
+        vm1, vm2 = (
+            Installed(host, way, stack)
+            for host, way in zip(lab.lan(2), ways, strict=True)
+        )
+        begin = Walk("tutorials/two-hosts.md", vm1, vm2)
+        begin.instead |= {
+            "apt-get ": managing(system, {"0.1.0": former}),
+            "ping ": of_the_host,
+            "ip ": of_the_host,
+        }
+        for heading in begin.headings():
+            if heading != "Undo it":
+                begin.follow(heading)
+        assert system.run("alpha-trio", "--version") == "alpha-trio, version 0.0.9\n"
+        assert "usr/share/doc/alpha-trio/docs/former.md" in system.changes()
+        enabled = "etc/systemd/system/multi-user.target.wants/alpha-trio.service"
+        assert enabled in system.changes()
+        (system.root / "etc/alpha-trio/alpha-trio.toml").write_text("# Mine.\n")
+        key = vm1.key()
 
-        said = system.install(built[".deb"])
-        assert "arning" not in said
-        assert "unable" not in said
-    assert "0.0.9" not in system.run("alpha-trio", "--version")
-    assert [name for name in system.changes() if "former" in Path(name).name] == []
-    assert system.run("dpkg", "--verify", "alpha-trio") == ""
+        later = Walk("upgrade.md", vm1, vm2)
+        later.instead |= {
+            "apt-get ": managing(system, {"0.0.9": former, "0.1.0": built[".deb"]})
+        }
+        later.follow("Upgrade")
+        assert "0.0.9" not in system.run("alpha-trio", "--version")
+        assert [n for n in system.changes() if "former" in Path(n).name] == []
+        assert system.run("dpkg", "--verify", "alpha-trio") == ""
+        assert key == vm1.key()
+        assert_programs_can_use_it(vm1)
 
-    with Lab() as lab, ExitStack() as stack:
-        (vm1,) = lab.lan(1)
-        ask = start(vm1, system.enter, stack)
-        assert ask("key", "show") == key
-        assert "vm2" in ask("peers", "list")
-        said = system.run("dpkg", "--remove", "alpha-trio")
-        assert "arning" not in said
-    left = of_the_administrator(system.changes())
-    kept = ("etc/alpha-trio", "var/lib/alpha-trio", "etc/systemd/system")
-    assert [name for name in left if not name.startswith(kept)] == []
-    assert "var/lib/alpha-trio/host.key" in left
+        later.follow("Go back")
+        assert "0.0.9" in system.run("alpha-trio", "--version")
+        later.follow("Upgrade")
+        assert key == vm1.key()
+        config = system.root / "etc/alpha-trio/alpha-trio.toml"
+        assert config.read_text() == "# Mine.\n"
+        shutil.rmtree(system.root / "root/alpha-trio.before")
 
-    system.run("dpkg", "--purge", "alpha-trio")
+        later.follow("Remove")
+        left = of_the_administrator(system.changes())
+        kept = ("etc/alpha-trio", "var/lib/alpha-trio", "etc/systemd/system")
+        assert [name for name in left if not name.startswith(kept)] == []
+        assert "var/lib/alpha-trio/host.key" in left
+        later.follow("Purge")
     assert of_the_administrator(system.changes()) == []
-    everything = [name for name in system.changes() if "alpha" in name]
-    assert everything == []
+    assert [name for name in system.changes() if "alpha" in name] == []
+
+
+def assert_programs_can_use_it(machine):
+    """The ways that docs/control.md names."""
+    examples = "/usr/share/doc/alpha-trio/docs/examples"
+    said = machine.run("perl", f"{examples}/control.pl", "peers.show", "name=vm2")
+    assert "name vm2\n" in said
+    python = ("env", "PYTHONPATH=/usr/lib/alpha-trio", "python3")
+    said = machine.run(*python, f"{examples}/rates.py", "vm2", "1")
+    assert said.startswith("vm2: sent 0.0 kB/s")
 
 
 # What is in the packages
@@ -363,6 +427,7 @@ def test_the_wheel_brings_what_an_operator_needs(built):
     data = {name.partition(".data/data/")[2] for name in names} - {""}
     assert data >= {
         "share/man/man8/alpha-trio.8",
+        "share/man/man5/alpha-trio.toml.5",
         "share/alpha-trio/alpha-trio.service",
         "share/alpha-trio/alpha-trio.toml",
     }

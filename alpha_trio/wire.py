@@ -1,4 +1,4 @@
-"""Control messages between the daemon and its clients: frames, requests, replies.
+"""Control messages between the daemon and its clients, as bytes.
 
 A frame is a length (4 bytes, big endian) and a msgpack map of that many bytes.
 A client sends requests, one at a time; the daemon answers each with any number of
@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from alpha_trio.errors import AlphaTrioError
+from alpha_trio.errors import AlphaTrioError, error_of
 
 # The same as config.DEFAULT_SOCKET, which would cost the command line its import.
 DEFAULT_SOCKET = "/run/alpha-trio/control.sock"
 
-MAX_REQUEST = 64 * 1024  # bytes of body: a peer's settings are far below
+MAX_REQUEST = 4 * 1024 * 1024  # bytes of body: an import of some 20,000 peers
+MAX_QUESTION = 64 * 1024  # the same of who may only ask
 MAX_REPLY = 16 * 1024 * 1024  # bytes of body: status of some 20,000 peers
 
 HEADER = Struct(">I")  # length of the body that follows
@@ -59,16 +60,8 @@ class Reply(NamedTuple):
     value: Any
 
 
-class RemoteError(AlphaTrioError):
-    """The daemon refused a request; text and exit code are the daemon's."""
-
-    def __init__(self, text: str, exit_code: int) -> None:
-        super().__init__(text)
-        self.exit_code = exit_code
-
-
 def encode_request(command: str, args: Mapping[str, Any]) -> bytes:
-    """Raise BadFrame for what cannot be sent: over 64 KiB or not UTF-8."""
+    """Raise BadFrame for what cannot be sent: over 4 MiB or not UTF-8."""
     return _frame({"command": command, "args": args}, MAX_REQUEST)
 
 
@@ -106,7 +99,7 @@ def decode_request_untrusted(body: bytes) -> Request:
 
 
 def decode_reply_untrusted(body: bytes) -> Reply:
-    """Raise BadFrame for what is no reply, RemoteError for a reply that is an error."""
+    """Raise BadFrame for what is no reply; for an error, what the daemon raised."""
     message = _decode_untrusted(body)
     if ReplyKind.ERROR in message:
         raise _remote_error_untrusted(message[ReplyKind.ERROR])
@@ -119,7 +112,7 @@ def decode_reply_untrusted(body: bytes) -> Reply:
 def _remote_error_untrusted(error: Any) -> AlphaTrioError:
     match error:
         case {"text": str(text), "exit_code": int(exit_code)}:
-            return RemoteError(text, exit_code)
+            return error_of(text, exit_code)
     return BadFrame("an error needs a text and an exit_code (a number)")
 
 
