@@ -43,11 +43,13 @@ from alpha_trio.net.host import (
     boottime,
     forbid_core_dumps,
     has_net_admin,
+    keep_freed_memory,
     raise_descriptor_limit,
 )
 from alpha_trio.net.routing import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
+from alpha_trio.proto.engine import NoEngine, choose
 from alpha_trio.proto.messages import Kind
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
@@ -56,6 +58,7 @@ from alpha_trio.registry import Peer, Registry
 from alpha_trio.settings import (
     COPY,
     Backend,
+    Engine,
     HookSettings,
     LogFormat,
     PeerSettings,
@@ -84,6 +87,8 @@ beside one of them would wait up to 5 ms.
 _WHOLE_CLASS = 0xFF  # DSCP and ECN
 
 _RESTART = "restart"  # what ``health`` says of it
+
+_ENGINE = "ALPHA_TRIO_ENGINE"
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -147,6 +152,7 @@ class Node:
                 "missing): run as root"
             )
         self._file_settings = load_settings(settings.config_file, {})
+        _choose_engine(settings.engine)
         store = stack.enter_context(PeerStore(settings.state_dir))
         self._tun = Tun.open(settings.interface, settings.disabled_offloads)
         stack.callback(self._tun.close)
@@ -456,6 +462,7 @@ def main(settings: Settings) -> int:
     forbid_core_dumps()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     raise_descriptor_limit()
+    keep_freed_memory()
     try:
         with _only_our_errors():
             trio.run(Node(settings).run)
@@ -463,6 +470,16 @@ def main(settings: Settings) -> int:
         say_end(f"alpha-trio: {error}", as_json=as_json)
         return error.exit_code
     return 0
+
+
+def _choose_engine(wanted: Engine) -> None:
+    try:
+        # Where no engine is asked for, the environment may: whole test suites do.
+        asked = wanted if wanted is not Engine.AUTO else os.environ.get(_ENGINE)
+        choice = choose(asked or Engine.AUTO)
+    except NoEngine as error:
+        raise StartError(f'{error}; use engine = "auto"') from None
+    _log.info("Working on packets by the %s engine (%s)", choice.name, choice.why)
 
 
 @contextmanager

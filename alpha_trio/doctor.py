@@ -22,6 +22,7 @@ from alpha_trio.errors import ConfigError, RoutingError
 from alpha_trio.net import netfilter, tproxy
 from alpha_trio.net.host import has_net_admin, has_net_raw
 from alpha_trio.net.udp import set_transparent
+from alpha_trio.proto.engine import NoEngine, find
 from alpha_trio.settings import Backend, Offload, Settings, files, load_settings
 
 _TUN = Path("/dev/net/tun")
@@ -64,6 +65,7 @@ def checks(settings: Settings) -> list[Check]:
     return [
         _config_file(settings),
         _privilege(),
+        _engine(settings),
         _tun_device(),
         _tun_offloads(),
         _udp_offload(Offload.SEGMENT, _UDP_SEGMENT, 1400),
@@ -92,6 +94,21 @@ def _config_file(settings: Settings) -> Check:
     except ConfigError as error:
         return Check(False, str(error), "correct the config file")
     return Check(True, f"config file {settings.config_file} is valid")
+
+
+def _engine(settings: Settings) -> Check:
+    try:
+        choice = find(settings.engine)
+    except NoEngine as error:
+        return Check(False, str(error), 'use engine = "auto"')
+    fact = f"packets are worked on by the {choice.name} engine ({choice.why})"
+    if not choice.instead:
+        return Check(True, fact)
+    return Check(
+        None,
+        f"{fact}, which takes twice the CPU time",
+        "install again where there is a C compiler and libcrypto's headers",
+    )
 
 
 def _state_directory(path: Path) -> Check:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from alpha_trio.settings import Settings
 
 LOG_FORMATS = ("text", "json")
+ENGINES = ("auto", "native", "python")
 OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
 
 # None: could not be seen, or does not matter.
@@ -115,6 +116,12 @@ def settings_of(config: str | None, **options: Any) -> Settings:
 )
 @click.option(
     "--check", is_flag=True, help="Check the configuration, and do nothing else."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    help="Work on packets by this engine; auto, the default, takes the native one if "
+    "it can be used, and else the one in Python.",
 )
 @click.option(
     "--log-format",

@@ -240,6 +240,8 @@ def _header(status: Document) -> Iterator[str]:
         f"UDP port {status['port']}, up {duration(status['uptime_seconds'])}"
     )
     yield f"Key: {status['key']} ({fingerprint(status['key'])})"
+    if engine := status.get("engine"):  # an older daemon does not say
+        yield f"Engine: {engine['name']}, {engine['why']}"
     for where, offloads in interface["offloads"].items():
         yield f"Offloads of {where}: {', '.join(offloads) or 'none'}"
 

@@ -30,10 +30,22 @@ MAY_USE = {
     "proto.rates": ("proto.batch",),
     "proto.primitives": ("proto.batch", "proto.messages"),
     "proto.packets": ("proto.batch", "proto.messages"),
+    "proto.engine": (
+        "proto.batch",
+        "proto.messages",
+        "proto.primitives",
+        "proto.packets",
+    ),
     "proto.traces": _CORE,
-    "proto.relay": (*_CORE, "proto.traces"),
+    "proto.relay": (*_CORE, "proto.engine", "proto.traces"),
     "proto.handshake": _CORE,
-    "proto.transport": (*_CORE, "proto.packets", "proto.traces", "proto.handshake"),
+    "proto.transport": (
+        *_CORE,
+        "proto.packets",
+        "proto.engine",
+        "proto.traces",
+        "proto.handshake",
+    ),
     "proto.peers": (
         *_CORE,
         "proto.packets",
@@ -110,6 +122,7 @@ MAY_USE = {
         "proto.peers",
         "proto.primitives",
         "proto.traces",
+        "proto.engine",
     ),
     "relaying": (
         "proto.batch",
@@ -137,6 +150,7 @@ MAY_USE = {
         "net.netfilter",
         "net.tproxy",
         "net.udp",
+        "proto.engine",
     ),
     "daemon": (
         "errors",
@@ -159,6 +173,7 @@ MAY_USE = {
         "proto.peers",
         "proto.primitives",
         "proto.transport",
+        "proto.engine",
     ),
 }
 

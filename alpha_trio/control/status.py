@@ -13,6 +13,7 @@ from alpha_trio.journal import address
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
 from alpha_trio.proto.batch import Counters, Drop
+from alpha_trio.proto.engine import chosen
 from alpha_trio.proto.packets import IPV6_LEAST
 from alpha_trio.proto.peers import PeerTable, State, Statistics
 from alpha_trio.proto.primitives import fingerprint, key_text
@@ -91,6 +92,7 @@ def status_document(
             "offloads": {"tun": list(tun.offloads), "udp": list(udp.offloads)},
         },
         "port": settings.port,
+        "engine": {"name": chosen().name, "why": chosen().why},
         "key": key_text(table.identity.public),
         "peers": [_peer(peer, statistics) for peer, statistics in readings],
         "knocking": [
@@ -111,6 +113,7 @@ def status_document(
             *_losses(peers, _by_name(rising)),
             *_complaints(readings),
             *_slower(settings, tun, udp),
+            *_in_python(),
             *troubles,
         ],
     }
@@ -324,6 +327,16 @@ def _complaints(readings: Collection[tuple[Peer, Statistics]]) -> list[str]:
         for reading in readings
         if (line := complaint(*reading)) is not None
     ]
+
+
+def _in_python() -> Iterator[str]:
+    choice = chosen()
+    if choice.instead:
+        yield (
+            "packets are worked on in Python, which takes twice the CPU time: "
+            f"{choice.why}; install again where there is a C compiler and libcrypto's "
+            'headers, or say engine = "python" if it is to be so'
+        )
 
 
 def _slower(settings: Settings, tun: Tun, udp: Udp) -> list[str]:

@@ -22,6 +22,9 @@ _DESCRIPTORS = 4096
 What the daemon starts inherits the limit; some programs close all there may be.
 """
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_KEPT_BYTES = 4 << 20
+
 _RESERVED = 2  # for one client, and what is opened for it
 
 
@@ -49,6 +52,18 @@ def _has(capability: int) -> bool:
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> capability & 1)
     return False
+
+
+def keep_freed_memory() -> None:
+    """Let memory of buffers that are freed be used again, not given back.
+
+    Each round has a buffer of a hundred KB.  By default the C library returns such as
+    soon as they are on top of its heap, and gets them back a page fault a page.
+    """
+    library = ctypes.CDLL(None)
+    with suppress(AttributeError):  # another C library
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
 
 
 def raise_descriptor_limit() -> None:

@@ -25,6 +25,7 @@ from alpha_trio.settings.model import (
     DEFAULT_CONFIG,
     Backend,
     Consent,
+    Engine,
     Fail,
     HookSettings,
     IPAddress,
@@ -56,6 +57,7 @@ _FILE: Parsers = {
     "socket_group": v.text,
     "status_group": v.text,
     "log_format": v.choice(LogFormat),
+    "engine": v.choice(Engine),
     "routing": v.table,
     "relay": v.table,
     "metrics": v.table,
@@ -132,6 +134,7 @@ _OPTIONS: Parsers = {
     "socket": lambda value: v.path(value).absolute(),
     "no_offload": v.many(v.choice(Offload)),
     "log_format": v.choice(LogFormat),
+    "engine": v.choice(Engine),
     "verbosity": v.whole(0, 9),
 }
 

@@ -67,6 +67,14 @@ class Offload(StrEnum):
     GRO = "gro"  # UDP_GRO: many datagrams in one receive
 
 
+class Engine(StrEnum):
+    """What does the work on each packet; see proto/engine."""
+
+    AUTO = "auto"  # native where it is there and passes its self-test
+    NATIVE = "native"
+    PYTHON = "python"
+
+
 @frozen
 class Selection:
     """``--only PROTO[/PORT[-PORT]]``: which of a peer's traffic takes the tunnel.
@@ -252,6 +260,7 @@ class Settings:
     metrics: MetricsSettings = field(factory=MetricsSettings)
     disabled_offloads: frozenset[Offload] = frozenset()
     log_format: LogFormat = LogFormat.TEXT
+    engine: Engine = Engine.AUTO
     verbosity: int = 0  # 0: events, 1: more, 2: every packet
     peers: tuple[PeerSettings, ...] = ()  # those of the config file
 

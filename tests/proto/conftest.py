@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from alpha_trio.proto.engine import choose
 from alpha_trio.proto.transport import alpha
+
+
+@pytest.fixture(autouse=True, scope="session")
+def engine() -> None:
+    """The one that ALPHA_TRIO_ENGINE names, as in daemons."""
+    choose(os.environ.get("ALPHA_TRIO_ENGINE") or "auto")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,18 +14,28 @@ There are two kernels with one face, ``Kernel``:
     run         datagrams of one round, one after the other, and what was found of them
 """
 
-from alpha_trio.proto.engine.choice import Choice, choose, chosen
+from alpha_trio.proto.engine.choice import (
+    NATIVE,
+    Choice,
+    NoEngine,
+    choose,
+    chosen,
+    find,
+)
 from alpha_trio.proto.engine.face import Frame, Kernel, Span, round_place
 from alpha_trio.proto.engine.run import Run, check_run
 
 __all__ = [
+    "NATIVE",
     "Choice",
     "Frame",
     "Kernel",
+    "NoEngine",
     "Run",
     "Span",
     "check_run",
     "choose",
     "chosen",
+    "find",
     "round_place",
 ]

@@ -38,8 +38,10 @@ from alpha_trio.proto.primitives import (
     Checker,
     Keystream,
     Presigner,
-    chain,
+    descend,
 )
+
+__all__ = ["check", "cipher", "descend", "open", "seal"]
 
 _ROOM = bytes(ROOM)
 _PLACE = Struct("!HHI")
@@ -48,10 +50,6 @@ _HEADS = [
     Struct(f"!{ROUND_HEAD_SIZE}s {NODE_SIZE * depth}x HHI")
     for depth in range(MAX_DEPTH + 1)
 ]
-
-
-descend = chain.descend
-"""See ``Kernel``."""
 
 
 def cipher(key: bytes, /) -> Keystream:

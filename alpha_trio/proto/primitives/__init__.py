@@ -26,6 +26,8 @@ from alpha_trio.proto.primitives.chain import (
     ChainVerifier,
     HashChain,
     chain_id,
+    descend,
+    descend_by,
     digest_of,
 )
 from alpha_trio.proto.primitives.chance import RandomBytes, any_of
@@ -78,6 +80,8 @@ __all__ = [
     "any_of",
     "chain_id",
     "depth_for",
+    "descend",
+    "descend_by",
     "digest_of",
     "early_packet",
     "fingerprint",

@@ -59,7 +59,7 @@ Descend = Callable[[bytes, int, bytes, int], bytes]
 _descend: Descend = descend
 
 
-def use(how: Descend) -> None:
+def descend_by(how: Descend) -> None:
     """From now on elements are made by ``how``, which does what ``descend`` does."""
     global _descend
     _descend = how
