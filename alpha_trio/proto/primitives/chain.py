@@ -165,6 +165,8 @@ class ChainVerifier:
         """
         if not 0 < position - self.position <= MAX_SKIP:
             raise BadPacket
+        if len(element) != ELEMENT_SIZE:
+            raise BadPacket
         if self.derive(position, element, self.position) != self.element:
             raise BadPacket
 
