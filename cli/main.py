@@ -6,23 +6,22 @@ import json
 import os
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from math import isnan
 from typing import Any
 
 import click
 
 import alpha_trio
-from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut, UnknownPeer
+from alpha_trio.errors import NoDaemon, TimedOut
 
 from . import files, local, transfer
-from .app import PATH, Program, connect
+from .app import PATH, Program, connect, status_of
 from .complete import MODES, SWITCH, PeerName, Words
 from .transfer import take_over
 from .words import event_line, plain_warning, restart_needed, trust
 
-WATCH_SECONDS = 1.0
 LONGEST_WAIT = 1_000_000.0  # seconds; a socket's timeout has to be below 2^31 ms
 
 as_json = click.option(
@@ -252,8 +251,9 @@ def list_peers(as_json: bool) -> None:
         print_json({"schema": 1, "peers": listed})
         return
     from . import render
+    from .screen import show
 
-    render.show(*render.peers_table(listed))
+    show(*render.peers_table(listed))
 
 
 @peers.command("show")
@@ -267,8 +267,9 @@ def show_peer(name: str, as_json: bool) -> None:
         print_json({"schema": 1, **peer})
         return
     from . import render
+    from .screen import show
 
-    render.show(*render.settings_page(peer))
+    show(*render.settings_page(peer))
 
 
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,53 +306,26 @@ def status(name: str | None, as_json: bool, watch: bool) -> None:
         watch_status(name)
         return
     with connect() as client:
-        document = client.call("status")
-    if name is not None:
-        document = find_peer(document, name)
+        document = status_of(client, name)
     if as_json:
-        print_json(document)
+        print_json(document if name is None else document["peers"][0])
         return
     from . import render
+    from .screen import show
 
-    page = render.status_page if name is None else render.peer_page
-    render.show(*page(document))
-
-
-def find_peer(document: dict[str, Any], name: str) -> dict[str, Any]:
-    for peer in document["peers"]:
-        if peer["name"] == name:
-            return dict(peer)
-    raise UnknownPeer(f"no peer is called {name!r}: see 'alpha-trio peers list'")
+    if name is None:
+        show(*render.status_page(document))
+    else:
+        show(*render.peer_page(document, document["peers"][0]))
 
 
 def watch_status(name: str | None) -> None:
     if not sys.stdout.isatty():
         raise click.UsageError("--watch needs a terminal; use --json, or monitor")
-    from . import render
+    from .watch import watch
 
-    with suppress(KeyboardInterrupt), closing(documents(name)) as told:
-        render.watch(told, WATCH_SECONDS, one=name is not None)
-
-
-def documents(
-    name: str | None,
-) -> Generator[dict[str, Any] | AlphaTrioError, None, None]:
-    """What the daemon says, again and again, or why it does not.
-
-    Raises AlphaTrioError if it says nothing the first time.
-    """
-    answered = False
-    while True:
-        try:
-            with connect() as client:
-                while True:
-                    document = client.call("status")
-                    yield document if name is None else find_peer(document, name)
-                    answered = True
-        except AlphaTrioError as error:
-            if not answered:
-                raise
-            yield error
+    with suppress(KeyboardInterrupt):
+        watch(name)
 
 
 @main.command()
@@ -401,8 +375,9 @@ def trace(name: str, as_json: bool, seconds: float) -> None:
         print_json(document)
         return
     from . import render
+    from .screen import show
 
-    render.show(*render.trace_page(document))
+    show(*render.trace_page(document))
 
 
 @main.command()

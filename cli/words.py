@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping
-from hashlib import sha256
 from typing import Any
 
 Document = Mapping[str, Any]
@@ -51,9 +50,9 @@ CALLER_HINT = (
 
 
 MTU_SOURCES = {
-    "route": "as the link or the route says",
-    "probed": "found by probes",
-    "set": "as set by --mtu",
+    "route": "route: what the link or the route says",
+    "probed": "probed on the path",
+    "set": "set by --mtu",
 }
 
 
@@ -63,12 +62,9 @@ def mtu(peer: Document) -> str:
     return f"{peer['mtu']}, {how}"
 
 
-_EARLY_WORDS = {"on": "on", "trying": "not now", "no-session": "not now"}
-
-
 def early(peer: Document) -> str:
     """Whether small packets to the peer go early, or why not."""
-    return f"{_EARLY_WORDS.get(peer['early_state'], 'off')}: {peer['early_text']}"
+    return f"{peer['early_state']}: {peer['early_text']}"
 
 
 _NOT_EARLY = frozenset({"off-peer", "off-relay", "lost"})  # though it is wanted here
@@ -79,9 +75,17 @@ def not_early(peers: Iterable[Document]) -> Iterator[str]:
     names: dict[str, list[str]] = {}
     for peer in peers:
         if peer["early_state"] in _NOT_EARLY:
-            names.setdefault(early(peer), []).append(peer["name"])
+            names.setdefault(peer["early_text"], []).append(peer["name"])
     for why, whose in names.items():
-        yield f"Early data to {', '.join(whose)} is {why}"
+        yield f"Early data to {_some(whose)} is off: {why}"
+
+
+_NAMED = 8  # peers in a sentence; all of a thousand would fill the screen
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def place(peer: Document) -> str:
@@ -162,6 +166,8 @@ def relayed_end(end: Document) -> str:
 
 def fingerprint(key: str) -> str:
     """The same as proto.identity.fingerprint, whose import would cost too much."""
+    from hashlib import sha256  # takes 3 ms, and many commands need none
+
     return sha256(b64decode(key)).hexdigest()[:8]
 
 
