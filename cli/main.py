@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from math import isnan
 from typing import Any
@@ -26,6 +26,12 @@ LONGEST_WAIT = 1_000_000.0  # seconds; a socket's timeout has to be below 2^31 m
 
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document, for programs."
+)
+as_tab = click.option(
+    "--tab",
+    "as_tab",
+    is_flag=True,
+    help="Print a line for each peer, its columns parted by tabs, for scripts.",
 )
 peer_name = click.argument("name", type=PeerName())
 
@@ -243,12 +249,19 @@ peers.add_command(remove, "del")
 
 @peers.command("list")
 @as_json
-def list_peers(as_json: bool) -> None:
+@as_tab
+def list_peers(as_json: bool, as_tab: bool) -> None:
     """List the peers, their settings, and the fingerprints of their keys."""
+    one_form(json=as_json, tab=as_tab)
     with connect() as client:
         listed = client.call("peers.list")
     if as_json:
         print_json({"schema": 1, "peers": listed})
+        return
+    if as_tab:
+        from .tab import list_lines
+
+        print_lines(list_lines(listed))
         return
     from . import render
     from .screen import show
@@ -293,22 +306,27 @@ def _emptied(value: Any) -> Any:
 @main.command()
 @click.argument("name", required=False, type=PeerName())
 @as_json
+@as_tab
 @click.option(
     "--watch",
     is_flag=True,
     help="Refresh in place until Ctrl-C, also while the daemon starts again.",
 )
-def status(name: str | None, as_json: bool, watch: bool) -> None:
+def status(name: str | None, as_json: bool, as_tab: bool, watch: bool) -> None:
     """Show the daemon and its peers, or the peer NAME in detail."""
+    one_form(json=as_json, tab=as_tab, watch=watch)
     if watch:
-        if as_json:
-            raise click.UsageError("--watch does not go with --json; use monitor")
         watch_status(name)
         return
     with connect() as client:
         document = status_of(client, name)
     if as_json:
         print_json(document if name is None else document["peers"][0])
+        return
+    if as_tab:
+        from .tab import status_lines
+
+        print_lines(status_lines(document["peers"]))
         return
     from . import render
     from .screen import show
@@ -446,6 +464,17 @@ def show_key(config: str | None, state_dir: str | None, as_json: bool) -> None:
 def new_psk() -> None:
     """Print a new pre-shared key, for this host and one other."""
     click.echo(b64encode(os.urandom(32)))
+
+
+def one_form(**asked: bool) -> None:
+    """Raise UsageError if more than one form of the output was asked for."""
+    forms = [f"--{form}" for form, wanted in asked.items() if wanted]
+    if len(forms) > 1:
+        raise click.UsageError(f"{' and '.join(forms)} do not go together: use one")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    click.echo("".join(f"{line}\n" for line in lines), nl=False)
 
 
 def print_json(document: object) -> None:

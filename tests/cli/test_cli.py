@@ -712,7 +712,8 @@ def test_who_was_added_by_a_name_without_address_may_be_meant_to_call(node):
 
 def test_watch_needs_a_terminal(node):
     assert "needs a terminal" in call("status", "--watch", code=2)
-    assert "--json" in call("status", "--watch", "--json", code=2)
+    assert "--json and --watch" in call("status", "--watch", "--json", code=2)
+    assert "--tab and --watch" in call("status", "--watch", "--tab", code=2)
 
 
 class Watched:
