@@ -7,6 +7,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+from attrs import frozen
+
 from alpha_trio import __version__
 from alpha_trio.control.rising import QUIET, Counter
 from alpha_trio.journal import address
@@ -62,14 +64,29 @@ _LOSSES = {
 """What to look at, by what packets are lost for."""
 
 
+@frozen
+class Reading:
+    """How one peer stood at one moment."""
+
+    peer: Peer
+    statistics: Statistics
+    document: dict[str, Any]  # its part of the status document
+
+
+def readings(peers: Iterable[Peer], now: Callable[[], float]) -> Iterator[Reading]:
+    """Of each peer; nothing is read before it is asked for."""
+    for peer in peers:
+        statistics = peer.session.statistics(now())
+        yield Reading(peer, statistics, _peer(peer, statistics))
+
+
 def status_document(
     settings: Settings,
     uptime: float,
-    now: float,
     tun: Tun,
     udp: Udp,
     table: PeerTable,
-    peers: Collection[Peer],
+    found: Collection[Reading],
     relay: dict[str, Any] | None,
     routing_error: str | None,
     complaints: Iterable[str],
@@ -78,7 +95,7 @@ def status_document(
     hooks: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
-    readings = [(peer, peer.session.statistics(now)) for peer in peers]
+    peers = [reading.peer for reading in found]
     astray = _astray(peers, routing_error, complaints)
     interface = tun.current_name
     return {
@@ -92,7 +109,7 @@ def status_document(
         },
         "port": settings.port,
         "key": key_text(table.identity.public),
-        "peers": [_peer(peer, statistics) for peer, statistics in readings],
+        "peers": [reading.document for reading in found],
         "knocking": [
             {
                 "address": host,
@@ -109,19 +126,19 @@ def status_document(
         "health": [
             *astray,
             *_losses(peers, _by_name(rising)),
-            *_complaints(readings),
+            *_complaints([(reading.peer, reading.statistics) for reading in found]),
             *_slower(settings, tun, udp),
             *troubles,
         ],
     }
 
 
-def peer_documents(
+def peer_figures(
     peers: Iterable[Peer], now: Callable[[], float], rising: Iterable[Counter]
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    """What the status document has of each peer, and how many lines of ``health``.
+    """What of the status document is no text, and how many lines of ``health``.
 
-    For who does not want all of it at once: nothing is read before it is asked for.
+    Of each peer; nothing is read before it is asked for.
     """
     rises = _by_name(rising)
     for peer in peers:
@@ -131,12 +148,13 @@ def peer_documents(
             *_losses([peer], rises),
             *_complaints([(peer, statistics)]),
         ]
-        yield _peer(peer, statistics), len(health)
+        state = str(_state(peer, statistics.state))
+        document = {"name": peer.settings.name, "state": state}
+        yield document | _figures(peer, statistics), len(health)
 
 
 def _peer(peer: Peer, statistics: Statistics) -> dict[str, Any]:
     settings = peer.settings
-    counters = statistics.counters
     return {
         "name": settings.name,
         "endpoint": address(statistics.remote) if statistics.remote else None,
@@ -147,20 +165,27 @@ def _peer(peer: Peer, statistics: Statistics) -> dict[str, Any]:
         "configured_mode": str(settings.mode),
         "reliable": settings.reliable,
         "early": settings.early,
-        "early_state": str(peer.session.early_state),
         "early_text": peer.early_text,
         "psk": settings.psk is not None,
-        "key": _key(statistics.key),
-        "key_source": _key_source(peer),
+        **key_document(peer),
         "offered_key": _key(statistics.offered_key),
+        "mtu_source": str(statistics.mtu_source),
+        "allowed": [str(prefix) for prefix in peer.prefixes],
+        "nested": None if peer.nested is None else str(peer.nested),
+        **_figures(peer, statistics),
+    }
+
+
+def _figures(peer: Peer, statistics: Statistics) -> dict[str, Any]:
+    """What can be counted or measured, and what metrics have of the rest."""
+    counters = statistics.counters
+    return {
+        "early_state": str(peer.session.early_state),
         "latest_handshake_seconds": _seconds(statistics.handshake_age),
         "latest_receive_seconds": _seconds(statistics.receive_age),
         "rtt_ms": None if statistics.rtt is None else round(statistics.rtt * 1000, 3),
         "mtu": statistics.mtu,
-        "mtu_source": str(statistics.mtu_source),
         "routed": not peer.troubles,
-        "allowed": [str(prefix) for prefix in peer.prefixes],
-        "nested": None if peer.nested is None else str(peer.nested),
         "tx_packets": counters.tx_packets,
         "tx_bytes": counters.tx_bytes,
         "rx_packets": counters.rx_packets,
@@ -175,6 +200,15 @@ def _peer(peer: Peer, statistics: Statistics) -> dict[str, Any]:
         "elements_left": statistics.elements_left,
         "drops": _drops(counters),
     }
+
+
+def key_document(peer: Peer) -> dict[str, Any]:
+    """The key that counts for a peer, and who says so."""
+    key = peer.session.negotiation.key
+    source = "pinned" if key else "none"
+    if peer.settings.key:
+        source = "configured"
+    return {"key": _key(key), "key_source": source}
 
 
 def _state(peer: Peer, state: State) -> State:
@@ -200,12 +234,6 @@ def _silence(peer: Peer, reason: str | None) -> str | None:
 
 def _key(public: bytes | None) -> str | None:
     return None if public is None else key_text(public)
-
-
-def _key_source(peer: Peer) -> str:
-    if peer.settings.key:
-        return "configured"
-    return "pinned" if peer.session.negotiation.key else "none"
 
 
 def _seconds(age: float | None) -> float | None:

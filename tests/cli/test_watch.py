@@ -204,15 +204,15 @@ def test_curves_are_drawn_with_what_the_terminal_has(locale, has, monkeypatch, c
 def rising(node, step):
     """Let the node's counters rise with each look at them."""
     state = {"uptime_seconds": 1.0, "sent": 0}
-    ask = node.status
 
-    def status():
+    def everything():
         state["uptime_seconds"] += 1
         state["sent"] += step
         peer = status_of(VM2, tx_bytes=state["sent"])
-        return ask() | {"uptime_seconds": state["uptime_seconds"], "peers": [peer]}
+        uptime = state["uptime_seconds"]
+        return node.document | {"uptime_seconds": uptime, "peers": [peer]}
 
-    node.status = status
+    node.everything = everything
 
 
 def test_rates_outlive_a_restart_of_the_daemon(tmp_path, monkeypatch):
