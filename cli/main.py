@@ -9,12 +9,13 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 import click
 
 import alpha_trio
-from alpha_trio.errors import NoDaemon, TimedOut
+from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut
 
 from . import files, local, transfer
 from .app import PATH, Program, connect, status_of
@@ -385,12 +386,24 @@ def wait(name: str, timeout: float | None) -> None:
     metavar="SECONDS",
     help="Compare for so long, by default 2; 0 compares all since the session began.",
 )
-def trace(name: str, as_json: bool, seconds: float) -> None:
+@click.option(
+    "--svg",
+    type=PATH,
+    metavar="FILE",
+    help="Draw it into this file, as SVG; '-' is standard output.",
+)
+def trace(name: str, as_json: bool, seconds: float, svg: str | None) -> None:
     """Show the relays on the way to the peer NAME, and where packets get lost."""
+    one_form(json=as_json, svg=svg is not None)
     with connect() as client:
         (document,) = client.events("trace", {"name": name, "seconds": seconds})
     if as_json:
         print_json(document)
+        return
+    if svg is not None:
+        from . import picture
+
+        write(svg, picture.svg(document))
         return
     from . import render
     from .screen import show
@@ -475,6 +488,21 @@ def one_form(**asked: bool) -> None:
 
 def print_lines(lines: Iterable[str]) -> None:
     click.echo("".join(f"{line}\n" for line in lines), nl=False)
+
+
+def write(path: str, text: str) -> None:
+    """Into a file, or to standard output."""
+    if path == "-":
+        click.echo(text, nl=False)
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise AlphaTrioError(
+            f"cannot write {path}: {reason}; name a file in a folder that you may "
+            "write to, or '-'"
+        ) from None
 
 
 def print_json(document: object) -> None:

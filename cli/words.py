@@ -205,10 +205,10 @@ def trace_lines(trace: Document) -> Iterator[str]:
     span = f"In {seconds:g} s" if seconds else "Since the session began"
     yield f"{span}, on the way to {peer}:"
     for here, there, segment in zip(hops, hops[1:], trace["segments"], strict=False):
-        where = f"between {_place(here)} and {_place(there)}"
-        yield f"  {where}: {_became(segment)}"
+        where = f"between {place_of_hop(here)} and {place_of_hop(there)}"
+        yield f"  {where}: {became(segment)}"
     if hops[-1]["role"] != "peer":
-        yield f"{peer} itself did not answer: look behind {_place(hops[-1])}."
+        yield f"{peer} itself did not answer: look behind {place_of_hop(hops[-1])}."
     if any(hop["role"] == "relay" and not hop["name"] for hop in hops):
         yield (
             "Anybody on the way can answer as a relay with a key of its own: compare "
@@ -216,11 +216,12 @@ def trace_lines(trace: Document) -> Iterator[str]:
         )
 
 
-def _place(hop: Document) -> str:
+def place_of_hop(hop: Document) -> str:
+    """By what a node is told from the others in a sentence."""
     return str(hop["address"]) if node(hop) == "relay" else node(hop)
 
 
-def _became(segment: Document | None) -> str:
+def became(segment: Document | None) -> str:
     """What became of the datagrams between two nodes."""
     if segment is None:
         return "not known, since they did not answer together in time"
