@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_address
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from alpha_trio.registry import Peer
 from alpha_trio.settings import Mode, Offload, Settings
 
 SCHEMA = 1
+
+Complaint = tuple[int, str]  # its rank, 0 is the worst, and the sentence
 
 UNPROTECTED = (
     "peer {}: mode plain: its packets are neither authenticated nor encrypted; anyone "
@@ -69,15 +72,16 @@ class Reading:
     """How one peer stood at one moment."""
 
     peer: Peer
-    statistics: Statistics
     document: dict[str, Any]  # its part of the status document
+    complaints: list[Complaint]  # what ``health`` has of it
 
 
 def readings(peers: Iterable[Peer], now: Callable[[], float]) -> Iterator[Reading]:
     """Of each peer; nothing is read before it is asked for."""
     for peer in peers:
         statistics = peer.session.statistics(now())
-        yield Reading(peer, statistics, _peer(peer, statistics))
+        document = _peer(peer, statistics)
+        yield Reading(peer, document, _complaints(peer, statistics))
 
 
 def status_document(
@@ -96,6 +100,7 @@ def status_document(
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
     peers = [reading.peer for reading in found]
+    of_peers = [complaint for reading in found for complaint in reading.complaints]
     astray = _astray(peers, routing_error, complaints)
     interface = tun.current_name
     return {
@@ -126,7 +131,7 @@ def status_document(
         "health": [
             *astray,
             *_losses(peers, _by_name(rising)),
-            *_complaints([(reading.peer, reading.statistics) for reading in found]),
+            *(line for _, line in sorted(of_peers, key=itemgetter(0))),
             *_slower(settings, tun, udp),
             *troubles,
         ],
@@ -146,7 +151,7 @@ def peer_figures(
         health = [
             *_strays(peer),
             *_losses([peer], rises),
-            *_complaints([(peer, statistics)]),
+            *_complaints(peer, statistics),
         ]
         state = str(_state(peer, statistics.state))
         document = {"name": peer.settings.name, "state": state}
@@ -345,12 +350,11 @@ _COMPLAINTS = (_unprotected, _narrow, _lossy, _twins)
 """What else an operator should know of a peer, the worst first."""
 
 
-def _complaints(readings: Collection[tuple[Peer, Statistics]]) -> list[str]:
+def _complaints(peer: Peer, statistics: Statistics) -> list[Complaint]:
     return [
-        line
-        for complaint in _COMPLAINTS
-        for reading in readings
-        if (line := complaint(*reading)) is not None
+        (rank, line)
+        for rank, complaint in enumerate(_COMPLAINTS)
+        if (line := complaint(peer, statistics)) is not None
     ]
 
 
