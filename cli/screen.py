@@ -7,6 +7,7 @@ command does, and a second for a table of a thousand rows.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
@@ -260,6 +261,10 @@ def has_blocks() -> bool:
     return unicode and said("TERM") != "linux"  # whose font has few of them
 
 
+def _end(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
 class Live:
     """A screen of its own, so that the shell's is as before at the end.
 
@@ -269,6 +274,8 @@ class Live:
     def __enter__(self) -> Self:
         self._paint = painter()
         self._dumb = os.environ.get("TERM", "") in _DUMB
+        # By default it would leave the terminal as we need it, without a cursor.
+        signal.signal(signal.SIGTERM, _end)
         self._write("\x1b[?1049h\x1b[?25l")
         return self
 

@@ -85,18 +85,6 @@ class Served:
         self.do(self.node.hub.publish, event)
 
 
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    monkeypatch.setenv("ALPHA_TRIO_SOCKET", str(tmp_path / "control.sock"))
-    with Served(tmp_path / "control.sock") as served:
-        yield served
-
-
-@pytest.fixture
-def node(served):
-    return served.node
-
-
 def call(*args, code=0):
     """The output of a command that must end with ``code``; an error is one line."""
     result = CliRunner().invoke(alpha_trio_cli.main.main, args, prog_name="alpha-trio")

@@ -10,9 +10,7 @@ from tests.cli.test_cli import (
     PEER,
     call,
     hop,
-    node,  # noqa: F401  (a fixture, as is the next)
     segment,
-    served,  # noqa: F401
 )
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -103,7 +101,7 @@ def test_no_name_breaks_it_or_is_cut_off():
     assert len(long) * 6 < float(box.get("width")) < float(root.get("width"))
 
 
-def test_it_goes_to_a_file_or_to_standard_output(node, tmp_path):  # noqa: F811
+def test_it_goes_to_a_file_or_to_standard_output(node, tmp_path):
     call("peers", "add", "vm2", "192.168.10.61")
     node.traced = TRACE
     assert call("trace", "vm2", "--svg", str(tmp_path / "way.svg")) == ""

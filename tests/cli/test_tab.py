@@ -7,7 +7,7 @@ import pytest
 from alpha_trio_cli import tab
 
 from alpha_trio.settings import PeerSettings
-from tests.cli.test_cli import KEY, call, node, served  # noqa: F401  (fixtures)
+from tests.cli.test_cli import KEY, call
 from tests.control.memory_node import status_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "control.md"
@@ -28,7 +28,7 @@ def rows(*arguments):
     return [line.split("\t") for line in lines]
 
 
-def test_the_columns_of_status_are_documented(node):  # noqa: F811
+def test_the_columns_of_status_are_documented(node):
     document = status_of(VM2, key=KEY, rtt_ms=0.25, drops={"queue-full": 2, "age": 1})
     node.document["peers"] = [document]
     (row,) = rows("status", "--tab")
@@ -44,7 +44,7 @@ def test_the_columns_of_status_are_documented(node):  # noqa: F811
     }
 
 
-def test_the_columns_of_the_list_are_documented(node):  # noqa: F811
+def test_the_columns_of_the_list_are_documented(node):
     call("peers", "add", "vm2", "192.168.10.61", "--key", KEY, "--reliable", "on")
     call("peers", "add", "other", *("--allow", "10.9.0.0/24", "--allow", "10.8.0.1"))
     other, vm2 = rows("peers", "list", "--tab")  # in the order of their names
@@ -57,14 +57,14 @@ def test_the_columns_of_the_list_are_documented(node):  # noqa: F811
     assert allow == "10.8.0.1/32,10.9.0.0/24"
 
 
-def test_one_peer_has_the_line_it_has_among_all(node):  # noqa: F811
+def test_one_peer_has_the_line_it_has_among_all(node):
     node.document["peers"] = [status_of(PeerSettings(n, "10.0.0.1")) for n in "ba"]
     assert [row[0] for row in rows("status", "--tab")] == ["a", "b"]
     assert rows("status", "b", "--tab") == rows("status", "--tab")[1:]
     assert "no peer is called 'c'" in call("status", "c", "--tab", code=4)
 
 
-def test_no_value_breaks_a_line(node):  # noqa: F811
+def test_no_value_breaks_a_line(node):
     reason = "a\ttab, an\nend, a \\ and \x1b[31mred"
     node.document["peers"] = [status_of(VM2, reason=reason)]
     (row,) = rows("status", "--tab")
@@ -73,7 +73,7 @@ def test_no_value_breaks_a_line(node):  # noqa: F811
     assert row[-1].encode().decode("unicode_escape") == reason
 
 
-def test_of_no_peers_there_are_no_lines(node):  # noqa: F811
+def test_of_no_peers_there_are_no_lines(node):
     assert call("status", "--tab") == call("peers", "list", "--tab") == ""
 
 

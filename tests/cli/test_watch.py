@@ -1,6 +1,8 @@
 """The live view: rates, curves, and pages that keep what is wrong in sight."""
 
+import os
 import re
+import signal
 
 import pytest
 from alpha_trio_cli import screen, watch
@@ -228,6 +230,16 @@ def test_rates_outlive_a_restart_of_the_daemon(tmp_path, monkeypatch):
                 rising(again.node, 20)
                 watched.frame_with("sent 20 B/s", "\N{FULL BLOCK}")
     assert b"-" not in re.findall(rb"sent (\S+)", watched.seen)
+
+
+def test_whatever_ends_it_the_terminal_is_as_before(served):
+    with Watched(24, 80) as watched:
+        watched.frame_with("up 12.3 s")
+        watched.process.terminate()
+        assert watched.process.wait(timeout=60) == 128 + signal.SIGTERM
+        watched.seen += os.read(watched._controller, 65536)
+        assert watched.seen.endswith(b"\x1b[?25h\x1b[?1049l")
+        watched.process.returncode = 0  # as it is by Ctrl-C, for which Watched looks
 
 
 def test_without_unicode_curves_are_plain(tmp_path, monkeypatch):

@@ -15,9 +15,7 @@ from tests.cli.test_cli import (
     RELAY,
     call,
     hop,
-    node,  # noqa: F401  (a fixture, as is the next)
     segment,
-    served,  # noqa: F401
 )
 from tests.control.memory_node import status_of
 
@@ -69,7 +67,7 @@ def missing(document, text):
         *({"key_source": source} for source in ("pinned", "configured", "none")),
     ],
 )
-def test_all_words_about_a_peer(node, values):  # noqa: F811
+def test_all_words_about_a_peer(node, values):
     values = FULL | values
     if values["state"] == "key-mismatch":  # then there is more to say than the reason
         values |= {"reason": None, "offered_key": KEY}
@@ -79,7 +77,7 @@ def test_all_words_about_a_peer(node, values):  # noqa: F811
 
 
 @pytest.mark.parametrize("mode", Mode)
-def test_the_words_for_the_mode(node, mode):  # noqa: F811
+def test_the_words_for_the_mode(node, mode):
     node.document["peers"] = [status_of(PeerSettings("vm2", "10.0.0.1", mode=mode))]
     document = json.loads(call("status", "--json"))["peers"][0]
     for text in (call("status"), call("status", "vm2")):
@@ -87,7 +85,7 @@ def test_the_words_for_the_mode(node, mode):  # noqa: F811
         assert not missing(said, text)
 
 
-def test_all_words_about_the_host(node):  # noqa: F811
+def test_all_words_about_the_host(node):
     node.document |= {
         "drops": {"stranger": 3},
         "health": ["offload gro is switched off: slower"],
@@ -104,7 +102,7 @@ def test_all_words_about_the_host(node):  # noqa: F811
     assert policy["fail"] in text
 
 
-def test_all_words_about_a_peer_in_the_list(node):  # noqa: F811
+def test_all_words_about_a_peer_in_the_list(node):
     call("peers", "add", "vm2", "10.0.0.1", *("--mode", "cm", "--only", "udp/53"))
     document = json.loads(call("peers", "list", "--json"))["peers"]
     assert not missing(document, call("peers", "show", "vm2"))
@@ -113,7 +111,7 @@ def test_all_words_about_a_peer_in_the_list(node):  # noqa: F811
     assert not missing(document, call("peers", "list"))
 
 
-def test_all_words_of_a_trace(node):  # noqa: F811
+def test_all_words_of_a_trace(node):
     call("peers", "add", "vm2")
     relay = hop("relay", None, "192.168.10.2", forged=3)
     found = segment(lost=1, altered=2, injected=3, repeated=4)
