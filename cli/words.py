@@ -50,9 +50,9 @@ CALLER_HINT = (
 
 
 MTU_SOURCES = {
-    "route": "route: what the link or the route says",
+    "route": "as the link or the route says",
     "probed": "probed on the path",
-    "set": "set by --mtu",
+    "set": "as set by --mtu",
 }
 
 
