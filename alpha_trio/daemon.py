@@ -24,11 +24,14 @@ import trio
 from alpha_trio.control import (
     ControlServer,
     Counter,
+    Reading,
     Rising,
     commands_for,
-    peer_documents,
+    key_document,
+    peer_figures,
     questions_for,
     quiet_counts,
+    readings,
     status_document,
     trace_document,
     walk,
@@ -54,7 +57,7 @@ from alpha_trio.proto.messages import Kind
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.transport import ECN
-from alpha_trio.registry import Peer, Registry
+from alpha_trio.registry import Registry
 from alpha_trio.settings import (
     COPY,
     Backend,
@@ -66,6 +69,7 @@ from alpha_trio.settings import (
     changed_settings,
     load_settings,
 )
+from alpha_trio.slices import in_slices
 from alpha_trio.state import PeerStore
 from alpha_trio.threads import in_thread
 
@@ -249,32 +253,45 @@ class Node:
 
     # -- what the control plane may ask ----------------------------------------
 
-    def status(self) -> dict[str, Any]:
-        """The document of ``status --json``."""
-        return self._status(self._registry.peers.values(), self._rising.counters)
+    async def status(self, name: str | None = None) -> dict[str, Any]:
+        """The document of ``status --json``; with a name, of this peer alone.
+
+        Raises UnknownPeer.
+        """
+        peers = tuple(self._registry.peers.values())
+        if name is not None:
+            peers = (self._registry.find(name),)
+        found = await in_slices(readings(peers, boottime))
+        relay = None if self._relay is None else self._relay.document(boottime())
+        return self._status(found, relay, self._rising.counters)
+
+    def keys(self) -> dict[str, dict[str, Any]]:
+        """By the peers' names the key that counts for each, and who says so."""
+        return {n: key_document(peer) for n, peer in self._registry.peers.items()}
 
     def status_of_daemon(self) -> dict[str, Any]:
-        """The same without the peers, and what ``health`` says of them."""
-        return self._status((), ())
+        """What metrics read of the status document, but for the peers."""
+        return self._status((), None if self._relay is None else self._relay.figures())
 
     def status_of_peers(self) -> Iterator[tuple[dict[str, Any], int]]:
-        """For each peer its part of it, and how many lines of ``health`` it has."""
+        """The same of each peer, and how many lines of ``health`` it has."""
         peers = tuple(self._registry.peers.values())
-        return peer_documents(peers, boottime, self._rising.counters)
+        return peer_figures(peers, boottime, self._rising.counters)
 
     def _status(
-        self, peers: Collection[Peer], rising: Iterable[Counter]
+        self,
+        peers: Collection[Reading],
+        relay: dict[str, Any] | None,
+        rising: Iterable[Counter] = (),
     ) -> dict[str, Any]:
-        now = boottime()
         return status_document(
             self.settings,
-            now - self._started,
-            now,
+            boottime() - self._started,
             self._tun,
             self._udp,
             self._table,
             peers,
-            None if self._relay is None else self._relay.document(now),
+            relay,
             self._registry.routing_error,
             self._registry.complaints,
             rising,

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from alpha_trio.errors import AlphaTrioError, WrongUsage
+from alpha_trio.errors import AlphaTrioError, UnknownPeer, WrongUsage
 from alpha_trio.rpc import DEFAULT_SOCKET, Client
 
 INTERRUPTED = 130  # what a shell makes of a command that Ctrl-C ended
@@ -180,3 +180,17 @@ def connect(patience: float | None = None) -> AbstractContextManager[Client]:
     ``patience``: seconds that an answer may take, if it may take long.
     """
     return nullcontext(Client(socket_of(click.get_current_context()), patience))
+
+
+def status_of(client: Client, name: str | None) -> dict[str, Any]:
+    """The status document; with a name, that of this peer alone, or UnknownPeer."""
+    args = {} if name is None else {"name": name}
+    status: dict[str, Any] = client.call("status", args)
+    if name is not None:  # an older daemon tells of all
+        named = [peer for peer in status["peers"] if peer["name"] == name]
+        status["peers"] = named
+        if not named:
+            raise UnknownPeer(
+                f"no peer is called {name!r}: see 'alpha-trio peers list'"
+            )
+    return status

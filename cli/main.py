@@ -6,27 +6,33 @@ import json
 import os
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 import click
 
 import alpha_trio
-from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut, UnknownPeer
+from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut
 
 from . import files, local, transfer
-from .app import PATH, Program, connect
+from .app import PATH, Program, connect, status_of
 from .complete import MODES, SWITCH, PeerName, Words
 from .transfer import take_over
 from .words import event_line, plain_warning, restart_needed, trust
 
-WATCH_SECONDS = 1.0
 LONGEST_WAIT = 1_000_000.0  # seconds; a socket's timeout has to be below 2^31 ms
 
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document, for programs."
+)
+as_tab = click.option(
+    "--tab",
+    "as_tab",
+    is_flag=True,
+    help="Print a line for each peer, its columns parted by tabs, for scripts.",
 )
 peer_name = click.argument("name", type=PeerName())
 
@@ -244,16 +250,24 @@ peers.add_command(remove, "del")
 
 @peers.command("list")
 @as_json
-def list_peers(as_json: bool) -> None:
+@as_tab
+def list_peers(as_json: bool, as_tab: bool) -> None:
     """List the peers, their settings, and the fingerprints of their keys."""
+    one_form(json=as_json, tab=as_tab)
     with connect() as client:
         listed = client.call("peers.list")
     if as_json:
         print_json({"schema": 1, "peers": listed})
         return
-    from . import render
+    if as_tab:
+        from .tab import list_lines
 
-    render.show(*render.peers_table(listed))
+        print_lines(list_lines(listed))
+        return
+    from . import render
+    from .screen import show
+
+    show(*render.peers_table(listed))
 
 
 @peers.command("show")
@@ -267,8 +281,9 @@ def show_peer(name: str, as_json: bool) -> None:
         print_json({"schema": 1, **peer})
         return
     from . import render
+    from .screen import show
 
-    render.show(*render.settings_page(peer))
+    show(*render.settings_page(peer))
 
 
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,66 +307,44 @@ def _emptied(value: Any) -> Any:
 @main.command()
 @click.argument("name", required=False, type=PeerName())
 @as_json
+@as_tab
 @click.option(
     "--watch",
     is_flag=True,
     help="Refresh in place until Ctrl-C, also while the daemon starts again.",
 )
-def status(name: str | None, as_json: bool, watch: bool) -> None:
+def status(name: str | None, as_json: bool, as_tab: bool, watch: bool) -> None:
     """Show the daemon and its peers, or the peer NAME in detail."""
+    one_form(json=as_json, tab=as_tab, watch=watch)
     if watch:
-        if as_json:
-            raise click.UsageError("--watch does not go with --json; use monitor")
         watch_status(name)
         return
     with connect() as client:
-        document = client.call("status")
-    if name is not None:
-        document = find_peer(document, name)
+        document = status_of(client, name)
     if as_json:
-        print_json(document)
+        print_json(document if name is None else document["peers"][0])
+        return
+    if as_tab:
+        from .tab import status_lines
+
+        print_lines(status_lines(document["peers"]))
         return
     from . import render
+    from .screen import show
 
-    page = render.status_page if name is None else render.peer_page
-    render.show(*page(document))
-
-
-def find_peer(document: dict[str, Any], name: str) -> dict[str, Any]:
-    for peer in document["peers"]:
-        if peer["name"] == name:
-            return dict(peer)
-    raise UnknownPeer(f"no peer is called {name!r}: see 'alpha-trio peers list'")
+    if name is None:
+        show(*render.status_page(document))
+    else:
+        show(*render.peer_page(document, document["peers"][0]))
 
 
 def watch_status(name: str | None) -> None:
     if not sys.stdout.isatty():
         raise click.UsageError("--watch needs a terminal; use --json, or monitor")
-    from . import render
+    from .watch import watch
 
-    with suppress(KeyboardInterrupt), closing(documents(name)) as told:
-        render.watch(told, WATCH_SECONDS, one=name is not None)
-
-
-def documents(
-    name: str | None,
-) -> Generator[dict[str, Any] | AlphaTrioError, None, None]:
-    """What the daemon says, again and again, or why it does not.
-
-    Raises AlphaTrioError if it says nothing the first time.
-    """
-    answered = False
-    while True:
-        try:
-            with connect() as client:
-                while True:
-                    document = client.call("status")
-                    yield document if name is None else find_peer(document, name)
-                    answered = True
-        except AlphaTrioError as error:
-            if not answered:
-                raise
-            yield error
+    with suppress(KeyboardInterrupt):
+        watch(name)
 
 
 @main.command()
@@ -393,16 +386,29 @@ def wait(name: str, timeout: float | None) -> None:
     metavar="SECONDS",
     help="Compare for so long, by default 2; 0 compares all since the session began.",
 )
-def trace(name: str, as_json: bool, seconds: float) -> None:
+@click.option(
+    "--svg",
+    type=PATH,
+    metavar="FILE",
+    help="Draw it into this file, as SVG; '-' is standard output.",
+)
+def trace(name: str, as_json: bool, seconds: float, svg: str | None) -> None:
     """Show the relays on the way to the peer NAME, and where packets get lost."""
+    one_form(json=as_json, svg=svg is not None)
     with connect() as client:
         (document,) = client.events("trace", {"name": name, "seconds": seconds})
     if as_json:
         print_json(document)
         return
-    from . import render
+    if svg is not None:
+        from . import picture
 
-    render.show(*render.trace_page(document))
+        write(svg, picture.svg(document))
+        return
+    from . import render
+    from .screen import show
+
+    show(*render.trace_page(document))
 
 
 @main.command()
@@ -471,6 +477,32 @@ def show_key(config: str | None, state_dir: str | None, as_json: bool) -> None:
 def new_psk() -> None:
     """Print a new pre-shared key, for this host and one other."""
     click.echo(b64encode(os.urandom(32)))
+
+
+def one_form(**asked: bool) -> None:
+    """Raise UsageError if more than one form of the output was asked for."""
+    forms = [f"--{form}" for form, wanted in asked.items() if wanted]
+    if len(forms) > 1:
+        raise click.UsageError(f"{' and '.join(forms)} do not go together: use one")
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    click.echo("".join(f"{line}\n" for line in lines), nl=False)
+
+
+def write(path: str, text: str) -> None:
+    """Into a file, or to standard output."""
+    if path == "-":
+        click.echo(text, nl=False)
+        return
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or error
+        raise AlphaTrioError(
+            f"cannot write {path}: {reason}; name a file in a folder that you may "
+            "write to, or '-'"
+        ) from None
 
 
 def print_json(document: object) -> None:

@@ -1,29 +1,11 @@
-"""The daemon's answers as tables for people; importing this brings in rich."""
+"""The daemon's answers as pages for people."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from shutil import get_terminal_size
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.cells import cell_len
-from rich.console import (
-    Console,
-    ConsoleOptions,
-    Group,
-    RenderableType,
-    RenderResult,
-)
-from rich.live import Live
-from rich.padding import Padding
-from rich.segment import Segment
-from rich.style import Style
-from rich.table import Table
-from rich.text import Text
-
-from alpha_trio.errors import AlphaTrioError
-
+from .screen import Block, Pairs, Rows, Sentence
 from .words import (
     ago,
     amount,
@@ -49,11 +31,6 @@ from .words import (
 
 Document = Mapping[str, Any]
 
-# Wide enough that nothing is folded when a program reads the table.
-PIPE_WIDTH = 1000
-
-LEAST_SENTENCE = 24  # columns that a sentence in a table needs to be readable
-
 SESSIONS_SHOWN = 20  # of those relayed; --json has more
 
 STATE_STYLES = {
@@ -66,179 +43,40 @@ STATE_STYLES = {
 }
 
 
-class _Console(Console):
-    """One that leaves it to the program what becomes of a pipe that nobody reads."""
-
-    def on_broken_pipe(self) -> None:
-        raise  # what rich has just caught
-
-
-def show(*renderables: RenderableType) -> None:
-    console = _Console(highlight=False)
-    # Not rich's own idea of it, by which dumb terminals have eighty columns.
-    columns, lines = get_terminal_size()
-    console.size = (columns if console.is_terminal else PIPE_WIDTH, lines)
-    for renderable in renderables:
-        # A sentence may hold a command to be copied: only the terminal may wrap it.
-        console.print(renderable, soft_wrap=isinstance(renderable, Text))
-
-
-AWAY = "Asking again every second, and showing what came last, since"
-
-
-def watch(
-    documents: Iterable[Document | AlphaTrioError], seconds: float, one: bool
-) -> None:
-    """Show the latest document in place, until Ctrl-C; ``one``: that of one peer.
-
-    Where there is an error instead, it stands above the latest document.
-    """
-    console = _Console(highlight=False)
-    latest: Document = {}
-    with Live(screen=True, auto_refresh=False, console=console) as live:
-        for document in documents:
-            away: list[RenderableType] = []
-            if isinstance(document, AlphaTrioError):
-                away = [Text(f"{AWAY} {document}", style="bold red")]
-            else:
-                latest = document
-            page = peer_page(latest) if one else _fitting(latest, console, away)
-            live.update(Group(*away, *page), refresh=True)
-            time.sleep(seconds)
-
-
-def _fitting(
-    status: Document, console: Console, above: Sequence[RenderableType]
-) -> list[RenderableType]:
-    """The status page of as many peers as there is room for.
-
-    What is wrong stands above them, so that it is never beyond the edge; and of the
-    peers those come first that are not as they should be.
-    """
-    top = [
-        *map(Text, _header(status)),
-        *_health(status),
-        *_relay_lines(status["relay"]),
-        *_notices(status),
-    ]
-    peers = status["peers"]
-    room = max(console.height - _height(console, [*above, *top]), 2)
-    if _height(console, _peer_section(peers[:room])) > room or len(peers) > room:
-        peers = sorted(peers, key=lambda peer: peer["state"] in _FINE)
-        room -= 1  # for what says that there are more
-    shown = min(len(peers), room)
-    while shown > 1 and _height(console, _peer_section(peers[:shown])) > room:
-        shown -= 1
-    more = len(peers) - shown
-    told = [Text(f"and {more} more: see 'alpha-trio status'")] if more > 0 else []
-    section = _peer_section(peers[:shown])
-    return [*top, *section, *told, *_relay_table(status["relay"])]
-
-
-_FINE = frozenset({"established", "idle"})
-
-
-def _height(console: Console, page: Iterable[RenderableType]) -> int:
-    """How many lines of the terminal a page takes."""
-    return len(console.render_lines(Group(*page), pad=False))
-
-
-class _Rows:
-    """A table, or, where the terminal is too narrow for it, some lines for each row.
-
-    Nothing is ever cut off: on a narrow terminal that would be the reason why a peer is
-    not reached, which stands last.  ``sentence``: the last column may be folded.
-
-    Rich has tables, too, but takes a second for one of a thousand rows.
-    """
-
-    def __init__(
-        self, columns: Sequence[str], rows: Iterable[Sequence[str]], sentence: bool
-    ) -> None:
-        self._columns = columns
-        self._rows = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
-        self._sentence = sentence
-
-    def __rich_console__(
-        self, console: Console, options: ConsoleOptions
-    ) -> RenderResult:
-        every = zip(self._columns, *self._rows, strict=True)
-        *widths, last = (max(map(cell_len, column)) for column in every)
-        room = options.max_width - sum(width + len(_GAP) for width in widths)
-        if room < (min(last, LEAST_SENTENCE) if self._sentence else last):
-            for row in self._rows:
-                yield from self._lines(row)
-            return
-        bold = console.get_style("bold")
-        styles = {state: console.get_style(s) for state, s in STATE_STYLES.items()}
-        yield from _line(self._columns, widths, dict.fromkeys(self._columns, bold))
-        for row in self._rows:
-            folded = row[-1]
-            if cell_len(folded) <= room:
-                yield from _line(row, widths, styles)
-                continue
-            first, *more = (line.plain for line in Text(folded).wrap(console, room))
-            yield from _line([*row[:-1], first], widths, styles)
-            for part in more:
-                yield from _line(["" for _ in widths] + [part], widths, styles)
-
-    def _lines(self, row: Sequence[str]) -> Iterator[RenderableType]:
-        style = STATE_STYLES.get(row[1], "")
-        yield Text.assemble((row[0], "bold"), _GAP, (row[1], style))
-        rest = [*zip(self._columns, row, strict=True)][2:]
-        if self._sentence:
-            yield _indented(rest.pop()[1])
-        known = [f"{n.lower()} {cell}" for n, cell in rest if cell not in ("", "-")]
-        yield _indented(", ".join(known))
-
-
-_GAP = "  "
-
-
-def _line(
-    row: Sequence[str], widths: Sequence[int], styles: Mapping[str, Style]
-) -> Iterator[Segment]:
-    """One line of a table; ``widths`` are those of all columns but the last."""
-    for cell, width in zip(row, widths, strict=False):
-        yield Segment(cell, styles.get(cell))
-        yield Segment(" " * (width - cell_len(cell)) + _GAP)
-    yield Segment(row[-1], styles.get(row[-1]))
-    yield Segment.line()
-
-
-def _indented(text: str) -> Padding:
-    return Padding(Text(text), (0, 0, 0, 2), expand=False)
-
-
-def status_page(status: Document) -> list[RenderableType]:
+def status_page(status: Document) -> list[Block]:
     return [
-        *map(Text, _header(status)),
+        *map(Sentence, _header(status)),
         *_peer_section(status["peers"]),
-        *_notices(status),
-        *_relay_lines(status["relay"]),
-        *_relay_table(status["relay"]),
-        *_health(status),
+        *notices(status),
+        *relay_lines(status["relay"]),
+        *relay_table(status["relay"]),
+        *health(status),
     ]
 
 
-def _notices(status: Document) -> Iterator[RenderableType]:
+def notices(status: Document) -> Iterator[Block]:
     for peer in status["peers"]:
         yield from _warnings(peer)
-    yield from map(Text, not_early(status["peers"]))
-    yield from (Text(knocking(host)) for host in status["knocking"])
-    yield from (Text(f"Dropped: {drops}") for drops in _drops(status))
+    yield from map(Sentence, not_early(status["peers"]))
+    yield from (Sentence(knocking(host)) for host in status["knocking"])
+    yield from (Sentence(f"Dropped: {drops}") for drops in _drops(status))
 
 
-def _health(status: Document) -> Iterator[RenderableType]:
-    yield from (Text(f"Health: {line}", style="red") for line in status["health"])
+def health(status: Document) -> Iterator[Block]:
+    yield from (Sentence(f"Health: {line}", "red") for line in status["health"])
+
+
+def running(status: Document) -> str:
+    """One line: which daemon this is."""
+    return (
+        f"alpha-trio {status['version']} on {status['interface']['name']}, "
+        f"UDP port {status['port']}, up {duration(status['uptime_seconds'])}"
+    )
 
 
 def _header(status: Document) -> Iterator[str]:
     interface = status["interface"]
-    yield (
-        f"alpha-trio {status['version']} on {interface['name']}, "
-        f"UDP port {status['port']}, up {duration(status['uptime_seconds'])}"
-    )
+    yield running(status)
     yield f"Key: {status['key']} ({fingerprint(status['key'])})"
     if engine := status.get("engine"):  # an older daemon does not say
         yield f"Engine: {engine['name']}, {engine['why']}"
@@ -246,12 +84,15 @@ def _header(status: Document) -> Iterator[str]:
         yield f"Offloads of {where}: {', '.join(offloads) or 'none'}"
 
 
-def _peer_section(peers: Iterable[Document]) -> Iterator[RenderableType]:
+NO_PEERS = "No peers: add one with 'alpha-trio peers add NAME ADDRESS'."
+
+
+def _peer_section(peers: Iterable[Document]) -> Iterator[Block]:
     if not peers:
-        yield Text("No peers: add one with 'alpha-trio peers add NAME ADDRESS'.")
+        yield Sentence(NO_PEERS)
         return
     columns = "PEER", "STATE", "SENT", "RECEIVED", "RTT", "MODE", "HOW"
-    yield _Rows(columns, map(_peer_row, peers), sentence=True)
+    yield Rows(columns, map(_peer_row, peers), STATE_STYLES, sentence=True)
 
 
 def _peer_row(peer: Document) -> tuple[str, ...]:
@@ -266,24 +107,24 @@ def _peer_row(peer: Document) -> tuple[str, ...]:
     )
 
 
-def _warnings(peer: Document) -> Iterator[RenderableType]:
+def _warnings(peer: Document) -> Iterator[Block]:
     if peer["state"] == "key-mismatch":
-        yield Text(mismatch(peer), style=STATE_STYLES["key-mismatch"])
+        yield Sentence(mismatch(peer), STATE_STYLES["key-mismatch"])
 
 
-def _relay_lines(relay: Document | None) -> Iterator[RenderableType]:
+def relay_lines(relay: Document | None) -> Iterator[Block]:
     if relay is not None:
-        yield Text(relayed(relay))
-        yield from (Text(f"Not relayed: {drops}") for drops in _drops(relay))
+        yield Sentence(relayed(relay))
+        yield from (Sentence(f"Not relayed: {drops}") for drops in _drops(relay))
 
 
-def _relay_table(relay: Document | None) -> Iterator[RenderableType]:
+def relay_table(relay: Document | None) -> Iterator[Block]:
     """The sessions of others that cross this host, the latest first."""
     if relay is None or not relay["latest"]:
         return
     columns = "INITIATOR", "RESPONDER", "STATE", "THERE", "BACK", "LAST"
     rows = map(_session_row, relay["latest"][:SESSIONS_SHOWN])
-    yield _Rows(columns, rows, sentence=False)
+    yield Rows(columns, rows)
 
 
 def _session_row(session: Document) -> list[str]:
@@ -294,37 +135,67 @@ def _session_row(session: Document) -> list[str]:
     return [*cells]
 
 
-def peer_page(peer: Document) -> list[RenderableType]:
-    """Everything about one peer of the status document."""
-    lines = [
-        ("peer", peer["name"]),
-        ("state", peer["state"]),
-        ("reached", reached(peer)),
-        ("endpoint", peer["endpoint"]),
-        ("configured", peer["configured_endpoint"]),
-        ("mode", mode(peer)),
-        ("reliable", _setting(peer["reliable"])),
-        ("rounds", mix(peer) or "none"),
-        ("reliable rounds", peer["reliable_rounds"]),
-        ("early data", early(peer)),
-        (
-            "early packets",
-            f"{peer['early_sent']} sent, {peer['early_received']} received",
-        ),
-        ("associations", peer["associations"]),
-        ("elements left", peer["elements_left"]),
-        ("waiting", counted(peer["queued"], "packet")),
-        *_key_lines(peer),
-        ("handshake", ago(peer["latest_handshake_seconds"])),
-        ("last heard", ago(peer["latest_receive_seconds"])),
-        ("round trip", milliseconds(peer["rtt_ms"])),
-        ("MTU", mtu(peer)),
-        ("allowed", ", ".join(peer["allowed"])),
-        ("sent", _traffic(peer, "tx")),
-        ("received", _traffic(peer, "rx")),
-        *(("dropped", drops) for drops in _drops(peer)),
-    ]
-    return [*_warnings(peer), _pairs(lines)]
+def peer_page(status: Document, peer: Document) -> list[Block]:
+    """Everything that a status document has about one of its peers."""
+    return [*peer_troubles(status, peer), *peer_sections(peer)]
+
+
+def peer_troubles(status: Document, peer: Document) -> Iterator[Block]:
+    """What is wrong with a peer, or with the host, and not with another peer."""
+    yield from _warnings(peer)
+    mine = f"peer {peer['name']}:"
+    for line in status["health"]:
+        if line.startswith(mine) or not line.startswith("peer "):
+            yield Sentence(f"Health: {line}", "red")
+
+
+def peer_sections(peer: Document) -> list[Block]:
+    """Names and values, by what they are about."""
+    sections = _peer_pairs(peer)
+    longest = max(len(name) for pairs in sections.values() for name, _ in pairs)
+    blocks: list[Block] = []
+    for title, pairs in sections.items():
+        if title:
+            blocks += [Sentence(""), Sentence(title, "bold")]
+        blocks.append(Pairs(pairs, longest))
+    return blocks
+
+
+def _peer_pairs(peer: Document) -> dict[str, list[tuple[str, object]]]:
+    early_packets = f"{peer['early_sent']} sent, {peer['early_received']} received"
+    return {
+        "": [
+            ("peer", peer["name"]),
+            ("state", peer["state"]),
+            ("reached", reached(peer)),
+        ],
+        "Traffic": [
+            ("sent", _traffic(peer, "tx")),
+            ("received", _traffic(peer, "rx")),
+            ("waiting", counted(peer["queued"], "packet")),
+            *(("dropped", drops) for drops in _drops(peer)),
+        ],
+        "Protection": [
+            ("mode", mode(peer)),
+            ("rounds", mix(peer) or "none"),
+            ("reliable", _setting(peer["reliable"])),
+            ("reliable rounds", peer["reliable_rounds"]),
+            ("early data", early(peer)),
+            ("early packets", early_packets),
+            ("associations", peer["associations"]),
+            ("elements left", peer["elements_left"]),
+        ],
+        "Way": [
+            ("endpoint", peer["endpoint"]),
+            ("configured", peer["configured_endpoint"]),
+            ("handshake", ago(peer["latest_handshake_seconds"])),
+            ("last heard", ago(peer["latest_receive_seconds"])),
+            ("round trip", milliseconds(peer["rtt_ms"])),
+            ("MTU", mtu(peer)),
+            ("allowed", ", ".join(peer["allowed"])),
+        ],
+        "Trust": [*_key_lines(peer)],
+    }
 
 
 def _key_lines(peer: Document) -> Iterator[tuple[str, object]]:
@@ -336,24 +207,24 @@ def _key_lines(peer: Document) -> Iterator[tuple[str, object]]:
         yield "fingerprint", fingerprint(peer["key"])
 
 
-def settings_page(peer: Document) -> list[RenderableType]:
+def settings_page(peer: Document) -> list[Block]:
     """The settings and the key of one peer, as `peers show` has them."""
     settings = [
         (name, _setting(value))
         for name, value in peer.items()
         if name not in ("key", "key_source", "psk")
     ]
-    return [_pairs([*settings, *_key_lines(peer)])]
+    return [Pairs([*settings, *_key_lines(peer)])]
 
 
-def peers_table(peers: Iterable[Document]) -> list[RenderableType]:
+def peers_table(peers: Iterable[Document]) -> list[Block]:
     """The settings of all peers, as `peers list` has them."""
     peers = list(peers)
     # Few set most of them, and all of them would not fit into eighty columns.
     used = [name for name in LISTED if any(name in peer for peer in peers)]
     columns = "name", "endpoint", *used, "key", "origin"
     rows = [_settings_row(peer, used) for peer in peers]
-    return [_Rows([*map(str.upper, columns)], rows, sentence=False)]
+    return [Rows([*map(str.upper, columns)], rows)]
 
 
 LISTED = "allow", "only", "keepalive", "mode", "reliable", "early", "mtu", "psk"
@@ -365,13 +236,13 @@ def _settings_row(peer: Document, used: Iterable[str]) -> list[str]:
     return [*cells]
 
 
-def trace_page(trace: Document) -> list[RenderableType]:
+def trace_page(trace: Document) -> list[Block]:
     """The nodes on the way to a peer, then what happened between them."""
     ways = "THERE", "DROPPED", "BACK", "DROPPED"
     rows = [_hop_row(number, hop) for number, hop in enumerate(trace["hops"])]
     columns = "HOP", "NODE", "ADDRESS", "KEY", *ways
-    lines = map(Text, trace_lines(trace))
-    return [_Rows(columns, rows, sentence=False), *lines]
+    lines = map(Sentence, trace_lines(trace))
+    return [Rows(columns, rows), *lines]
 
 
 def _hop_row(number: int, hop: Document) -> list[str]:
@@ -402,12 +273,3 @@ def _setting(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "" if value is None else str(value)
-
-
-def _pairs(lines: Iterable[tuple[str, object]]) -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for key, value in lines:
-        grid.add_row(
-            Text(key, style="bold"), Text("-" if value is None else str(value))
-        )
-    return grid

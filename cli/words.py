@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping
-from hashlib import sha256
 from typing import Any
 
 Document = Mapping[str, Any]
@@ -52,7 +51,7 @@ CALLER_HINT = (
 
 MTU_SOURCES = {
     "route": "as the link or the route says",
-    "probed": "found by probes",
+    "probed": "probed on the path",
     "set": "as set by --mtu",
 }
 
@@ -63,12 +62,9 @@ def mtu(peer: Document) -> str:
     return f"{peer['mtu']}, {how}"
 
 
-_EARLY_WORDS = {"on": "on", "trying": "not now", "no-session": "not now"}
-
-
 def early(peer: Document) -> str:
     """Whether small packets to the peer go early, or why not."""
-    return f"{_EARLY_WORDS.get(peer['early_state'], 'off')}: {peer['early_text']}"
+    return f"{peer['early_state']}: {peer['early_text']}"
 
 
 _NOT_EARLY = frozenset({"off-peer", "off-relay", "lost"})  # though it is wanted here
@@ -79,9 +75,17 @@ def not_early(peers: Iterable[Document]) -> Iterator[str]:
     names: dict[str, list[str]] = {}
     for peer in peers:
         if peer["early_state"] in _NOT_EARLY:
-            names.setdefault(early(peer), []).append(peer["name"])
+            names.setdefault(peer["early_text"], []).append(peer["name"])
     for why, whose in names.items():
-        yield f"Early data to {', '.join(whose)} is {why}"
+        yield f"Early data to {_some(whose)} is off: {why}"
+
+
+_NAMED = 8  # peers in a sentence; all of a thousand would fill the screen
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def place(peer: Document) -> str:
@@ -162,6 +166,8 @@ def relayed_end(end: Document) -> str:
 
 def fingerprint(key: str) -> str:
     """The same as proto.identity.fingerprint, whose import would cost too much."""
+    from hashlib import sha256  # takes 3 ms, and many commands need none
+
     return sha256(b64decode(key)).hexdigest()[:8]
 
 
@@ -199,10 +205,10 @@ def trace_lines(trace: Document) -> Iterator[str]:
     span = f"In {seconds:g} s" if seconds else "Since the session began"
     yield f"{span}, on the way to {peer}:"
     for here, there, segment in zip(hops, hops[1:], trace["segments"], strict=False):
-        where = f"between {_place(here)} and {_place(there)}"
-        yield f"  {where}: {_became(segment)}"
+        where = f"between {place_of_hop(here)} and {place_of_hop(there)}"
+        yield f"  {where}: {became(segment)}"
     if hops[-1]["role"] != "peer":
-        yield f"{peer} itself did not answer: look behind {_place(hops[-1])}."
+        yield f"{peer} itself did not answer: look behind {place_of_hop(hops[-1])}."
     if any(hop["role"] == "relay" and not hop["name"] for hop in hops):
         yield (
             "Anybody on the way can answer as a relay with a key of its own: compare "
@@ -210,11 +216,12 @@ def trace_lines(trace: Document) -> Iterator[str]:
         )
 
 
-def _place(hop: Document) -> str:
+def place_of_hop(hop: Document) -> str:
+    """By what a node is told from the others in a sentence."""
     return str(hop["address"]) if node(hop) == "relay" else node(hop)
 
 
-def _became(segment: Document | None) -> str:
+def became(segment: Document | None) -> str:
     """What became of the datagrams between two nodes."""
     if segment is None:
         return "not known, since they did not answer together in time"

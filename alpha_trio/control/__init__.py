@@ -18,18 +18,28 @@ from alpha_trio.control.hops import trace_document
 from alpha_trio.control.listener import cleanup
 from alpha_trio.control.rising import Counter, Rising, watch
 from alpha_trio.control.server import ControlServer
-from alpha_trio.control.status import peer_documents, quiet_counts, status_document
+from alpha_trio.control.status import (
+    Reading,
+    key_document,
+    peer_figures,
+    quiet_counts,
+    readings,
+    status_document,
+)
 from alpha_trio.control.steps import walk
 
 __all__ = [
     "ControlServer",
     "Counter",
+    "Reading",
     "Rising",
     "cleanup",
     "commands_for",
-    "peer_documents",
+    "key_document",
+    "peer_figures",
     "questions_for",
     "quiet_counts",
+    "readings",
     "status_document",
     "trace_document",
     "walk",

@@ -34,8 +34,14 @@ class NodeAPI(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    def status(self) -> dict[str, Any]:
-        """The document of ``status --json``."""
+    async def status(self, name: str | None = None) -> dict[str, Any]:
+        """The document of ``status --json``; with a name, of this peer alone.
+
+        Raise UnknownPeer.
+        """
+
+    def keys(self) -> dict[str, dict[str, Any]]:
+        """By the peers' names the ``key`` that counts for each, and ``key_source``."""
 
     def peers(self) -> list[tuple[PeerSettings, str]]:
         """Every peer with its origin: ``config`` (the file) or ``state`` (added)."""
@@ -148,7 +154,8 @@ class Handlers:
         self._node = node
 
     async def status(self, args: Args) -> dict[str, Any]:
-        return self._node.status()
+        named = args.get("name") is not None
+        return await self._node.status(_name(args) if named else None)
 
     async def add(self, args: Args) -> dict[str, Any]:
         name = _name(args)
@@ -196,7 +203,7 @@ class Handlers:
 
     async def list(self, args: Args) -> list[dict[str, Any]]:
         """The settings, and, if there is one, the key that counts."""
-        keys = self._keys()
+        keys = self._node.keys()
         return [
             _document(peer, origin)
             | {name: value for name, value in keys[peer.name].items() if value}
@@ -206,14 +213,7 @@ class Handlers:
     async def show(self, args: Args) -> dict[str, Any]:
         """The settings, and the key that counts, which may have been pinned."""
         peer, origin = self._find(args)
-        return _document(peer, origin) | self._keys()[peer.name]
-
-    def _keys(self) -> dict[str, dict[str, Any]]:
-        """By the peers' names the key each must have, and who says so."""
-        return {
-            peer["name"]: {"key": peer["key"], "key_source": peer["key_source"]}
-            for peer in self._node.status()["peers"]
-        }
+        return _document(peer, origin) | self._node.keys()[peer.name]
 
     async def reload(self, args: Args) -> dict[str, Any]:
         return dict(await self._node.reload())

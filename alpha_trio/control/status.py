@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_address
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+from attrs import frozen
 
 from alpha_trio import __version__
 from alpha_trio.control.rising import QUIET, Counter
@@ -21,6 +24,8 @@ from alpha_trio.registry import Peer
 from alpha_trio.settings import Mode, Offload, Settings
 
 SCHEMA = 1
+
+Complaint = tuple[int, str]  # its rank, 0 is the worst, and the sentence
 
 UNPROTECTED = (
     "peer {}: mode plain: its packets are neither authenticated nor encrypted; anyone "
@@ -63,14 +68,30 @@ _LOSSES = {
 """What to look at, by what packets are lost for."""
 
 
+@frozen
+class Reading:
+    """How one peer stood at one moment."""
+
+    peer: Peer
+    document: dict[str, Any]  # its part of the status document
+    complaints: list[Complaint]  # what ``health`` has of it
+
+
+def readings(peers: Iterable[Peer], now: Callable[[], float]) -> Iterator[Reading]:
+    """Of each peer; nothing is read before it is asked for."""
+    for peer in peers:
+        statistics = peer.session.statistics(now())
+        document = _peer(peer, statistics)
+        yield Reading(peer, document, _complaints(peer, statistics))
+
+
 def status_document(
     settings: Settings,
     uptime: float,
-    now: float,
     tun: Tun,
     udp: Udp,
     table: PeerTable,
-    peers: Collection[Peer],
+    found: Collection[Reading],
     relay: dict[str, Any] | None,
     routing_error: str | None,
     complaints: Iterable[str],
@@ -79,7 +100,8 @@ def status_document(
     hooks: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Everything in it is text, numbers, lists and maps.  Ages are in seconds."""
-    readings = [(peer, peer.session.statistics(now)) for peer in peers]
+    peers = [reading.peer for reading in found]
+    of_peers = [complaint for reading in found for complaint in reading.complaints]
     astray = _astray(peers, routing_error, complaints)
     interface = tun.current_name
     return {
@@ -94,7 +116,7 @@ def status_document(
         "port": settings.port,
         "engine": {"name": chosen().name, "why": chosen().why},
         "key": key_text(table.identity.public),
-        "peers": [_peer(peer, statistics) for peer, statistics in readings],
+        "peers": [reading.document for reading in found],
         "knocking": [
             {
                 "address": host,
@@ -111,7 +133,7 @@ def status_document(
         "health": [
             *astray,
             *_losses(peers, _by_name(rising)),
-            *_complaints(readings),
+            *(line for _, line in sorted(of_peers, key=itemgetter(0))),
             *_slower(settings, tun, udp),
             *_in_python(),
             *troubles,
@@ -119,12 +141,12 @@ def status_document(
     }
 
 
-def peer_documents(
+def peer_figures(
     peers: Iterable[Peer], now: Callable[[], float], rising: Iterable[Counter]
 ) -> Iterator[tuple[dict[str, Any], int]]:
-    """What the status document has of each peer, and how many lines of ``health``.
+    """What of the status document is no text, and how many lines of ``health``.
 
-    For who does not want all of it at once: nothing is read before it is asked for.
+    Of each peer; nothing is read before it is asked for.
     """
     rises = _by_name(rising)
     for peer in peers:
@@ -132,14 +154,15 @@ def peer_documents(
         health = [
             *_strays(peer),
             *_losses([peer], rises),
-            *_complaints([(peer, statistics)]),
+            *_complaints(peer, statistics),
         ]
-        yield _peer(peer, statistics), len(health)
+        state = str(_state(peer, statistics.state))
+        document = {"name": peer.settings.name, "state": state}
+        yield document | _figures(peer, statistics), len(health)
 
 
 def _peer(peer: Peer, statistics: Statistics) -> dict[str, Any]:
     settings = peer.settings
-    counters = statistics.counters
     return {
         "name": settings.name,
         "endpoint": address(statistics.remote) if statistics.remote else None,
@@ -150,20 +173,27 @@ def _peer(peer: Peer, statistics: Statistics) -> dict[str, Any]:
         "configured_mode": str(settings.mode),
         "reliable": settings.reliable,
         "early": settings.early,
-        "early_state": str(peer.session.early_state),
         "early_text": peer.early_text,
         "psk": settings.psk is not None,
-        "key": _key(statistics.key),
-        "key_source": _key_source(peer),
+        **key_document(peer),
         "offered_key": _key(statistics.offered_key),
+        "mtu_source": str(statistics.mtu_source),
+        "allowed": [str(prefix) for prefix in peer.prefixes],
+        "nested": None if peer.nested is None else str(peer.nested),
+        **_figures(peer, statistics),
+    }
+
+
+def _figures(peer: Peer, statistics: Statistics) -> dict[str, Any]:
+    """What can be counted or measured, and what metrics have of the rest."""
+    counters = statistics.counters
+    return {
+        "early_state": str(peer.session.early_state),
         "latest_handshake_seconds": _seconds(statistics.handshake_age),
         "latest_receive_seconds": _seconds(statistics.receive_age),
         "rtt_ms": None if statistics.rtt is None else round(statistics.rtt * 1000, 3),
         "mtu": statistics.mtu,
-        "mtu_source": str(statistics.mtu_source),
         "routed": not peer.troubles,
-        "allowed": [str(prefix) for prefix in peer.prefixes],
-        "nested": None if peer.nested is None else str(peer.nested),
         "tx_packets": counters.tx_packets,
         "tx_bytes": counters.tx_bytes,
         "rx_packets": counters.rx_packets,
@@ -178,6 +208,15 @@ def _peer(peer: Peer, statistics: Statistics) -> dict[str, Any]:
         "elements_left": statistics.elements_left,
         "drops": _drops(counters),
     }
+
+
+def key_document(peer: Peer) -> dict[str, Any]:
+    """The key that counts for a peer, and who says so."""
+    key = peer.session.negotiation.key
+    source = "pinned" if key else "none"
+    if peer.settings.key:
+        source = "configured"
+    return {"key": _key(key), "key_source": source}
 
 
 def _state(peer: Peer, state: State) -> State:
@@ -203,12 +242,6 @@ def _silence(peer: Peer, reason: str | None) -> str | None:
 
 def _key(public: bytes | None) -> str | None:
     return None if public is None else key_text(public)
-
-
-def _key_source(peer: Peer) -> str:
-    if peer.settings.key:
-        return "configured"
-    return "pinned" if peer.session.negotiation.key else "none"
 
 
 def _seconds(age: float | None) -> float | None:
@@ -320,12 +353,11 @@ _COMPLAINTS = (_unprotected, _narrow, _lossy, _twins)
 """What else an operator should know of a peer, the worst first."""
 
 
-def _complaints(readings: Collection[tuple[Peer, Statistics]]) -> list[str]:
+def _complaints(peer: Peer, statistics: Statistics) -> list[Complaint]:
     return [
-        line
-        for complaint in _COMPLAINTS
-        for reading in readings
-        if (line := complaint(*reading)) is not None
+        (rank, line)
+        for rank, complaint in enumerate(_COMPLAINTS)
+        if (line := complaint(peer, statistics)) is not None
     ]
 
 

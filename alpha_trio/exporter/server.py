@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from http import HTTPStatus
 from math import inf
-from time import perf_counter
 from typing import NoReturn, Protocol, Self
 
 import trio
@@ -39,12 +38,12 @@ from alpha_trio.exporter.request import (
 from alpha_trio.journal import Journal
 from alpha_trio.metrics import HEALTH, PEER, Document, Page
 from alpha_trio.settings import Listen
+from alpha_trio.slices import Slices
 from alpha_trio.supervision import insist
 
 CLIENTS = 8
 READ_SECONDS = 5.0  # for a request
 SECONDS = 30.0  # for all of a connection: request, page, and taking it
-SLICE = 0.0005  # s of making a page, after which packets have their turn
 SHARE = 0.25  # of the time, for pages
 CHUNK = 1 << 16  # bytes that are sent in one go
 
@@ -188,16 +187,11 @@ class _Turn:
 
     async def take(self, steps: Iterator[None]) -> None:
         """Make all ``steps``, in slices after which all others have their turn."""
-        spent, begun = 0.0, perf_counter()
+        slices = Slices()
         try:
-            for _ in steps:
-                if (took := perf_counter() - begun) >= SLICE:
-                    spent += took
-                    await trio.lowlevel.checkpoint()
-                    begun = perf_counter()
+            await slices.take(steps, lambda _: None)
         finally:
-            spent += perf_counter() - begun
-            self._free = trio.current_time() + spent * (1 / SHARE - 1)
+            self._free = trio.current_time() + slices.spent * (1 / SHARE - 1)
 
 
 @define(eq=False)
@@ -222,10 +216,17 @@ class _Client:
         return bytes(data[:end])
 
     async def send(self, parts: Iterable[bytes]) -> None:
-        """Send all, in pieces between which others have their turn."""
+        """Send all, in pieces between which others have their turn.
+
+        Few pieces: whoever reads wakes up for each.
+        """
+        piece = bytearray()
         for part in parts:
-            for at in range(0, len(part), CHUNK):
-                await self.stream.send_all(part[at : at + CHUNK])
+            piece += part
+            while len(piece) >= CHUNK:
+                await self.stream.send_all(piece[:CHUNK])
+                del piece[:CHUNK]
+        await self.stream.send_all(piece)
 
 
 _GONE = (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel)

@@ -277,12 +277,20 @@ class RelayPath:
     # -- status --------------------------------------------------------------
 
     def document(self, now: float) -> dict[str, Any]:
-        """What ``status`` has of the relay.  The unit is the datagram."""
-        counters, sessions = self._relay.counters, self._relay.sessions(now)
-        drops = [*counters.drops.items(), *self._losses.items()]
+        """What ``status`` has of the relay."""
+        sessions = self._relay.sessions(now)
         latest = sorted(sessions, key=lambda session: session.idle)[:_SESSIONS_TOLD]
+        return self.figures() | {
+            "policy": policy_document(self._settings.relay),
+            "latest": [session_document(session) for session in latest],
+        }
+
+    def figures(self) -> dict[str, Any]:
+        """Those of it that are of all sessions.  The unit is the datagram."""
+        counters = self._relay.counters
+        drops = [*counters.drops.items(), *self._losses.items()]
         return {
-            "sessions": len(sessions),
+            "sessions": self._relay.session_count,
             "forwarded_packets": counters.forwarded_packets
             - sum(self._losses.values()),
             "forwarded_bytes": counters.forwarded_bytes - self._lost_bytes,
@@ -290,8 +298,6 @@ class RelayPath:
             "drops": {str(why): count for why, count in drops if count},
             "evicted": counters.evicted,
             "memory_bytes": self._relay.memory,
-            "policy": policy_document(self._settings.relay),
-            "latest": [session_document(session) for session in latest],
         }
 
 

@@ -85,18 +85,6 @@ class Served:
         self.do(self.node.hub.publish, event)
 
 
-@pytest.fixture
-def served(tmp_path, monkeypatch):
-    monkeypatch.setenv("ALPHA_TRIO_SOCKET", str(tmp_path / "control.sock"))
-    with Served(tmp_path / "control.sock") as served:
-        yield served
-
-
-@pytest.fixture
-def node(served):
-    return served.node
-
-
 def call(*args, code=0):
     """The output of a command that must end with ``code``; an error is one line."""
     result = CliRunner().invoke(alpha_trio_cli.main.main, args, prog_name="alpha-trio")
@@ -367,9 +355,9 @@ def test_show(node):
 
 
 def pairs(page):
-    """What a page of names and values holds."""
-    lines = (line.rstrip().split("  ", 1) for line in page.splitlines())
-    return {name: value.strip() for name, value in lines}
+    """What a page of names and values holds; headings have no value."""
+    lines = (line.rstrip().partition("  ") for line in page.splitlines())
+    return {name: value.strip() for name, gap, value in lines if gap}
 
 
 def test_show_tells_the_key_that_was_pinned(node):
@@ -521,17 +509,10 @@ def test_early_data_is_switched_off_and_on(node):
 
 
 def test_status_says_whether_small_packets_go_early(node):
-    states = {
-        "on": "on: a reason",
-        "trying": "not now: a reason",
-        "no-session": "not now: a reason",
-        "off-here": "off: a reason",
-        "no-use": "off: a reason",
-    }
-    for state, said in states.items():
+    for state in ("on", "trying", "no-session", "off-here", "no-use"):
         node.document["peers"] = [status_of(VM2, early_state=state, early_sent=7)]
         page = pairs(call("status", "vm2"))
-        assert page["early data"] == said
+        assert page["early data"] == f"{state}: a reason"
         assert page["early packets"] == "7 sent, 0 received"
         assert "Early data" not in call("status")
 
@@ -719,7 +700,8 @@ def test_who_was_added_by_a_name_without_address_may_be_meant_to_call(node):
 
 def test_watch_needs_a_terminal(node):
     assert "needs a terminal" in call("status", "--watch", code=2)
-    assert "--json" in call("status", "--watch", "--json", code=2)
+    assert "--json and --watch" in call("status", "--watch", "--json", code=2)
+    assert "--tab and --watch" in call("status", "--watch", "--tab", code=2)
 
 
 class Watched:

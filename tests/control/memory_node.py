@@ -58,7 +58,24 @@ class MemoryNode:
             )
             await server.run(task_status=task_status)
 
-    def status(self):
+    async def status(self, name=None):
+        status = self.everything()
+        if name is not None:
+            peers = [peer for peer in status["peers"] if peer["name"] == name]
+            if not peers:
+                raise UnknownPeer(
+                    f"no peer is called {name!r}: see 'alpha-trio peers list'"
+                )
+            status["peers"] = peers
+        return status
+
+    def keys(self):
+        return {
+            peer["name"]: {"key": peer["key"], "key_source": peer["key_source"]}
+            for peer in self.everything()["peers"]
+        }
+
+    def everything(self):
         """The document, with a plain entry for each peer that it does not tell of."""
         entries = self.document["peers"]
         told = {entry["name"] for entry in entries}

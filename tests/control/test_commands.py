@@ -51,6 +51,14 @@ async def test_status(client, node):
     assert await client.call("status") == node.document
 
 
+async def test_status_of_one_peer(client, node):
+    peers = [status_of(PeerSettings(name, "192.168.10.61")) for name in ("vm2", "vm3")]
+    node.document["peers"] = peers
+    assert (await client.call("status", name="vm3"))["peers"] == peers[1:]
+    assert (await fails(client, "status", name="vm4")).exit_code == 4
+    assert "must be text" in str(await fails(client, "status", name=4))
+
+
 async def test_add(client, node):
     settings = {"endpoint": "192.168.10.61:5555", "allow": ["10.1.0.0/16"]}
     answer = await client.call("peers.add", name="vm2", settings=settings)

@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from alpha_trio import slices
 from alpha_trio.exporter import server
 from alpha_trio.exporter.request import MOST
 from alpha_trio.exporter.server import CLIENTS, Exporter
@@ -136,7 +137,7 @@ async def test_what_is_refused_is_told(request_, status):
 
 
 async def test_other_tasks_have_their_turn_while_a_page_is_made(monkeypatch):
-    monkeypatch.setattr(server, "SLICE", 0.0)
+    monkeypatch.setattr(slices, "SLICE", 0.0)
     source = Source(count=50)
     turns = set()
 

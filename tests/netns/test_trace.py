@@ -7,6 +7,7 @@ Each link may have somebody in it who does something to every fifth packet.
 
 import json
 from contextlib import ExitStack, contextmanager
+from xml.etree import ElementTree
 
 import pytest
 from attrs import define, field
@@ -121,6 +122,14 @@ def test_the_nodes_of_a_path(ground):
     assert [hop["name"] for hop in hops] == [None, None, None, "vm2"]
     assert len({hop["forth"]["passed"] for hop in hops}) == 1
     assert [kinds(segment) for segment in found["segments"]] == [FINE] * 3
+
+
+def test_the_nodes_are_drawn(ground):
+    drawn = ground.daemons[0].cli("trace", "vm2", "--seconds", "0", "--svg", "-").stdout
+    texts = [text.text for text in ElementTree.fromstring(drawn).iter() if text.text]
+    for hop in ground.trace("--seconds", "0")["hops"]:
+        assert f"key {hop['fingerprint']}" in texts
+        assert hop["address"] is None or hop["address"] in texts
 
 
 def test_both_ends_see_the_relays_in_their_order(ground):

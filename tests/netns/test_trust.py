@@ -9,6 +9,8 @@ import json
 import os
 import stat
 from base64 import b64decode
+from functools import partial
+from select import select
 from subprocess import PIPE
 
 import pytest
@@ -116,6 +118,12 @@ def psk_files(tmp_path):
     return files
 
 
+def hears(monitor, daemon):
+    """Whether it listens already: something happens, and it tells of it."""
+    daemon.cli("reload")
+    return select([monitor.stdout], [], [], 0)[0]
+
+
 def test_a_psk_is_kept_and_told_nobody(pair, psk_files):
     file, psk = next(iter(psk_files.items()))
     one, two = map(Daemon, pair)
@@ -124,6 +132,7 @@ def test_a_psk_is_kept_and_told_nobody(pair, psk_files):
         events = one.host.popen(
             str(PROGRAM), "monitor", "--json", env=one.environment, stdout=PIPE
         )
+        wait_until(partial(hears, events, one), "what the monitor hears")
         for daemon, other in ((one, two), (two, one)):
             address = other.host.address
             daemon.cli(

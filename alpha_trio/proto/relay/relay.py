@@ -632,6 +632,11 @@ class Relay:
 
     # -- for the control plane -------------------------------------------------------
 
+    @property
+    def session_count(self) -> int:
+        """How many there are."""
+        return self._count
+
     def sessions(self, now: float) -> list[RelaySession]:
         """Snapshots of all sessions, the verified ones first."""
         return [
