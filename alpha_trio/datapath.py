@@ -100,13 +100,10 @@ class DataPath:
     def _read_batch(self, out: Outbox) -> bool:
         """Read what is there; True if that was all.  Stops early when sends block."""
         now = boottime()
-        self._tun.start_batch()
+        self._tun.start_batch(_PACKETS_PER_BATCH)
         in_hand = 0  # bytes
         tracing = packetlog.enabled()
-        for _ in range(_PACKETS_PER_BATCH):
-            frame = self._tun.read_nowait()
-            if frame is None:
-                break
+        while (frame := self._tun.read_nowait()) is not None:
             if tracing:
                 packetlog.from_tun(frame)
             self._table.outgoing(frame, now, out)
@@ -118,7 +115,7 @@ class DataPath:
                     return False
         self._table.push(now, out)
         self._flush(out, now)
-        return frame is None
+        return self._tun.drained
 
     async def _send_waiting(self, out: Outbox) -> None:
         sock = self._udp.socket_for(out.sends[0].remote)

@@ -21,7 +21,7 @@ from attrs import define, field
 
 from alpha_trio.errors import DeviceLost, StartError
 from alpha_trio.proto.batch import Buffer
-from alpha_trio.proto.packets import frames
+from alpha_trio.proto.packets import Train, frames
 from alpha_trio.settings import Offload
 
 _DEVICE = "/dev/net/tun"
@@ -50,6 +50,9 @@ class Tun:
     _takes_uso: bool = False
     _buffer: memoryview = field(factory=lambda: memoryview(bytearray(_BUFFER_SIZE)))
     _filled: int = 0
+    _ahead: memoryview | None = None  # a frame that was read, and not asked for yet
+    _left: int = 0  # reads of this batch
+    drained: bool = False  # whether the kernel had no more in this batch
 
     @classmethod
     def open(cls, name: str, disabled: Collection[Offload] = ()) -> Tun:
@@ -114,24 +117,54 @@ class Tun:
         """Wait until a packet is there.  A checkpoint; cancellation loses nothing."""
         await trio.lowlevel.wait_readable(self._fd)
 
-    def start_batch(self) -> None:
-        """Reuse the buffer: views handed out so far hold no longer."""
+    def start_batch(self, most: int) -> None:
+        """Reuse the buffer: views handed out so far hold no longer.
+
+        The batch ends after ``most`` reads, or when the kernel has no more.
+        """
         self._filled = 0
+        self._left, self.drained = most, False
+        if self._ahead is not None:
+            size = len(self._ahead)
+            self._buffer[:size] = self._ahead
+            self._ahead, self._filled = self._buffer[:size], size
 
     def read_nowait(self) -> memoryview | None:
-        """The next frame (virtio header and packet), or None: none, or buffer full.
+        """The next frame (virtio header and packet) of this batch, or None.
 
+        Equal datagrams of a flow that follow one another come as one super-packet.
         The view holds until ``start_batch``.  Raises DeviceLost if the interface
         was deleted, OSError if the host has no memory for it.
         """
+        frame = self._read() if self._ahead is None else self._ahead
+        self._ahead = None
+        train = Train.of(frame) if frame is not None and self._takes_uso else None
+        if frame is None or train is None:
+            return frame
+        start = self._filled - len(frame)
+        while (other := self._read()) is not None:
+            end = start + train.size
+            if not train.takes(other):
+                self._ahead = other
+                break
+            # What was read behind the train becomes its end.
+            self._buffer[end : end + train.payload] = other[train.head :]
+            self._filled = end + train.payload
+        frame = self._buffer[start : start + train.size]
+        train.finish(frame)
+        return frame
+
+    def _read(self) -> memoryview | None:
         start = self._filled
         room = self._buffer[start : start + _FRAME_ROOM]
-        if len(room) < _FRAME_ROOM:
+        if len(room) < _FRAME_ROOM or not self._left:
             return None
+        self._left -= 1
         skip = 0 if self._has_virtio else frames.VIRTIO_SIZE
         try:
             size = os.readv(self._fd, [room[skip:]])
         except BlockingIOError:
+            self.drained, self._left = True, 0
             return None
         except OSError as error:
             if error.errno in _LOST:

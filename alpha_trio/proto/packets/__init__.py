@@ -5,6 +5,7 @@ and back; and the ICMP errors an inner sender is answered with.
 
     frames      super-packets taken apart, and joined again
     joining     which that arrived make one super-packet
+    train       datagrams that were read one by one, as a super-packet
     icmp        errors, as packets for the TUN
     fragments   packets in pieces, where a path takes less than IPv6 may count on
     tcp         what a packet is to its connection
@@ -25,6 +26,7 @@ from alpha_trio.proto.packets.frames import (
 )
 from alpha_trio.proto.packets.joining import joined
 from alpha_trio.proto.packets.tcp import TCP, Role, role_of
+from alpha_trio.proto.packets.train import Train
 
 __all__ = [
     "FRAME_WORD_SIZE",
@@ -35,6 +37,7 @@ __all__ = [
     "VIRTIO_SIZE",
     "Cut",
     "Role",
+    "Train",
     "flow_of",
     "frames",
     "icmp",
