@@ -110,6 +110,21 @@ def test_another_port_at_either_end(pair):
         assert_none_lost(one, two)
 
 
+@pytest.mark.parametrize("family", [4, 6])
+def test_datagrams_that_come_together_arrive_as_they_were_sent(pair, family):
+    """Equal ones make super-packets on the way, which part again."""
+    vm1, vm2 = pair
+    texts = [bytes([i]) * size for size in (200, 30, 200) for i in range(40)]
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        place = "address" if family == 4 else "address6"
+        add(one, "vm2", getattr(vm2, place))
+        add(two, "vm1", getattr(vm1, place))
+        one.cli("wait", "vm2", "--timeout", "10")
+        assert send_udp(vm1, vm2, getattr(vm2, place), *texts) == texts
+        assert_none_lost(one, two)
+        assert peer(one, "vm2")["tx_packets"] == len(texts)
+
+
 def test_large_packets_are_fragmented_or_refused_by_the_sender(pair):
     vm1, vm2 = pair
     with Daemon(vm1) as one, Daemon(vm2) as two:
