@@ -240,8 +240,7 @@ class Node:
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             if number != signal.SIGHUP:
-                _log.info("Received %s, stopping.", signal.Signals(number).name)
-                self.stop()
+                self.stop(signal.Signals(number).name)
                 return
             _log.info("Received SIGHUP!")
             try:
@@ -432,8 +431,10 @@ class Node:
         endpoint = address(session.remote) if session.remote else name
         return trace_document(trace, name, endpoint, names)
 
-    def stop(self) -> None:
-        """Begin the orderly end."""
+    def stop(self, who: str) -> None:
+        """Begin the orderly end; the log says who, or what, has asked for it."""
+        if not self._scope.cancel_called:
+            _log.info("Received %s, stopping.", who)
         self._scope.cancel()
 
     def subscribe(

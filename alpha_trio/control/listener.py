@@ -7,6 +7,7 @@ import grp
 import os
 import socket
 import stat
+import struct
 from collections.abc import (
     Iterator,
 )
@@ -20,6 +21,8 @@ from trio import socket as trio_socket  # noqa: TID251 - a listener, not the dat
 
 from alpha_trio.errors import StartError
 from alpha_trio.settings import DEFAULT_SOCKET, Settings
+
+_CREDENTIALS = struct.Struct("3i")  # ucred: process, user, group
 
 LOCK_SECONDS = 5.0  # for another daemon that is just binding in the same directory
 
@@ -126,6 +129,20 @@ def remove_leftover(path: Path) -> None:
     """Remove the socket of a killed daemon at a path that we do not need ourselves."""
     with suppress(StartError, OSError):  # it is somebody else's, or not there
         _remove_dead_socket(path)
+
+
+def who_is_behind(sock: trio_socket.SocketType) -> str:
+    """Name the program at the other end of a connection, its process and its user."""
+    size = _CREDENTIALS.size
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+    except OSError:  # of another container, or it is gone
+        name = "a program"
+    # It chose its name itself, and is not to write lines of our log.
+    shown = "".join(sign if sign.isprintable() else "?" for sign in name)
+    return f"{shown} (process {pid}, user {uid})"
 
 
 def _is_ours(directory: Path) -> bool:

@@ -33,6 +33,7 @@ from collections.abc import (
     Mapping,
 )
 from contextlib import AsyncExitStack, aclosing, suppress
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,7 +42,12 @@ import trio
 from attrs import define
 
 from alpha_trio import wire
-from alpha_trio.control.listener import Access, ControlSocket, remove_leftover
+from alpha_trio.control.listener import (
+    Access,
+    ControlSocket,
+    remove_leftover,
+    who_is_behind,
+)
 from alpha_trio.errors import AlphaTrioError, refusal
 from alpha_trio.journal import Event, Journal
 from alpha_trio.net.host import Reserve, spare_descriptors
@@ -64,6 +70,9 @@ _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 Command = Callable[[Mapping[str, Any]], Awaitable[Any] | AsyncGenerator[Event, None]]
 
 log = logging.getLogger(__name__)
+
+asker: ContextVar[str] = ContextVar("asker", default="a command")
+"""Who gave the command that is carried out: a program, its process and user."""
 
 
 class ControlServer:
@@ -214,6 +223,7 @@ class _Door:
                 )
                 return
             self._clients += 1
+            asker.set(who_is_behind(stream.socket))
             try:
                 while True:
                     await self._answer(client, await self._next_request(client))

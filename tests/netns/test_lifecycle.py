@@ -81,6 +81,9 @@ def test_stop_leaves_the_host_as_it_was(pair, number):
     assert vm1.snapshot() == before
     assert files_of(vm1) == {"state/host.key", "state/peers.json"}
     assert "Traceback" not in one.log
+    asked = r"'stop' from alpha-trio \(process \d+, user 0\)"
+    who = asked if number is None else number.name
+    assert re.search(f"Received {who}, stopping\\.$", one.log, re.MULTILINE)
 
 
 def test_stop_while_traffic_flows_and_clients_watch(pair):
