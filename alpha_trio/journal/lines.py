@@ -27,6 +27,7 @@ LINE_NAMES = {
         "batches-refused"
     ),
     "The packet filter rules of the relay were removed: restored.": "rules-restored",
+    "Others removed what is ours: put back %s.": "put-back",
     "Received SIGHUP!": "signal",
     "Received %s, stopping.": "stopping",
     "Nothing was changed: %s": "reload-refused",

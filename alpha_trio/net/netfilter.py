@@ -86,6 +86,12 @@ def load_chains(command: str, text: str, table: str, jumps: Mapping[str, str]) -
             run(command, "-w", "-t", table, "-A", place, "-j", chain)
 
 
+def has_chains(command: str, table: str, jumps: Mapping[str, str]) -> bool:
+    """Whether all the jumps of ``load_chains`` are there."""
+    base = (command, "-w", "-t", table)
+    return all(succeeds(*base, "-C", at, "-j", to) for at, to in jumps.items())
+
+
 def remove_chains(
     command: str, table: str, jumps: Mapping[str, str], others: Sequence[str] = ()
 ) -> bool:
