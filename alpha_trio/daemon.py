@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import (
     AsyncIterator,
@@ -58,6 +58,7 @@ from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.transport import ECN
 from alpha_trio.registry import Registry
+from alpha_trio.service import feed_watchdog, notify
 from alpha_trio.settings import (
     COPY,
     Backend,
@@ -133,7 +134,7 @@ class Node:
                     await self._open(stack)
                     await self._serve(signals)
             finally:
-                _notify("STOPPING=1")
+                notify("STOPPING=1")
                 await self._undo(stack, signals)
 
     async def _undo(self, stack: AsyncExitStack, signals: AsyncIterator[int]) -> None:
@@ -235,7 +236,8 @@ class Node:
 
                 listen = self.settings.metrics.listen
                 nursery.start_soon(Exporter(listen, self, self._journal).run)
-            _notify("READY=1")
+            notify("READY=1")
+            nursery.start_soon(feed_watchdog)
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -355,12 +357,12 @@ class Node:
         start are named under ``restart``, beside what Registry.reload returns.
         Raises ConfigError or RoutingError; then nothing has changed.
         """
-        _notify("RELOADING=1")
+        notify("RELOADING=1")
         try:
             wanted = load_settings(self.settings.config_file, {})
             summary = await self._registry.reload(wanted.peers)
         finally:
-            _notify("READY=1")
+            notify("READY=1")
         for name in summary["removed"]:
             self._hooks.removed(name)
         for name in summary["changed"]:
@@ -449,20 +451,6 @@ async def _ignore(signals: AsyncIterator[int]) -> None:
         pass
 
 
-def _notify(state: str) -> None:
-    """Tell a service manager that asked for it (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    if path.startswith("@"):
-        path = "\0" + path[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(state.encode(), path)
-    except OSError as error:  # nobody listens, or there is no descriptor for it
-        _log.debug("Cannot tell NOTIFY_SOCKET %s (%s).", state, error.strerror)
-
-
 def _note_unraisable(unraisable: Any) -> None:
     """What libraries cannot raise while they clean up, where the host refuses much.
 
@@ -478,6 +466,9 @@ def main(settings: Settings) -> int:
     open_log(settings.verbosity, as_json=as_json)
     sys.unraisablehook = _note_unraisable
     forbid_core_dumps()
+    # The service manager ends by SIGABRT what is stuck: the log has where it was then.
+    if sys.stderr is not None:
+        faulthandler.enable()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     raise_descriptor_limit()
     keep_freed_memory()

@@ -224,6 +224,26 @@ def test_a_service_manager_is_told(pair):
     assert told == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
 
 
+def test_a_watchdog_is_fed_and_told_where_a_stuck_daemon_was(pair):
+    vm1, _ = pair
+    place = vm1.directory / "notify"
+    one = Daemon(vm1)
+    one.environment |= {"NOTIFY_SOCKET": str(place), "WATCHDOG_USEC": "300000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(place))
+        manager.settimeout(10)
+        one.start()
+        told = [manager.recv(100).decode() for _ in range(4)]
+        assert told == ["READY=1", *["WATCHDOG=1"] * 3]
+        one.host.run("kill", "-ABRT", str(one.pid))  # as systemd does
+        assert one.wait() == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in one.log
+    assert "in main" in one.log
+    del one.environment["NOTIFY_SOCKET"]
+    with one:
+        assert one.status()["health"] == []
+
+
 # The beginning, when it fails
 
 
