@@ -155,8 +155,11 @@ MAY_USE = {
     "doctor": (
         "errors",
         "settings",
+        "state",
         "net.host",
         "net.netfilter",
+        "net.routing",
+        "proto.primitives",
         "net.tproxy",
         "net.udp",
         "proto.engine",
