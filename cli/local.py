@@ -26,6 +26,8 @@ ENGINES = ("auto", "native", "python")
 KEY_MISMATCH = "key-mismatch"
 OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
 
+Finding = tuple[bool | None, str, str]  # whether it is good, what, its remedy
+
 # None: could not be seen, or does not matter.
 MARKS = {
     True: click.style("good", "green"),
@@ -194,9 +196,9 @@ def doctor(
     if name is not None:
         with connect() as client:
             steps = client.call("doctor", {"name": name})["steps"]
-        diagnose(
-            [(step["ok"], step["what"], step["remedy"]) for step in steps], as_json
-        )
+            port = client.call("status")["port"]
+        walked = [(step["ok"], step["what"], step["remedy"]) for step in steps]
+        diagnose(_with_filter(walked, port), as_json)
         return
     settings = settings_of(config, state_dir=state_dir)
     from alpha_trio.doctor import checks
@@ -205,7 +207,21 @@ def doctor(
     diagnose([(check.ok, check.what, check.remedy) for check in found], as_json)
 
 
-def diagnose(found: Sequence[tuple[bool | None, str, str]], as_json: bool) -> None:
+def _with_filter(found: list[Finding], port: int) -> list[Finding]:
+    """Put what the packet filter does before the session, which it may be against.
+
+    The daemon does not look at it: that takes longer than packets are to wait.
+    """
+    for at, (_, what, _) in enumerate(found):
+        if what.startswith("session:"):
+            from alpha_trio.doctor import filter_checks
+
+            seen = [(c.ok, c.what, c.remedy) for c in filter_checks(port)]
+            return [*found[:at], *seen, *found[at:]]
+    return found
+
+
+def diagnose(found: Sequence[Finding], as_json: bool) -> None:
     """Print what was found, good or bad, with its remedy; raise if some is bad."""
     if as_json:
         names = ("ok", "what", "remedy")

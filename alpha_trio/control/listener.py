@@ -19,6 +19,7 @@ import trio
 from attrs import define, field, frozen
 from trio import socket as trio_socket  # noqa: TID251 - a listener, not the data path
 
+from alpha_trio import holders
 from alpha_trio.errors import StartError
 from alpha_trio.settings import DEFAULT_SOCKET, Settings
 
@@ -136,13 +137,10 @@ def who_is_behind(sock: trio_socket.SocketType) -> str:
     size = _CREDENTIALS.size
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     pid, uid, _ = _CREDENTIALS.unpack(credentials)
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
-    except OSError:  # of another container, or it is gone
-        name = "a program"
-    # It chose its name itself, and is not to write lines of our log.
-    shown = "".join(sign if sign.isprintable() else "?" for sign in name)
-    return f"{shown} (process {pid}, user {uid})"
+    holder = holders.Holder.of(pid)
+    # None: of another container, or it is gone.
+    name = "a program" if holder is None else holder.shown
+    return f"{name} (process {pid}, user {uid})"
 
 
 def _is_ours(directory: Path) -> bool:
@@ -241,9 +239,13 @@ def _remove_dead_socket(path: Path) -> None:
             return
         except BlockingIOError:
             pass  # its queue of connections is full: it lives
+        holder = holders.of_listener(probe)
+    stop = f"alpha-trio --socket {path} stop"
+    if holder is not None and holder.unit:
+        stop = holder.stop
     raise StartError(
-        f"another daemon answers at {path}: stop it with "
-        f"'alpha-trio --socket {path} stop' or choose another place with --socket"
+        f"another daemon answers at {path}: stop it with '{stop}' or choose another "
+        "place with --socket"
     )
 
 

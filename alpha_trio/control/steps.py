@@ -63,7 +63,7 @@ def _tunnelled(peer: Peer, now: float) -> Iterator[Step]:
     """Whether what is meant for the peer takes the tunnel."""
     for trouble in peer.troubles:
         yield Step(False, f"routes: {trouble}")
-    if peer.underlay is not None and not peer.troubles:
+    if peer.underlay is not None and peer.prefixes and not peer.troubles:
         some = ", ".join(map(str, peer.prefixes[:_SHOWN]))
         more = len(peer.prefixes) - _SHOWN
         yield Step(
@@ -106,7 +106,7 @@ def _handshake(peer: Peer, now: float) -> Iterator[Step]:
     if found.state is State.KEY_MISMATCH:
         yield Step(
             False,
-            f"handshake: {name} shows another key than it must have",
+            f"session: {name} shows another key than it must have",
             f"compare it with 'alpha-trio key show' there; 'alpha-trio status {name}' "
             "has the command that accepts it",
         )
@@ -128,7 +128,7 @@ def _handshake(peer: Peer, now: float) -> Iterator[Step]:
         ours = "there is one here" if peer.settings.psk else "there is none here"
         yield Step(
             False,
-            f"{peer.settings.name} does not answer handshakes",
+            f"session: {peer.settings.name} does not answer handshakes",
             "is it up, and its UDP port reachable; is this host a peer there, with the "
             f"key that 'alpha-trio key show' prints; is the psk the same ({ours})?",
         )

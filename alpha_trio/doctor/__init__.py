@@ -10,6 +10,7 @@ privileges too; what cannot be seen then is said to be unknown.
 """
 
 from alpha_trio.doctor.finding import Check
+from alpha_trio.doctor.firewall import checks as filter_checks
 from alpha_trio.doctor.host import checks
 
-__all__ = ["Check", "checks"]
+__all__ = ["Check", "checks", "filter_checks"]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from alpha_trio import holders
 from alpha_trio.errors import StartError, StateError
 from alpha_trio.settings import files
 
@@ -148,9 +149,12 @@ def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        holder = holders.of_lock(fd)
+        by = f": {holder}" if holder else ""
+        stop = f"stop it by '{holder.stop}'" if holder else "stop that one"
         raise StartError(
-            f"state directory {path} is in use by another daemon; "
-            "stop that one or choose another place by --state-dir"
+            f"state directory {path} is in use by another daemon{by}; "
+            f"{stop} or choose another place by --state-dir"
         ) from None
     except OSError as error:  # some network file systems have no locks
         raise StartError(

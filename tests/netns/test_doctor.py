@@ -272,9 +272,9 @@ def test_the_way_to_a_peer_is_walked_from_name_to_packet(pair):
             introduce(one, two)
             ping(vm1, vm2.address)
             steps = walked(one, "vm2")
-        for about in ("address", "socket", "routes", "session", "packets"):
+        order = ["address", "socket", "routes", "packet filter", "session", "packets"]
+        for about in order:
             assert steps[about], about
-        order = ["address", "socket", "routes", "session", "packets"]
         assert [about for about in steps if about in order] == order
 
 

@@ -274,7 +274,8 @@ def test_start_with_the_port_taken(pair):
     with vm1.socket() as other:
         other.bind(("", 1234))
         line = start_and_fail(vm1)
-    assert "UDP port 1234 is taken" in line
+    assert "UDP port 1234 is taken by pytest" in line
+    assert f"(process {os.getpid()})" in line
     assert "--port" in line
     with vm1.socket(socket.AF_INET6) as other:
         other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -331,7 +332,9 @@ def test_start_beside_another_daemon(pair):
         add(one, "vm2", vm2.address)
         before = vm1.snapshot()
         config = one.config_file.read_text()
-        assert "in use by another daemon" in start_and_fail(vm1)
+        line = start_and_fail(vm1)
+        assert "in use by another daemon: " in line
+        assert f"(process {one.pid}); stop it by 'kill {one.pid}' or" in line
         state = ("--state-dir", str(vm1.directory / "other"))
         assert "another daemon" in start_and_fail(vm1, *elsewhere, *state)
         line = start_and_fail(vm1, *elsewhere, *state, config=tables)

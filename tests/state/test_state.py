@@ -179,7 +179,7 @@ def test_a_full_disk_loses_no_pin(small_disk):
 def test_two_daemons_never_share_a_directory(tmp_path):
     with PeerStore(tmp_path):
         text = refusal(StartError, PeerStore, tmp_path)
-    assert text.startswith(f"state directory {tmp_path} is in use by another daemon;")
+    assert text.startswith(f"state directory {tmp_path} is in use by another daemon")
     assert "--state-dir" in text
     PeerStore(tmp_path).close()
 
