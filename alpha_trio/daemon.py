@@ -110,6 +110,7 @@ class Node:
         self._started = boottime()
         self._journal = Journal()
         self._scope = trio.CancelScope()
+        self._store: PeerStore
         self._tun: Tun
         self._udp: Udp
         self._table: PeerTable
@@ -158,7 +159,7 @@ class Node:
             )
         self._file_settings = load_settings(settings.config_file, {})
         _choose_engine(settings.engine)
-        store = stack.enter_context(PeerStore(settings.state_dir))
+        store = self._store = stack.enter_context(PeerStore(settings.state_dir))
         self._tun = Tun.open(settings.interface, settings.disabled_offloads)
         stack.callback(self._tun.close)
         _log.info("Successfully opened tun device (%s)", settings.interface)
@@ -296,7 +297,7 @@ class Node:
             self._registry.routing_error,
             self._registry.complaints,
             rising,
-            tuple(self._journal.troubles.values()),
+            [*self._journal.troubles.values(), *filter(None, [self._store.complaint])],
             self._hooks.counts,
         )
 
@@ -355,10 +356,11 @@ class Node:
 
         Only peers can change while running; the settings that take effect at the next
         start are named under ``restart``, beside what Registry.reload returns.
-        Raises ConfigError or RoutingError; then nothing has changed.
+        Raises ConfigError, StateError or RoutingError; then nothing has changed.
         """
         notify("RELOADING=1")
         try:
+            await in_thread(self._store.restore)
             wanted = load_settings(self.settings.config_file, {})
             summary = await self._registry.reload(wanted.peers)
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import grp
 import os
 import re
+import shutil
 import signal
 import socket
 import tempfile
@@ -242,6 +243,24 @@ def test_a_watchdog_is_fed_and_told_where_a_stuck_daemon_was(pair):
     del one.environment["NOTIFY_SOCKET"]
     with one:
         assert one.status()["health"] == []
+
+
+def test_a_state_directory_removed_under_the_daemon(pair):
+    vm1, vm2 = pair
+    state = vm1.directory / "state"
+    with Daemon(vm1) as one:
+        add(one, "vm2", vm2.address)
+        key = one.status()["key"]
+        shutil.rmtree(state)
+        (line,) = one.status()["health"]
+        assert f"{state} was removed" in line
+        one.cli("reload")
+        assert one.status()["health"] == []
+        one.wait_log("The state directory was removed: restored.")
+        one.kill9()
+        one.start()
+        assert one.status()["key"] == key
+        assert [each["name"] for each in one.status()["peers"]] == ["vm2"]
 
 
 # The beginning, when it fails
