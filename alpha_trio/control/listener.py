@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import grp
+import logging
 import os
 import socket
 import stat
@@ -22,6 +23,8 @@ from trio import socket as trio_socket  # noqa: TID251 - a listener, not the dat
 from alpha_trio import holders
 from alpha_trio.errors import StartError
 from alpha_trio.settings import DEFAULT_SOCKET, Settings
+
+_log = logging.getLogger("alpha_trio")
 
 _CREDENTIALS = struct.Struct("3i")  # ucred: process, user, group
 
@@ -57,7 +60,7 @@ class Access:
 class ControlSocket(trio.abc.Listener[trio.SocketStream]):
     """The listening socket together with its file, and its directory if we made it."""
 
-    path: Path
+    _access: Access
     _listener: trio.SocketListener
     _identity: tuple[int, int]
     _remove_directory: bool  # we made it, or a killed daemon did
@@ -89,10 +92,41 @@ class ControlSocket(trio.abc.Listener[trio.SocketStream]):
                 "choose another place with --socket"
             ) from error
         listener = trio.SocketListener(trio_socket.from_stdlib_socket(sock))
-        return cls(path, listener, identity, made or _is_ours(path.parent))
+        return cls(access, listener, identity, made or _is_ours(path.parent))
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._access.path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its file still is, so that somebody can connect."""
+        try:
+            return _identity(self.path) == self._identity
+        except OSError:
+            return False
+
+    async def restore(self) -> None:
+        """Listen at its path anew, in place of a file that others have removed.
+
+        Raise StartError as ``open`` does; then it stays as it was.
+        """
+        fresh = await ControlSocket.open(self._access)
+        before, self._listener = self._listener, fresh._listener
+        self._identity = fresh._identity
+        self._remove_directory |= fresh._remove_directory
+        await before.aclose()
+        _log.warning("Others removed what is ours: put back %s.", self.path)
 
     async def accept(self) -> trio.SocketStream:
-        return await self._listener.accept()
+        while True:
+            listener = self._listener
+            try:
+                return await listener.accept()
+            except trio.ClosedResourceError:
+                if listener is self._listener:
+                    raise  # and not only restored
 
     async def aclose(self) -> None:
         # The file goes first: as long as we listen, no other daemon takes the path for

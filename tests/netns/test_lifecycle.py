@@ -263,6 +263,23 @@ def test_a_state_directory_removed_under_the_daemon(pair):
         assert [each["name"] for each in one.status()["peers"]] == ["vm2"]
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["file", "directory"])
+def test_a_control_socket_that_others_remove_comes_back(pair, whole):
+    vm1, _ = pair
+    with Daemon(vm1) as one:
+        control = Path(one.environment["ALPHA_TRIO_SOCKET"])
+        for _ in range(2):
+            since = len(one.log)
+            if whole:
+                shutil.rmtree(control.parent)
+            else:
+                control.unlink()
+            one.wait_log(f"put back {control}.", since=since)
+            assert one.status()["health"] == []
+            assert control.stat().st_mode & 0o777 == 0o600
+    assert files_of(vm1) == {"state/host.key"}
+
+
 # The beginning, when it fails
 
 
