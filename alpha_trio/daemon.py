@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import (
     AsyncIterator,
@@ -58,6 +58,7 @@ from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.transport import ECN
 from alpha_trio.registry import Registry
+from alpha_trio.service import feed_watchdog, notify
 from alpha_trio.settings import (
     COPY,
     Backend,
@@ -109,6 +110,7 @@ class Node:
         self._started = boottime()
         self._journal = Journal()
         self._scope = trio.CancelScope()
+        self._store: PeerStore
         self._tun: Tun
         self._udp: Udp
         self._table: PeerTable
@@ -133,7 +135,7 @@ class Node:
                     await self._open(stack)
                     await self._serve(signals)
             finally:
-                _notify("STOPPING=1")
+                notify("STOPPING=1")
                 await self._undo(stack, signals)
 
     async def _undo(self, stack: AsyncExitStack, signals: AsyncIterator[int]) -> None:
@@ -157,7 +159,7 @@ class Node:
             )
         self._file_settings = load_settings(settings.config_file, {})
         _choose_engine(settings.engine)
-        store = stack.enter_context(PeerStore(settings.state_dir))
+        store = self._store = stack.enter_context(PeerStore(settings.state_dir))
         self._tun = Tun.open(settings.interface, settings.disabled_offloads)
         stack.callback(self._tun.close)
         _log.info("Successfully opened tun device (%s)", settings.interface)
@@ -235,13 +237,13 @@ class Node:
 
                 listen = self.settings.metrics.listen
                 nursery.start_soon(Exporter(listen, self, self._journal).run)
-            _notify("READY=1")
+            notify("READY=1")
+            nursery.start_soon(feed_watchdog)
 
     async def _obey(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
             if number != signal.SIGHUP:
-                _log.info("Received %s, stopping.", signal.Signals(number).name)
-                self.stop()
+                self.stop(signal.Signals(number).name)
                 return
             _log.info("Received SIGHUP!")
             try:
@@ -295,7 +297,7 @@ class Node:
             self._registry.routing_error,
             self._registry.complaints,
             rising,
-            tuple(self._journal.troubles.values()),
+            [*self._journal.troubles.values(), *filter(None, [self._store.complaint])],
             self._hooks.counts,
         )
 
@@ -354,14 +356,15 @@ class Node:
 
         Only peers can change while running; the settings that take effect at the next
         start are named under ``restart``, beside what Registry.reload returns.
-        Raises ConfigError or RoutingError; then nothing has changed.
+        Raises ConfigError, StateError or RoutingError; then nothing has changed.
         """
-        _notify("RELOADING=1")
+        notify("RELOADING=1")
         try:
+            await in_thread(self._store.restore)
             wanted = load_settings(self.settings.config_file, {})
             summary = await self._registry.reload(wanted.peers)
         finally:
-            _notify("READY=1")
+            notify("READY=1")
         for name in summary["removed"]:
             self._hooks.removed(name)
         for name in summary["changed"]:
@@ -432,8 +435,10 @@ class Node:
         endpoint = address(session.remote) if session.remote else name
         return trace_document(trace, name, endpoint, names)
 
-    def stop(self) -> None:
-        """Begin the orderly end."""
+    def stop(self, who: str) -> None:
+        """Begin the orderly end; the log says who, or what, has asked for it."""
+        if not self._scope.cancel_called:
+            _log.info("Received %s, stopping.", who)
         self._scope.cancel()
 
     def subscribe(
@@ -446,20 +451,6 @@ class Node:
 async def _ignore(signals: AsyncIterator[int]) -> None:
     async for _ in signals:
         pass
-
-
-def _notify(state: str) -> None:
-    """Tell a service manager that asked for it (sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET")
-    if not path:
-        return
-    if path.startswith("@"):
-        path = "\0" + path[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(state.encode(), path)
-    except OSError as error:  # nobody listens, or there is no descriptor for it
-        _log.debug("Cannot tell NOTIFY_SOCKET %s (%s).", state, error.strerror)
 
 
 def _note_unraisable(unraisable: Any) -> None:
@@ -477,6 +468,9 @@ def main(settings: Settings) -> int:
     open_log(settings.verbosity, as_json=as_json)
     sys.unraisablehook = _note_unraisable
     forbid_core_dumps()
+    # The service manager ends by SIGABRT what is stuck: the log has where it was then.
+    if sys.stderr is not None:
+        faulthandler.enable()
     sys.setswitchinterval(_SWITCH_INTERVAL)
     raise_descriptor_limit()
     keep_freed_memory()

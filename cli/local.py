@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 LOG_FORMATS = ("text", "json")
 ENGINES = ("auto", "native", "python")
+KEY_MISMATCH = "key-mismatch"
 OFFLOADS = ("vnet-hdr", "tso", "uso", "segment", "gro")
+
+Finding = tuple[bool | None, str, str]  # whether it is good, what, its remedy
 
 # None: could not be seen, or does not matter.
 MARKS = {
@@ -177,26 +181,53 @@ def cleanup(config: str | None, keep_closed: bool, **options: Any) -> None:
 @click.command(cls=Command)
 @settings_options
 @click.argument("name", required=False, type=PeerName())
-def doctor(name: str | None, config: str | None, state_dir: str | None) -> None:
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document, for programs."
+)
+def doctor(
+    name: str | None, config: str | None, state_dir: str | None, as_json: bool
+) -> None:
     """Check whether this host has what the tunnel needs, or the way to the peer NAME.
 
-    The host is checked without a daemon; of a peer the running daemon tells.
+    The host is checked without a daemon; of a peer the running daemon tells, from its
+    name to its packets.  It ends with 1 if something is BAD; what is marked by "-" is
+    neither good nor bad, or cannot be seen from here.
     """
     if name is not None:
         with connect() as client:
             steps = client.call("doctor", {"name": name})["steps"]
-        diagnose([(step["ok"], step["what"], step["remedy"]) for step in steps])
+            port = client.call("status")["port"]
+        walked = [(step["ok"], step["what"], step["remedy"]) for step in steps]
+        diagnose(_with_filter(walked, port), as_json)
         return
     settings = settings_of(config, state_dir=state_dir)
     from alpha_trio.doctor import checks
 
     found = [*checks(settings), *_told_by_daemon(settings)]
-    diagnose([(check.ok, check.what, check.remedy) for check in found])
+    diagnose([(check.ok, check.what, check.remedy) for check in found], as_json)
 
 
-def diagnose(found: Sequence[tuple[bool | None, str, str]]) -> None:
+def _with_filter(found: list[Finding], port: int) -> list[Finding]:
+    """Put what the packet filter does before the session, which it may be against.
+
+    The daemon does not look at it: that takes longer than packets are to wait.
+    """
+    for at, (_, what, _) in enumerate(found):
+        if what.startswith("session:"):
+            from alpha_trio.doctor import filter_checks
+
+            seen = [(c.ok, c.what, c.remedy) for c in filter_checks(port)]
+            return [*found[:at], *seen, *found[at:]]
+    return found
+
+
+def diagnose(found: Sequence[Finding], as_json: bool) -> None:
     """Print what was found, good or bad, with its remedy; raise if some is bad."""
-    for good, what, remedy in found:
+    if as_json:
+        names = ("ok", "what", "remedy")
+        steps = [dict(zip(names, step, strict=True)) for step in found]
+        click.echo(json.dumps({"schema": 1, "steps": steps}, indent=2))
+    for good, what, remedy in () if as_json else found:
         click.echo(f"{MARKS[good]}  {what}{f'; {remedy}' if remedy else ''}")
     if failed := sum(good is False for good, *_ in found):
         raise AlphaTrioError(
@@ -214,8 +245,13 @@ def _told_by_daemon(settings: Settings) -> list[Check]:
     except AlphaTrioError:  # there is a line about it already
         return []
     astray = status["astray"]
-    return [
+    health = [
         Check(None if line not in astray else False, line) for line in status["health"]
+    ]
+    return health + [
+        Check(False, f"key of peer {name}: it shows another one than it must have", see)
+        for name in (p["name"] for p in status["peers"] if p["state"] == KEY_MISMATCH)
+        for see in [f"compare both, then see 'alpha-trio status {name}'"]
     ]
 
 

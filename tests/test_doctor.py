@@ -87,6 +87,22 @@ def test_a_state_directory_that_cannot_be(settings, tmp_path, below):
     assert f"{tmp_path}/file is not a directory" in check.what
 
 
+# The key
+
+
+def test_no_key_yet(settings):
+    assert found(settings, "key: none yet").ok
+
+
+def test_a_damaged_key(settings):
+    settings.state_dir.mkdir(mode=0o700)
+    (settings.state_dir / "host.key").write_text("AAAA")
+    (settings.state_dir / "host.key").chmod(0o600)
+    check = found(settings, "key: ")
+    assert check.ok is False
+    assert "damaged" in check.what
+
+
 # The control socket
 
 

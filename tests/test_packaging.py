@@ -34,6 +34,17 @@ def test_systemd_understands_every_line_of_the_unit(tmp_path):
     assert output("systemd-analyze", "verify", "--man=no", unit) == ""
 
 
+@needs("systemd-analyze")
+def test_the_sandbox_is_as_tight_as_the_documents_say():
+    unit = PACKAGING / "alpha-trio.service"
+    said = output("systemd-analyze", "security", "--offline=true", unit)
+    score = re.search(r"exposure level for \S+: ([\d.]+)", said)[1]
+    page = PACKAGING.parent.joinpath("docs/operations.md").read_text()
+    told = re.search(r"`systemd-analyze security` gives it ([\d.]+) of 10", page)[1]
+    # Versions of systemd weigh a little differently.
+    assert abs(float(score) - float(told)) < 0.3
+
+
 PAGES = ("alpha-trio.8", "alpha-trio.toml.5")
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, Protocol
 import trio
 from attrs import asdict
 
-from alpha_trio.control.server import Command
+from alpha_trio.control.server import Command, asker
 from alpha_trio.errors import (
     AlphaTrioError,
     ConfigError,
@@ -96,8 +96,8 @@ class NodeAPI(Protocol):
         Raise UnknownPeer, PeerError if there is nothing to trace, TimedOut.
         """
 
-    def stop(self) -> None:
-        """Begin the orderly end of the daemon."""
+    def stop(self, who: str) -> None:
+        """Begin the orderly end of the daemon, which ``who`` has asked for."""
 
     def subscribe(
         self,
@@ -234,7 +234,7 @@ class Handlers:
     async def stop(self, args: Args) -> AsyncGenerator[Event, None]:
         """Answer first: once the daemon stops, nothing is sent any more."""
         yield STOPPING
-        self._node.stop()
+        self._node.stop(f"'stop' from {asker.get()}")
 
     async def monitor(self, args: Args) -> AsyncGenerator[Event, None]:
         async with self._node.subscribe() as events:

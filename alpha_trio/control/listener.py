@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import grp
+import logging
 import os
 import socket
 import stat
+import struct
 from collections.abc import (
     Iterator,
 )
@@ -18,8 +20,13 @@ import trio
 from attrs import define, field, frozen
 from trio import socket as trio_socket  # noqa: TID251 - a listener, not the data path
 
+from alpha_trio import holders
 from alpha_trio.errors import StartError
 from alpha_trio.settings import DEFAULT_SOCKET, Settings
+
+_log = logging.getLogger("alpha_trio")
+
+_CREDENTIALS = struct.Struct("3i")  # ucred: process, user, group
 
 LOCK_SECONDS = 5.0  # for another daemon that is just binding in the same directory
 
@@ -53,7 +60,7 @@ class Access:
 class ControlSocket(trio.abc.Listener[trio.SocketStream]):
     """The listening socket together with its file, and its directory if we made it."""
 
-    path: Path
+    _access: Access
     _listener: trio.SocketListener
     _identity: tuple[int, int]
     _remove_directory: bool  # we made it, or a killed daemon did
@@ -85,10 +92,41 @@ class ControlSocket(trio.abc.Listener[trio.SocketStream]):
                 "choose another place with --socket"
             ) from error
         listener = trio.SocketListener(trio_socket.from_stdlib_socket(sock))
-        return cls(path, listener, identity, made or _is_ours(path.parent))
+        return cls(access, listener, identity, made or _is_ours(path.parent))
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._access.path
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its file still is, so that somebody can connect."""
+        try:
+            return _identity(self.path) == self._identity
+        except OSError:
+            return False
+
+    async def restore(self) -> None:
+        """Listen at its path anew, in place of a file that others have removed.
+
+        Raise StartError as ``open`` does; then it stays as it was.
+        """
+        fresh = await ControlSocket.open(self._access)
+        before, self._listener = self._listener, fresh._listener
+        self._identity = fresh._identity
+        self._remove_directory |= fresh._remove_directory
+        await before.aclose()
+        _log.warning("Others removed what is ours: put back %s.", self.path)
 
     async def accept(self) -> trio.SocketStream:
-        return await self._listener.accept()
+        while True:
+            listener = self._listener
+            try:
+                return await listener.accept()
+            except trio.ClosedResourceError:
+                if listener is self._listener:
+                    raise  # and not only restored
 
     async def aclose(self) -> None:
         # The file goes first: as long as we listen, no other daemon takes the path for
@@ -126,6 +164,17 @@ def remove_leftover(path: Path) -> None:
     """Remove the socket of a killed daemon at a path that we do not need ourselves."""
     with suppress(StartError, OSError):  # it is somebody else's, or not there
         _remove_dead_socket(path)
+
+
+def who_is_behind(sock: trio_socket.SocketType) -> str:
+    """Name the program at the other end of a connection, its process and its user."""
+    size = _CREDENTIALS.size
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    holder = holders.Holder.of(pid)
+    # None: of another container, or it is gone.
+    name = "a program" if holder is None else holder.shown
+    return f"{name} (process {pid}, user {uid})"
 
 
 def _is_ours(directory: Path) -> bool:
@@ -224,9 +273,13 @@ def _remove_dead_socket(path: Path) -> None:
             return
         except BlockingIOError:
             pass  # its queue of connections is full: it lives
+        holder = holders.of_listener(probe)
+    stop = f"alpha-trio --socket {path} stop"
+    if holder is not None and holder.unit:
+        stop = holder.stop
     raise StartError(
-        f"another daemon answers at {path}: stop it with "
-        f"'alpha-trio --socket {path} stop' or choose another place with --socket"
+        f"another daemon answers at {path}: stop it with '{stop}' or choose another "
+        "place with --socket"
     )
 
 

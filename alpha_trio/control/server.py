@@ -31,8 +31,10 @@ from collections.abc import (
     Awaitable,
     Callable,
     Mapping,
+    Sequence,
 )
 from contextlib import AsyncExitStack, aclosing, suppress
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,10 +43,16 @@ import trio
 from attrs import define
 
 from alpha_trio import wire
-from alpha_trio.control.listener import Access, ControlSocket, remove_leftover
+from alpha_trio.control.listener import (
+    Access,
+    ControlSocket,
+    remove_leftover,
+    who_is_behind,
+)
 from alpha_trio.errors import AlphaTrioError, refusal
 from alpha_trio.journal import Event, Journal
 from alpha_trio.net.host import Reserve, spare_descriptors
+from alpha_trio.net.removals import Removals
 from alpha_trio.settings import Settings
 from alpha_trio.supervision import insist
 
@@ -65,6 +73,9 @@ Command = Callable[[Mapping[str, Any]], Awaitable[Any] | AsyncGenerator[Event, N
 
 log = logging.getLogger(__name__)
 
+asker: ContextVar[str] = ContextVar("asker", default="a command")
+"""Who gave the command that is carried out: a program, its process and user."""
+
 
 class ControlServer:
     """Serves ``commands``: name to a coroutine function (its value is the result) or
@@ -83,6 +94,7 @@ class ControlServer:
         journal: Journal,
         questions: Mapping[str, Command] | None = None,
     ) -> None:
+        self._journal = journal
         self._unused: list[Path] = []  # where an earlier daemon may have left something
         self._doors = [
             _Door(
@@ -127,7 +139,32 @@ class ControlServer:
                 for door, listener in zip(self._doors, listeners, strict=True):
                     await nursery.start(door.serve, listener, nursery)
                 task_status.started()
-                await trio.sleep_forever()
+                await self._keep(listeners)
+
+    async def _keep(self, listeners: Sequence[ControlSocket]) -> NoReturn:
+        """Put back sockets that others remove: nobody could command us any more."""
+        directory = listeners[0].path.parent
+        while True:
+            for listener in listeners:
+                if not listener.is_there:
+                    await insist(
+                        listener.restore,
+                        self._journal,
+                        f"control socket {listener.path}",
+                        f"the control socket {listener.path} was removed",
+                    )
+
+            async def wait() -> None:
+                with Removals(directory) as removals:
+                    if all(listener.is_there for listener in listeners):
+                        await removals.wait()
+
+            await insist(
+                wait,
+                self._journal,
+                "watching the control socket",
+                "a control socket that is removed stays away",
+            )
 
 
 class _Door:
@@ -214,6 +251,7 @@ class _Door:
                 )
                 return
             self._clients += 1
+            asker.set(who_is_behind(stream.socket))
             try:
                 while True:
                     await self._answer(client, await self._next_request(client))

@@ -13,8 +13,11 @@ from typing import Any
 from attrs import asdict, frozen
 
 from alpha_trio.proto.packets import IPV6_LEAST
+from alpha_trio.proto.peers import State
 from alpha_trio.registry import Peer
 from alpha_trio.settings import Mode
+
+_SHOWN = 4  # addresses and prefixes in one sentence
 
 
 @frozen
@@ -34,7 +37,40 @@ def walk(peer: Peer, now: float) -> list[dict[str, Any]]:
     return [asdict(step) for subject in WALK for step in subject(peer, now)]
 
 
-# The path's MTU
+# Name, address, route
+
+
+def _name(peer: Peer, now: float) -> Iterator[Step]:
+    settings = peer.settings
+    name, found = settings.name, ", ".join(map(str, peer.addresses[:_SHOWN]))
+    if settings.waits:
+        yield Step(None, f"name: {name} has no endpoint, so it has to call this host")
+    elif peer.error is not None:
+        yield Step(
+            False,
+            f"name: {settings.host} cannot be used: {peer.error}",
+            f"give an address: alpha-trio peers set {name} ADDRESS",
+        )
+    elif not found:
+        yield Step(None, f"name: {settings.host} is being looked up", "wait a moment")
+    elif found == settings.host:
+        yield Step(True, f"address: {found}, UDP port {settings.port}")
+    else:
+        yield Step(True, f"name: {settings.host} is {found}, port {settings.port}")
+
+
+def _tunnelled(peer: Peer, now: float) -> Iterator[Step]:
+    """Whether what is meant for the peer takes the tunnel."""
+    for trouble in peer.troubles:
+        yield Step(False, f"routes: {trouble}")
+    if peer.underlay is not None and peer.prefixes and not peer.troubles:
+        some = ", ".join(map(str, peer.prefixes[:_SHOWN]))
+        more = len(peer.prefixes) - _SHOWN
+        yield Step(
+            True,
+            f"routes: what goes to {some}{f' and {more} more' if more > 0 else ''} "
+            "takes the tunnel",
+        )
 
 
 def _link(peer: Peer, now: float) -> Iterator[Step]:
@@ -47,6 +83,8 @@ def _link(peer: Peer, now: float) -> Iterator[Step]:
             f"see 'alpha-trio status {peer.settings.name}'",
         )
         return
+    if underlay.source is not None:
+        yield Step(True, f"socket: datagrams leave from {underlay.source}")
     yield Step(
         True,
         f"the link, or the route, by {underlay.device} takes packets of "
@@ -59,16 +97,44 @@ def _nested(peer: Peer, now: float) -> Iterator[Step]:
         yield Step(None, str(peer.nested))
 
 
+# Handshake and session
+
+
 def _handshake(peer: Peer, now: float) -> Iterator[Step]:
     """Strangers and those with another psk get no answer, so there are many causes."""
+    name, found = peer.settings.name, peer.session.statistics(now)
+    if found.state is State.KEY_MISMATCH:
+        yield Step(
+            False,
+            f"session: {name} shows another key than it must have",
+            f"compare it with 'alpha-trio key show' there; 'alpha-trio status {name}' "
+            "has the command that accepts it",
+        )
+    elif found.state is State.ESTABLISHED:
+        yield Step(True, f"session: there is one, {found.handshake_age or 0:.0f} s old")
+    elif found.state is State.SILENT:
+        yield Step(
+            False,
+            f"session: there is one, but {name} is silent: {found.reason}",
+            "is its daemon running, and nothing new on the way?",
+        )
+    elif not peer.unanswered:
+        yield Step(
+            None,
+            f"session: there is none ({found.state})",
+            f"ask for one: alpha-trio wait {name}",
+        )
     if peer.unanswered:
         ours = "there is one here" if peer.settings.psk else "there is none here"
         yield Step(
             False,
-            f"{peer.settings.name} does not answer handshakes",
+            f"session: {peer.settings.name} does not answer handshakes",
             "is it up, and its UDP port reachable; is this host a peer there, with the "
             f"key that 'alpha-trio key show' prints; is the psk the same ({ours})?",
         )
+
+
+# The path's MTU
 
 
 def _probes(peer: Peer, now: float) -> Iterator[Step]:
@@ -138,4 +204,35 @@ def _early(peer: Peer, now: float) -> Iterator[Step]:
         yield Step(None, f"no early data now: {peer.early_text}")
 
 
-WALK: list[Subject] = [_link, _nested, _handshake, _probes, _in_use, _early]
+# Packets
+
+
+def _packets(peer: Peer, now: float) -> Iterator[Step]:
+    counters, name = peer.session.counters, peer.settings.name
+    sent, received = counters.tx_packets, counters.rx_packets
+    if received:
+        yield Step(True, f"packets: {sent} sent, {received} received")
+    elif sent:
+        yield Step(
+            None,
+            f"packets: {sent} sent, none received",
+            f"if answers are missing: 'alpha-trio status' at {name} has what it drops, "
+            "and its packet filter sees them come by its own tunnel interface",
+        )
+    else:
+        first = next(iter(peer.prefixes), None)
+        target = first.network_address if first is not None else "an address of it"
+        yield Step(None, "packets: none was sent yet", f"send one: ping {target}")
+
+
+WALK: list[Subject] = [
+    _name,
+    _link,
+    _nested,
+    _tunnelled,
+    _handshake,
+    _probes,
+    _in_use,
+    _early,
+    _packets,
+]

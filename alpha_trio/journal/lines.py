@@ -27,6 +27,8 @@ LINE_NAMES = {
         "batches-refused"
     ),
     "The packet filter rules of the relay were removed: restored.": "rules-restored",
+    "Others removed what is ours: put back %s.": "put-back",
+    "The state directory was removed: restored.": "state-restored",
     "Received SIGHUP!": "signal",
     "Received %s, stopping.": "stopping",
     "Nothing was changed: %s": "reload-refused",

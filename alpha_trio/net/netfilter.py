@@ -86,6 +86,12 @@ def load_chains(command: str, text: str, table: str, jumps: Mapping[str, str]) -
             run(command, "-w", "-t", table, "-A", place, "-j", chain)
 
 
+def has_chains(command: str, table: str, jumps: Mapping[str, str]) -> bool:
+    """Whether all the jumps of ``load_chains`` are there."""
+    base = (command, "-w", "-t", table)
+    return all(succeeds(*base, "-C", at, "-j", to) for at, to in jumps.items())
+
+
 def remove_chains(
     command: str, table: str, jumps: Mapping[str, str], others: Sequence[str] = ()
 ) -> bool:
@@ -122,11 +128,11 @@ def source_checks(interface: str) -> list[SourceCheck]:
     """
     found: list[SourceCheck] = []
     if has_nft():
-        found += _nft_checks(_output("nft", "-t", "list", "ruleset"), interface)
+        found += _nft_checks(output("nft", "-t", "list", "ruleset"), interface)
     for version, command in IPTABLES.items():
         for save in (f"{command}-save", f"{command}-legacy-save"):
             if installed(save):
-                found += _iptables_checks(_output(save), version, interface)
+                found += _iptables_checks(output(save), version, interface)
     return list(dict.fromkeys(found))
 
 
@@ -167,7 +173,8 @@ def _spares(line: str, interface: str) -> bool:
     return bool((accepts and re.search(words, line)) or re.search(others, line))
 
 
-def _output(*command: str) -> str:
+def output(*command: str) -> str:
+    """What a command prints; nothing if it cannot be run, or not in time."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT, check=False

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import trio
 from attrs import define, field
 
+from alpha_trio import holders
 from alpha_trio.errors import StartError
 from alpha_trio.net.source import prefer_stable
 from alpha_trio.proto.batch import Remote, Send
@@ -70,14 +71,21 @@ _NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 _REFUSALS = {
     errno.EADDRINUSE: (
-        "UDP port {port} is taken by another process: choose another one with --port, "
-        "or see 'ss -lunp'"
+        "UDP port {port} is taken by {who}: choose another one with --port, or {stop}"
     ),
     errno.EACCES: (
         "no permission for UDP port {port}: choose another one with --port, or grant "
         "CAP_NET_BIND_SERVICE"
     ),
 }
+
+
+def _refusal(code: int, port: int) -> str:
+    holder = holders.of_udp_port(port) if code == errno.EADDRINUSE else None
+    who = str(holder or "another process")
+    stop = f"stop it by '{holder.stop}'" if holder else "see 'ss -lunp'"
+    return _REFUSALS[code].format(port=port, who=who, stop=stop)
+
 
 # What is said of the receive itself, and not of something sent before.
 _NOT_OF_SENDS = frozenset({errno.EBADF, errno.ENOMEM, errno.ENOBUFS})
@@ -155,7 +163,7 @@ class UdpSocket:
         except OSError as error:
             sock.close()
             if error.errno in _REFUSALS:
-                raise StartError(_REFUSALS[error.errno].format(port=port)) from None
+                raise StartError(_refusal(error.errno, port)) from None
             raise
         segments = Offload.SEGMENT not in disabled and _has(sock, _UDP_SEGMENT, 0)
         groups = Offload.GRO not in disabled and _has(sock, _UDP_GRO, 1)

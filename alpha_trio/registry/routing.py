@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import inf
 
 import trio
 
@@ -16,8 +19,11 @@ from alpha_trio.registry.nested import nested
 from alpha_trio.registry.peer import Peer, peer_route
 from alpha_trio.supervision import delays, insist
 
+_log = logging.getLogger("alpha_trio")
+
 _FAILED = "routing-failed"  # name of the log line
 
+_QUIET = 60.0  # s between two lines about what others have removed
 _GATHER = 0.05  # s; when many paths are measured at once, their routes change together
 
 
@@ -48,6 +54,8 @@ class Routing:
         self._changed = trio.Event()
         self._refused = trio.Event()
         self._places: Sequence[tuple[object, ...]] = ()
+        self._put_back: list[str] = []
+        self._put_back_told = -inf
 
     async def follow_network(self) -> None:
         """Adapt to the next change of links, addresses and routes of the host."""
@@ -110,6 +118,7 @@ class Routing:
         before = self.complaints
         underlays = await self._router.apply(routes)
         self.error = None
+        self._log_put_back()
         self._log_complaints(before)
         for name in changed:
             for reason in underlays[name].refused:
@@ -154,6 +163,23 @@ class Routing:
             self._journal.failure(f"routing of {name}", reason, line, _FAILED)
         if peer.troubles and not underlay.troubles:
             self._journal.recovered(f"routing of {name}")
+
+    def _log_put_back(self) -> None:
+        """Tell what others take away: the first time at once, then what it sums up to.
+
+        Who does it again and again, as two programs that fight for the host do, is
+        not to fill the log.
+        """
+        self._put_back += self._router.take_put_back()
+        now = boottime()
+        if self._put_back and now >= self._put_back_told + _QUIET:
+            times = Counter(self._put_back)
+            what = ", ".join(
+                f"{text} ({n} times)" if n > 1 else text for text, n in times.items()
+            )
+            _log.warning("Others removed what is ours: put back %s.", what)
+            self._put_back.clear()
+            self._put_back_told = now
 
     @property
     def complaints(self) -> tuple[str, ...]:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from alpha_trio import holders
 from alpha_trio.errors import StartError, StateError
 from alpha_trio.settings import files
+
+_log = logging.getLogger("alpha_trio")
 
 _NEW_FILE = ".new"
 
@@ -47,6 +51,8 @@ class StateDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._content: dict[str, bytes] = {}  # of the files, as far as is known
+        self._incomplete = False
         self._saving = threading.Lock()  # two savers would share one temporary file
         self._fd = _open(path)
         try:
@@ -65,7 +71,8 @@ class StateDirectory:
         try:
             with open(os.open(name, os.O_RDONLY, dir_fd=self._fd), "rb") as file:
                 self._refuse_others(name, os.fstat(file.fileno()), files.WRITE)
-                return file.read()
+                self._content[name] = file.read()
+                return self._content[name]
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -73,6 +80,25 @@ class StateDirectory:
                 f"{self.path / name}: cannot be read: {error.strerror}; "
                 f"{_remedy(error)}"
             ) from None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether somebody has removed it, and not all is there again."""
+        if self._fd != -1 and not os.fstat(self._fd).st_nlink:
+            self._incomplete = True
+        return self._incomplete
+
+    def restore(self) -> None:
+        """Make it anew if it is gone, with what is known to have been in it.
+
+        Raises StateError.
+        """
+        with self._saving:
+            self._restore()
+
+    def remember(self, name: str, content: bytes) -> None:
+        """Restore this file, too, which others have read."""
+        self._content[name] = content
 
     def refuse_readers(self, name: str) -> None:
         """Raise StateError if somebody else may read a file that is there."""
@@ -109,17 +135,48 @@ class StateDirectory:
 
     def _save(self, name: str, content: bytes, put: Callable[..., None]) -> None:
         with self._saving:
-            try:
-                _write(_NEW_FILE, content, self._fd)
-                put(_NEW_FILE, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-                os.fsync(self._fd)  # the new name itself
-            except OSError as error:
-                raise StateError(
-                    f"{self.path / name}: cannot be saved: {error.strerror}; "
-                    f"{_remedy(error)} (what was saved before is still there)"
-                ) from None
-            finally:
-                self._remove_new_file()
+            self._restore()
+            self._put(name, content, put)
+            self._content[name] = content
+
+    def _put(self, name: str, content: bytes, put: Callable[..., None]) -> None:
+        try:
+            _write(_NEW_FILE, content, self._fd)
+            put(_NEW_FILE, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            os.fsync(self._fd)  # the new name itself
+        except OSError as error:
+            raise StateError(
+                f"{self.path / name}: cannot be saved: {error.strerror}; "
+                f"{_remedy(error)} (what was saved before is still there)"
+            ) from None
+        finally:
+            self._remove_new_file()
+
+    def _restore(self) -> None:
+        if not self.is_gone:
+            return
+        if not os.fstat(self._fd).st_nlink:
+            self._open_anew()
+        # What somebody has put there meanwhile, as from a backup, is not ours to undo.
+        there = os.listdir(self._fd)
+        for name, content in self._content.items():
+            if name not in there:
+                self._put(name, content, os.link)
+        self._incomplete = False
+        _log.warning("The state directory was removed: restored.")
+
+    def _open_anew(self) -> None:
+        try:
+            fd = _open(self.path)
+        except StartError as error:
+            raise StateError(str(error)) from None
+        try:
+            _lock(fd, self.path)
+        except StartError as error:
+            os.close(fd)
+            raise StateError(str(error)) from None
+        gone, self._fd = self._fd, fd
+        os.close(gone)
 
     def _remove_new_file(self) -> None:
         with suppress(OSError):
@@ -148,9 +205,12 @@ def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        holder = holders.of_lock(fd)
+        by = f": {holder}" if holder else ""
+        stop = f"stop it by '{holder.stop}'" if holder else "stop that one"
         raise StartError(
-            f"state directory {path} is in use by another daemon; "
-            "stop that one or choose another place by --state-dir"
+            f"state directory {path} is in use by another daemon{by}; "
+            f"{stop} or choose another place by --state-dir"
         ) from None
     except OSError as error:  # some network file systems have no locks
         raise StartError(

@@ -26,8 +26,13 @@ def load_identity(directory: StateDirectory) -> Identity:
     identity = read_identity(directory.path)
     if identity is None:
         identity = Identity(os.urandom(KEY_SIZE))
-        directory.create(KEY_FILE, b64encode(identity.seed) + b"\n")
+        directory.create(KEY_FILE, _text(identity))
+    directory.remember(KEY_FILE, _text(identity))
     return identity
+
+
+def _text(identity: Identity) -> bytes:
+    return b64encode(identity.seed) + b"\n"
 
 
 def read_identity(state_dir: Path) -> Identity | None:

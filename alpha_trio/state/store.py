@@ -92,6 +92,20 @@ class PeerStore:
         """
         self._pins.save({name: key_text(key) for name, key in pins.items()})
 
+    @property
+    def complaint(self) -> str | None:
+        """What is wrong with the directory, and what to do; None if nothing is."""
+        if not self._directory.is_gone:
+            return None
+        return (
+            f"the state directory {self._directory.path} was removed: a restart would "
+            "forget this host's key and peers; 'alpha-trio reload' saves them again"
+        )
+
+    def restore(self) -> None:
+        """Make the directory anew if somebody has removed it.  Raises StateError."""
+        self._directory.restore()
+
     def close(self) -> None:
         """Give the directory free for another daemon; may be called twice."""
         self._directory.close()

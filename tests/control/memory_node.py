@@ -158,7 +158,8 @@ class MemoryNode:
             )
         return self.traced | {"peer": name, "seconds": seconds}
 
-    def stop(self):
+    def stop(self, who=""):
+        self.stopped_by = who
         self.scope.cancel()
 
 

@@ -1,6 +1,8 @@
 """The commands over a real socket, in front of a node held in memory."""
 
+import os
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -354,3 +356,20 @@ async def test_stop_answers_first(client, node):
     assert await client.call("stop") == {"event": "stopping"}
     assert await client.closed() == 0
     assert not node.settings.socket.exists()
+
+
+@pytest.fixture
+def named():
+    """This process has a name of two lines, of which none is to be one of the log's."""
+    name = Path("/proc/self/comm")
+    before = name.read_text()
+    name.write_text("a\nline")
+    yield
+    name.write_text(before)
+
+
+async def test_stop_says_who_asked(client, node, named):
+    await client.call("stop")
+    await client.closed()
+    who = f"(process {os.getpid()}, user {os.getuid()})"
+    assert node.stopped_by == f"'stop' from a?line {who}"

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from alpha_trio import rpc, wire
 from alpha_trio.control import server
@@ -108,7 +109,8 @@ async def test_a_client_of_another_make_is_told_what_is_wrong(node):
     said = await by_perl(node, "peers.show", "name=vm9", code=4)
     assert said == "no peer is called 'vm9': see 'alpha-trio peers list'\n"
     assert "this daemon knows" in await by_perl(node, "fly", code=1)
-    node.settings.socket.unlink()
+    node.stop()
+    await wait_all_tasks_blocked()
     assert "no daemon answers" in await by_perl(node, "status", code=3)
 
 

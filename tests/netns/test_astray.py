@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.netns.traffic import add
+from tests.netns.traffic import add, prepared
 from tools.daemons import Daemon
 from tools.lab import NAMESPACES, Lab, wait_until
 
@@ -261,3 +261,25 @@ def test_removed_rules_and_routes_come_back(talking):
     ip(vm1, "route flush table 5182")
     wait_until(lambda: sorted_rules(vm1) == rules, "the rules to come back")
     wait_until(lambda: ip(vm1, "route show table 5182") == routes, "the routes")
+    one.wait_log("Others removed what is ours: put back ")
+
+
+@pytest.mark.parametrize(
+    ("config", "table", "prepare"),
+    [
+        ('backend = "marks"', "alpha_trio_alpha0", "true"),
+        ("mss = true", "alpha_trio_mss_alpha0", "true"),
+        ('backend = "marks"', "AT-alpha0-out", "mount --bind /dev/null /usr/sbin/nft"),
+    ],
+)
+def test_rules_of_the_packet_filter_come_back(pair, config, table, prepare):
+    """As after the restart of nftables, or of a firewall that removes all there is."""
+    vm1, vm2 = pair
+    there = ("nft", "list", "ruleset")
+    daemon = Daemon(prepared(vm1, prepare), config=f"[routing]\n{config}\n")
+    with daemon as one:
+        add(one, "vm2", vm2.address)
+        wait_until(lambda: table in vm1.run(*there).stdout, "our table")
+        vm1.run("nft", "flush", "ruleset")
+        one.wait_log("Others removed what is ours: put back the packet filter's")
+        assert table in vm1.run(*there).stdout

@@ -10,6 +10,9 @@ import sys
 
 import pytest
 
+from tests.netns.traffic import introduce, ping
+from tools.daemons import Daemon
+
 pytestmark = pytest.mark.netns
 
 SCRIPT = """
@@ -133,3 +136,159 @@ def test_a_relay_without_privileges():
 def test_a_relay_without_nft():
     found = of_relay(diagnose("mount -t tmpfs none /usr/sbin", role="relay"))
     assert None in [ok for what, ok in found.items() if "no nft" in what]
+
+
+# The packet filter
+
+
+FILTER = """
+nft -f - <<END
+table inet f {{
+  chain input {{
+    type filter hook input priority 0; policy {policy};
+{rules}
+  }}
+  chain ports {{
+    udp dport {{ 53, 1000-2000 }} accept
+  }}
+  chain refuse {{
+    udp dport 1234 drop
+  }}
+}}
+END
+"""
+LET_IN = "lets UDP port 1234 in"
+
+
+@pytest.mark.parametrize(
+    ("policy", "rules", "ok", "said"),
+    [
+        ("accept", "", True, LET_IN),
+        ("drop", "", False, "chain input of table inet f drops UDP port 1234"),
+        ("drop", "ct state established accept", None, "unless this host has asked"),
+        ("drop", "ct state established accept\nudp dport 1234 accept", True, LET_IN),
+        ("drop", "ct state vmap { established : accept }", None, "peers cannot begin"),
+        ("drop", "jump ports", True, LET_IN),
+        ("drop", "tcp dport 1234 accept", False, "drops UDP port 1234"),
+        ("drop", "udp dport != 53 accept", True, LET_IN),
+        ("drop", "iif lo accept", False, "drops UDP port 1234"),
+        ("drop", "ip saddr 10.0.0.0/8 accept", None, "cannot be told from here"),
+        ("accept", "jump refuse", False, "drops UDP port 1234"),
+        ("accept", "goto ports\ndrop", True, LET_IN),
+        ("accept", "counter reject", False, "drops UDP port 1234"),
+        ("accept", "udp dport 1234 limit rate 1/second drop", None, "conditions on"),
+        ("accept", "udp dport vmap { 1234 : drop }", None, "conditions on"),
+    ],
+)
+def test_whether_nftables_lets_datagrams_in(policy, rules, ok, said):
+    check = found(diagnose(FILTER.format(policy=policy, rules=rules)), "packet filter:")
+    assert (check["ok"], said in check["what"]) == (ok, True), check
+    assert ok or check["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "ok"),
+    [
+        ("-P INPUT ACCEPT", True),
+        ("-P INPUT DROP", False),
+        ("-A INPUT -p udp -m multiport --dports 1,1000:2000 -j DROP", False),
+        ("-A INPUT -p udp -m udp --dport 1234 -s 10.0.0.1 -j DROP", None),
+        ("-A INPUT -p tcp -j DROP", True),
+    ],
+)
+def test_whether_iptables_lets_datagrams_in(rules, ok):
+    without = "mount --bind /dev/null /usr/sbin/nft"
+    checks = diagnose(f"{without}\niptables {rules}")
+    (check, *_) = [c for c in checks if "packet filter: " in c["what"]]
+    assert check["ok"] is ok, check
+
+
+def test_a_packet_filter_that_cannot_be_read_is_not_said_to_be_open():
+    check = found(diagnose(run=ROOTLESS), "packet filter: whether")
+    assert (check["ok"], check["remedy"]) == (None, "run as root")
+
+
+# What is around
+
+
+LINK = "ip link add wan type veth peer name lan\nip link set lan up\nip link set wan up"
+
+
+def test_others_that_lead_packets_are_named():
+    others = (
+        "ip rule add pref 100 to 10.0.0.0/8 lookup 99\n"
+        "ip tuntap add dev tailscale0 mode tun"
+    )
+    checks = diagnose(others)
+    rule = found(checks, "rule of other software")
+    assert "100: from all to 10.0.0.0/8 lookup 99" in rule["what"]
+    assert "5209" in rule["remedy"]
+    assert "tailscale0 (Tailscale)" in found(checks, "other tunnels")["what"]
+    assert found(diagnose(), "no rule of other")["ok"]
+
+
+@pytest.mark.parametrize(
+    ("address", "ok", "said"),
+    [
+        ("10.1.2.3/24", None, "probably behind one"),
+        ("100.64.1.2/24", None, "probably behind one"),
+        ("5.6.7.8/24", True, "NAT: none"),
+    ],
+)
+def test_nat_is_guessed_from_the_address_towards_the_internet(address, ok, said):
+    gateway = address.rsplit(".", 1)[0] + ".1"
+    prepare = (
+        f"{LINK}\nip addr add {address} dev wan\nip route add default via {gateway}"
+    )
+    check = found(diagnose(prepare), "NAT: ")
+    assert check["ok"] is ok
+    assert said in check["what"]
+
+
+def test_links_that_are_too_narrow_for_ipv6_inside_are_named():
+    checks = diagnose(f"{LINK}\nip link set wan mtu 1300")
+    assert found(checks, "wan takes 1300 bytes")["ok"] is None
+    assert found(diagnose(LINK), "MTU: lan 1500, wan 1500")["ok"]
+    assert found(diagnose(), "no link is up")["remedy"]
+
+
+def test_clock_and_kernel_are_told():
+    checks = diagnose()
+    assert found(checks, "clock: ")["ok"]
+    assert found(checks, "kernel ")["ok"]
+
+
+# The way to a peer
+
+
+def test_the_way_to_a_peer_is_walked_from_name_to_packet(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one:
+        one.cli("peers", "add", "vm2", vm2.address)
+        steps = walked(one, "vm2")
+        assert [about for about, ok in steps.items() if ok is False] == []
+        assert steps["session"] is None
+        with Daemon(vm2) as two:
+            introduce(one, two)
+            ping(vm1, vm2.address)
+            steps = walked(one, "vm2")
+        order = ["address", "socket", "routes", "packet filter", "session", "packets"]
+        for about in order:
+            assert steps[about], about
+        assert [about for about in steps if about in order] == order
+
+
+def test_the_first_bad_step_is_the_one_to_mend(pair):
+    vm1, _ = pair
+    with Daemon(vm1) as one:
+        one.cli("peers", "add", "far", "203.0.113.9")
+        done = one.cli("doctor", "far", check=False)
+        assert done.returncode == 1
+        bad = [line for line in done.stdout.splitlines() if line.startswith("BAD")]
+        assert "no link leads to far" in bad[0]
+
+
+def walked(daemon, name):
+    """What each step is about, and whether it is good."""
+    said = json.loads(daemon.cli("doctor", name, "--json").stdout)
+    return {step["what"].partition(":")[0]: step["ok"] for step in said["steps"]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import grp
 import os
 import re
+import shutil
 import signal
 import socket
 import tempfile
@@ -81,6 +82,9 @@ def test_stop_leaves_the_host_as_it_was(pair, number):
     assert vm1.snapshot() == before
     assert files_of(vm1) == {"state/host.key", "state/peers.json"}
     assert "Traceback" not in one.log
+    asked = r"'stop' from alpha-trio \(process \d+, user 0\)"
+    who = asked if number is None else number.name
+    assert re.search(f"Received {who}, stopping\\.$", one.log, re.MULTILINE)
 
 
 def test_stop_while_traffic_flows_and_clients_watch(pair):
@@ -221,6 +225,61 @@ def test_a_service_manager_is_told(pair):
     assert told == ["READY=1", "RELOADING=1", "READY=1", "STOPPING=1"]
 
 
+def test_a_watchdog_is_fed_and_told_where_a_stuck_daemon_was(pair):
+    vm1, _ = pair
+    place = vm1.directory / "notify"
+    one = Daemon(vm1)
+    one.environment |= {"NOTIFY_SOCKET": str(place), "WATCHDOG_USEC": "300000"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(place))
+        manager.settimeout(10)
+        one.start()
+        told = [manager.recv(100).decode() for _ in range(4)]
+        assert told == ["READY=1", *["WATCHDOG=1"] * 3]
+        one.host.run("kill", "-ABRT", str(one.pid))  # as systemd does
+        assert one.wait() == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in one.log
+    assert "in main" in one.log
+    del one.environment["NOTIFY_SOCKET"]
+    with one:
+        assert one.status()["health"] == []
+
+
+def test_a_state_directory_removed_under_the_daemon(pair):
+    vm1, vm2 = pair
+    state = vm1.directory / "state"
+    with Daemon(vm1) as one:
+        add(one, "vm2", vm2.address)
+        key = one.status()["key"]
+        shutil.rmtree(state)
+        (line,) = one.status()["health"]
+        assert f"{state} was removed" in line
+        one.cli("reload")
+        assert one.status()["health"] == []
+        one.wait_log("The state directory was removed: restored.")
+        one.kill9()
+        one.start()
+        assert one.status()["key"] == key
+        assert [each["name"] for each in one.status()["peers"]] == ["vm2"]
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["file", "directory"])
+def test_a_control_socket_that_others_remove_comes_back(pair, whole):
+    vm1, _ = pair
+    with Daemon(vm1) as one:
+        control = Path(one.environment["ALPHA_TRIO_SOCKET"])
+        for _ in range(2):
+            since = len(one.log)
+            if whole:
+                shutil.rmtree(control.parent)
+            else:
+                control.unlink()
+            one.wait_log(f"put back {control}.", since=since)
+            assert one.status()["health"] == []
+            assert control.stat().st_mode & 0o777 == 0o600
+    assert files_of(vm1) == {"state/host.key"}
+
+
 # The beginning, when it fails
 
 
@@ -251,7 +310,8 @@ def test_start_with_the_port_taken(pair):
     with vm1.socket() as other:
         other.bind(("", 1234))
         line = start_and_fail(vm1)
-    assert "UDP port 1234 is taken" in line
+    assert "UDP port 1234 is taken by pytest" in line
+    assert f"(process {os.getpid()})" in line
     assert "--port" in line
     with vm1.socket(socket.AF_INET6) as other:
         other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -308,7 +368,9 @@ def test_start_beside_another_daemon(pair):
         add(one, "vm2", vm2.address)
         before = vm1.snapshot()
         config = one.config_file.read_text()
-        assert "in use by another daemon" in start_and_fail(vm1)
+        line = start_and_fail(vm1)
+        assert "in use by another daemon: " in line
+        assert f"(process {one.pid}); stop it by 'kill {one.pid}' or" in line
         state = ("--state-dir", str(vm1.directory / "other"))
         assert "another daemon" in start_and_fail(vm1, *elsewhere, *state)
         line = start_and_fail(vm1, *elsewhere, *state, config=tables)

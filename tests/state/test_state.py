@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -179,7 +180,7 @@ def test_a_full_disk_loses_no_pin(small_disk):
 def test_two_daemons_never_share_a_directory(tmp_path):
     with PeerStore(tmp_path):
         text = refusal(StartError, PeerStore, tmp_path)
-    assert text.startswith(f"state directory {tmp_path} is in use by another daemon;")
+    assert text.startswith(f"state directory {tmp_path} is in use by another daemon")
     assert "--state-dir" in text
     PeerStore(tmp_path).close()
 
@@ -256,6 +257,51 @@ def test_a_file_is_no_directory(tmp_path):
 def fill(directory):
     disk = os.statvfs(directory)
     (directory / "ballast").write_bytes(bytes(disk.f_bavail * disk.f_frsize))
+
+
+def test_a_removed_directory_is_made_anew_with_all_that_was_in_it(tmp_path):
+    place = tmp_path / "state"
+    with PeerStore(place) as store:
+        key = store.identity().public
+        store.save([VM2])
+        store.save_pins({"vm2": KEY})
+        assert store.complaint is None
+        shutil.rmtree(place)
+        assert "was removed" in store.complaint
+        assert "alpha-trio reload" in store.complaint
+        store.save([VM2, VM3])
+        assert store.complaint is None
+        refusal(StartError, PeerStore, place)  # it is locked as before
+    with PeerStore(place) as store:
+        assert store.identity().public == key
+        assert store.load() == [VM2, VM3]
+        assert store.pins() == {"vm2": KEY}
+
+
+def test_what_somebody_puts_in_place_of_a_removed_directory_stays(tmp_path):
+    place = tmp_path / "state"
+    with PeerStore(place) as store:
+        store.save([VM2])
+        shutil.rmtree(place)
+        (place / "peers.json").mkdir(parents=True)  # whatever it is
+        place.chmod(0o700)
+        store.restore()
+        assert (place / "peers.json").is_dir()
+
+
+@pytest.mark.root
+def test_a_full_disk_keeps_a_removed_directory_from_being_made(small_disk):
+    place = small_disk / "state"
+    with PeerStore(place) as store:
+        store.save([VM2])
+        shutil.rmtree(place)
+        fill(small_disk)
+        assert os.strerror(errno.ENOSPC) in refusal(StateError, store.restore)
+        assert "was removed" in store.complaint
+        (small_disk / "ballast").unlink()
+        store.restore()
+        assert store.complaint is None
+        assert store.load() == [VM2]
 
 
 @pytest.mark.root

@@ -18,7 +18,7 @@ reached.  All of it bears our tag and is taken back.
 """
 
 from alpha_trio.net.routing.plan import PeerRoute, Underlay
-from alpha_trio.net.routing.remnants import cleanup
+from alpha_trio.net.routing.remnants import cleanup, rules_before
 from alpha_trio.net.routing.router import Router
 
-__all__ = ["PeerRoute", "Router", "Underlay", "cleanup"]
+__all__ = ["PeerRoute", "Router", "Underlay", "cleanup", "rules_before"]

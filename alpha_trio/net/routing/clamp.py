@@ -29,6 +29,17 @@ def load(interface: str) -> None:
         netfilter.load_chains(command, text, "mangle", _jumps(interface))
 
 
+def is_loaded(interface: str) -> bool:
+    """Whether what ``load`` put there still is."""
+    if netfilter.has_nft():
+        return netfilter.nft_has(_nft_table(interface))
+    return all(
+        netfilter.has_chains(command, "mangle", _jumps(interface))
+        for command in netfilter.IPTABLES.values()
+        if netfilter.installed(command)
+    )
+
+
 def remove(interface: str) -> list[str]:
     """Remove what ``load`` put there; return a line for each thing removed."""
     if netfilter.has_nft():

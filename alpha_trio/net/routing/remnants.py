@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from alpha_trio.errors import RoutingError
 from alpha_trio.net.routing import clamp, inner, marks
+from alpha_trio.net.routing.astray import text
 from alpha_trio.net.routing.kernel import Installed, Kernel, connect
 from alpha_trio.net.routing.plan import (
+    LOCAL_TABLE,
     MAIN_TABLE,
     PRIORITIES,
     RELAY_PRIORITIES,
@@ -35,6 +37,23 @@ def cleanup(settings: Settings) -> list[str]:
     interface = settings.interface
     filters = [*marks.remove(interface), *clamp.remove(interface)]
     return [*lines, *filters, *inner.remove(settings)]
+
+
+def rules_before(settings: Settings) -> list[str]:
+    """Return others' rules that are looked up before ours, as ``ip rule`` shows them.
+
+    Nothing is changed.  RoutingError if the kernel tells none.
+    """
+    first = settings.routing.priority
+    with connect(settings.routing.protocol) as kernel:
+        return [
+            text(rule)
+            for family in _FAMILIES
+            for rule, tag in kernel.rules(family)
+            if rule.priority < first
+            and tag != kernel.tag
+            and (rule.action, rule.target) != (Action.LOOKUP, LOCAL_TABLE)
+        ]
 
 
 Remnants = tuple[list[Rule], list[Installed]]

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import TypeVar
 
 import trio
@@ -81,6 +89,9 @@ class Router:
         self.complaints: tuple[str, ...] = ()  # what is wrong for all peers, not one
         self._filters: netfilter.Watch | None = None
         self._filters_stale = True
+        self._filters_heard = -inf  # when rules of the packet filter changed
+        self._refused: Collection[RouteKey] = ()  # of what is in the plan
+        self._put_back: list[str] = []
         self._checks: list[netfilter.SourceCheck] = []  # of the packet filter's own
         self._unmarked: str | None = None  # why they cannot be satisfied
 
@@ -125,13 +136,15 @@ class Router:
     async def wait_filters_changed(self) -> None:
         """Return when rules of the packet filter may have changed, but not too often.
 
-        Then ``apply`` has to be called again.
+        Then ``apply`` has to be called again.  What comes after a quiet time is told
+        at once: it may have taken away what leads packets into the tunnel.
         """
-        await trio.sleep(_FILTERS_SETTLE)
+        await trio.sleep_until(self._filters_heard + _FILTERS_SETTLE)
         if self._filters is None:
             await trio.sleep_forever()
         else:
             await self._filters.wait_changed()
+        self._filters_heard = trio.current_time()
         self._stale = self._filters_stale = True
 
     def mark_stale(self) -> None:
@@ -140,6 +153,11 @@ class Router:
         For a caller who knows better than the kernel's notices, as after EMSGSIZE.
         """
         self._stale = True
+
+    def take_put_back(self) -> list[str]:
+        """Return what others removed and ``apply`` put back since the last call."""
+        put_back, self._put_back = self._put_back, []
+        return put_back
 
     async def close(self) -> None:
         """Undo everything; safe to call after a failed or partial open."""
@@ -209,10 +227,13 @@ class Router:
             underlays = {peer.name: self._underlay(peer) for peer in peers}
             wanted = plan(self._settings, peers, underlays, self._facts)
             present = self._present(kernel) if stale else self._plan
+            missing = self._missing(present, wanted)
             _give_addresses(kernel, self._plan, wanted, self._interface, anew=stale)
             refused = _change(kernel, present, wanted, self._interface)
             if _take_addresses(kernel, self._plan, wanted, self._interface):
                 refused |= _put_routes(kernel, _NOTHING, wanted, self._interface)
+        self._refused = frozenset(refused)
+        self._put_back += missing
         self._stale = self._stale or bool(refused)  # then what is there is uncertain
         if self._settings.routing.backend is Backend.MARKS:
             self._apply_marks(peers)
@@ -222,6 +243,18 @@ class Router:
             for peer in peers
         }
         return self._check(peers, underlays, anew=stale)
+
+    def _missing(self, present: Plan, wanted: Plan) -> list[str]:
+        """Say what is wanted as before, and is no more where it was put."""
+        before = self._plan
+        rules = (set(before.rules) & set(wanted.rules)) - set(present.rules)
+        routes = {
+            key
+            for key, route in before.routes.items()
+            if wanted.routes.get(key) == route and key not in self._refused
+        } - present.routes.keys()
+        counts = {"rule": len(rules), "route": len(routes)}
+        return [f"{n} {what}{'s' * (n > 1)}" for what, n in counts.items() if n]
 
     def _restore_addresses(self, kernel: Kernel) -> None:
         """Put back what was removed, or lost with its link, as IPv6 ones are."""
@@ -249,8 +282,11 @@ class Router:
         self._follow_name(kernel.name_of(self._interface, self._name))
         own = self._name
         self._paths.clear()
-        if self._filters_stale and self._settings.routing.backend is not Backend.NONE:
-            self._look_at_filters()
+        if self._filters_stale:
+            self._filters_stale = False
+            self._look_at_own_filters()
+            if self._settings.routing.backend is not Backend.NONE:
+                self._look_at_filters()
         checked = frozenset() if self._unmarked else inner.told_apart(self._checks)
         self._homes = kernel.homes(but=self._interface)
         elsewhere = frozenset(self._homes)
@@ -271,9 +307,18 @@ class Router:
             self._filters_stale = True
             inner.remove(self._settings)
 
+    def _look_at_own_filters(self) -> None:
+        """Put back our rules: who loads his own anew often removes all others."""
+        interface = self._settings.interface
+        if self._marks is not None and not marks.is_loaded(interface):
+            self._marks = None  # so that they are loaded with the rest
+            self._put_back.append("the packet filter's marks")
+        if self._settings.routing.mss and not clamp.is_loaded(interface):
+            clamp.load(interface)
+            self._put_back.append("the packet filter's rules for mss")
+
     def _look_at_filters(self) -> None:
         """See who checks sources, and mark what comes out of the tunnel for them."""
-        self._filters_stale = False
         name = self._name
         self._checks = netfilter.source_checks(name)
         self._unmarked = None

@@ -1,7 +1,4 @@
-"""What the daemon needs of this host, looked at without changing anything.
-
-Works without privileges too; what cannot be seen then is said to be unknown.
-"""
+"""Privileges, devices, sockets, limits, and the daemon's own files."""
 
 from __future__ import annotations
 
@@ -16,14 +13,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from attrs import frozen
-
-from alpha_trio.errors import ConfigError, RoutingError
+from alpha_trio.doctor import firewall, surroundings
+from alpha_trio.doctor.finding import Check
+from alpha_trio.errors import ConfigError, RoutingError, StartError
 from alpha_trio.net import netfilter, tproxy
 from alpha_trio.net.host import has_net_admin, has_net_raw
 from alpha_trio.net.udp import set_transparent
 from alpha_trio.proto.engine import NoEngine, find
+from alpha_trio.proto.primitives import fingerprint
 from alpha_trio.settings import Backend, Offload, Settings, files, load_settings
+from alpha_trio.state import read_identity
 
 _TUN = Path("/dev/net/tun")
 _SYSCTL = Path("/proc/sys/net")
@@ -48,15 +47,6 @@ _ENOUGH_FILES = 128  # as many as the daemon has open with all control clients
 _RP_FILTER = {0: "off", 1: "strict", 2: "loose"}
 
 
-@frozen
-class Check:
-    """One fact about this host."""
-
-    ok: bool | None  # None: could not be seen, or does not matter as things are
-    what: str  # the fact
-    remedy: str = ""  # what to do about it; empty if there is nothing to do
-
-
 def checks(settings: Settings) -> list[Check]:
     """Everything `alpha-trio run` with these settings depends on.
 
@@ -77,8 +67,11 @@ def checks(settings: Settings) -> list[Check]:
         *_reverse_path_filters(settings),
         _packet_filter(settings),
         *_source_checks(settings),
+        *firewall.checks(settings.port),
+        *surroundings.checks(settings),
         *_relay(settings),
         _state_directory(settings.state_dir),
+        _key(settings.state_dir),
         _control_socket(settings.socket),
     ]
 
@@ -132,6 +125,17 @@ def _state_directory(path: Path) -> Check:
         f"state directory {path}: {existing} is not a directory you can write to",
         "run as root, or choose another place by --state-dir",
     )
+
+
+def _key(path: Path) -> Check:
+    try:
+        found = read_identity(path)
+    except StartError as error:
+        bad = False if os.geteuid() == 0 else None  # others are not to read it
+        return Check(bad, f"key: {error}")
+    if found is None:
+        return Check(True, "key: none yet; the first start makes one")
+    return Check(True, f"key: fingerprint {fingerprint(found.public)}")
 
 
 def _control_socket(path: Path) -> Check:
