@@ -16,6 +16,7 @@ from attrs import frozen
 
 LINE_NAMES = {
     "Successfully opened tun device (%s)": "tun-opened",
+    "Working on packets by the %s engine (%s)": "engine-chosen",
     "Binding listening socket to port %d": "port-bound",
     "No %s here (%s).": "family-missing",
     "Adding host %s (%s).": "host-added",
