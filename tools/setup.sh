@@ -72,7 +72,7 @@ make_environment() {
     wanted=$(
         {
             echo "$ROOT" "$INTERPRETER"
-            cat "$ROOT/pyproject.toml" "$ROOT/alpha_trio/proto/engine/kernel.c"
+            cat "$ROOT/pyproject.toml" "$ROOT"/alpha_trio/proto/engine/*.[ch]
         } | sha256sum
     )
     [ "$(cat "$venv/stamp" 2>/dev/null)" = "$wanted" ] && return

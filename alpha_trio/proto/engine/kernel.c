@@ -36,6 +36,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "pair.h"
+
 enum {
     HEAD = 32, TAIL = 8, WORD = 8, NODE = 16, BLOCK = 64, KEY = 32, AES_BLOCK = 16,
     MAX_DEPTH = 7, /* one more than rounds have */
@@ -46,6 +48,8 @@ enum {
 enum { FORGED, PROMISED, FOLLOWS }; /* verdicts on packets */
 
 static const char CIPHER[] = "alpha_trio.cipher";
+
+static int by_pairs; /* whether two packets are hashed at once */
 
 static void put16(uint8_t *at, unsigned value) {
     at[0] = (uint8_t)(value >> 8);
@@ -91,11 +95,56 @@ static void finish(SHA256_CTX *state, uint8_t *node) {
     memcpy(node, digest, NODE);
 }
 
+static void put_node(const uint32_t *words, uint8_t *node) {
+    for (int i = 0; i < NODE / 4; i++)
+        put32(node + 4 * i, words[i]);
+}
+
 static void hash_packet(const SHA256_CTX *start, const uint8_t *packet, size_t size,
                         uint8_t *node) {
     SHA256_CTX state = *start;
     SHA256_Update(&state, packet, size);
     finish(&state, node);
+}
+
+/* What follows a message of ``size`` bytes: its rest, its end, and its length in bits
+ * (FIPS 180-4, 5.1.1).  How many blocks that makes. */
+static size_t put_end(const uint8_t *rest, size_t left, uint64_t size, uint8_t *end) {
+    size_t blocks = left + 1 + 8 > BLOCK ? 2 : 1;
+    memset(end, 0, blocks * BLOCK);
+    memcpy(end, rest, left);
+    end[left] = 0x80;
+    put64(end + blocks * BLOCK - 8, 8 * size);
+    return blocks;
+}
+
+/* The same of two packets of one size. */
+static void hash_two(const SHA256_CTX *start, const uint8_t *first,
+                     const uint8_t *second, size_t size, uint8_t *nodes) {
+    uint32_t one[8], two[8];
+    uint8_t end_of_one[2 * BLOCK], end_of_two[2 * BLOCK];
+    size_t blocks = size / BLOCK, whole = blocks * BLOCK, left = size - whole;
+    memcpy(one, start->h, sizeof one);
+    memcpy(two, start->h, sizeof two);
+    compress_pair(one, two, first, second, blocks);
+    blocks = put_end(first + whole, left, BLOCK + size, end_of_one);
+    put_end(second + whole, left, BLOCK + size, end_of_two);
+    compress_pair(one, two, end_of_one, end_of_two, blocks);
+    put_node(one, nodes);
+    put_node(two, nodes + NODE);
+}
+
+/* The hashes of packets ``stride`` apart; all but the last have ``size`` bytes. */
+static void hash_run(const SHA256_CTX *start, const uint8_t *packet, size_t stride,
+                     size_t size, size_t last, size_t count, uint8_t *nodes) {
+    size_t at = 0, alike = last == size ? count : count - 1;
+    if (by_pairs)
+        for (; at + 2 <= alike; at += 2)
+            hash_two(start, packet + at * stride, packet + (at + 1) * stride, size,
+                     nodes + at * NODE);
+    for (; at < count; at++)
+        hash_packet(start, packet + at * stride, at + 1 < count ? size : last,
+                    nodes + at * NODE);
 }
 
 /* The hash of a message that leaves room in its only block for what SHA-256 adds: its
@@ -107,8 +156,7 @@ static void hash_block(uint8_t *block, size_t size, uint8_t *node) {
     put64(block + BLOCK - 8, 8 * size);
     SHA256_Init(&state);
     SHA256_Transform(&state, block);
-    for (int i = 0; i < NODE / 4; i++)
-        put32(node + 4 * i, state.h[i]);
+    put_node(state.h, node);
 }
 
 static void hash_node(const uint8_t *left, const uint8_t *right, uint8_t *node) {
@@ -320,17 +368,15 @@ static void sign_packets(const Sealing *with, const Span *spans, size_t groups,
     for (size_t g = 0; g < groups; g++) {
         size_t index = spans[g].first;
         for (size_t at = spans[g].begin; at < spans[g].end; at += spans[g].stride) {
-            size_t end = at + spans[g].stride;
-            if (end > spans[g].end)
-                end = spans[g].end;
             memcpy(buffer + at, with->head, HEAD);
-            put16(buffer + at + fixed, (unsigned)index);
+            put16(buffer + at + fixed, (unsigned)index++);
             put16(buffer + at + fixed + 2, 0);
             put32(buffer + at + fixed + 4, (uint32_t)(at + fixed));
-            hash_packet(&start, buffer + at + fixed, end - at - fixed,
-                        leaves + index * NODE);
-            index++;
         }
+        size_t count = spans[g].until - spans[g].first, stride = spans[g].stride;
+        size_t last = spans[g].end - spans[g].begin - (count - 1) * stride;
+        hash_run(&start, buffer + spans[g].begin + fixed, stride, stride - fixed,
+                 last - fixed, count, leaves + spans[g].first * NODE);
     }
 }
 
@@ -534,46 +580,52 @@ static int climbs(const Promise *to, Path *path, size_t index, const uint8_t *le
     return 1;
 }
 
-static int is_promised(const Promise *to, Path *path, const uint8_t *datagram,
-                       size_t size) {
-    size_t fixed = HEAD + (size_t)to->depth * NODE;
-    size_t index = get16(datagram + fixed); /* the caller has compared size with it */
-    uint8_t node[NODE];
+static int is_promised(const Promise *to, Path *path, size_t index,
+                       const uint8_t *datagram, const uint8_t *node) {
     if (index >= to->packets || index >> to->depth >= to->root_count)
         return 0;
-    hash_packet(&to->start, datagram + fixed, size - fixed, node);
     if (to->depth)
         return climbs(to, path, index, node, datagram + HEAD);
     return memcmp(node, to->roots + index * NODE, NODE) == 0;
 }
 
-/* Judge what begins with the prefix, and is long enough; how many that are.
- *
- * A promised packet that is the next one after that before it, in the round and in its
- * keystream, is FOLLOWS. */
-static size_t judge(const Promise *to, const uint8_t *view, size_t size, size_t stride,
-                    char *verdicts) {
+/* How many datagrams begin with the prefix and are long enough. */
+static size_t run_length(const Promise *to, const uint8_t *view, size_t size,
+                         size_t stride) {
     size_t shortest = HEAD + (size_t)to->depth * NODE + to->least, count = 0;
-    unsigned last_index = 0;
-    uint32_t last_offset = 0;
-    Path path;
-    memset(&path, 0, sizeof path);
-    for (size_t at = 0; at < size; at += stride) {
+    for (size_t at = 0; at < size; at += stride, count++) {
         size_t length = size - at < stride ? size - at : stride;
         if (length < shortest || memcmp(view + at, to->prefix, HEAD) != 0)
             break;
-        int verdict = is_promised(to, &path, view + at, length);
-        const uint8_t *tail = view + at + HEAD + (size_t)to->depth * NODE;
-        unsigned index = get16(tail);
-        uint32_t offset = get32(tail + 4);
-        if (verdict && count && verdicts[count - 1] && index == last_index + 1 &&
-            offset - last_offset == stride)
-            verdict = FOLLOWS;
-        last_index = index;
-        last_offset = offset;
-        verdicts[count++] = (char)verdict;
     }
     return count;
+}
+
+/* Judge the ``count`` datagrams of a run; ``nodes`` has room for a hash of each.
+ *
+ * A promised packet that is the next one after that before it, in the round and in its
+ * keystream, is FOLLOWS. */
+static void judge(const Promise *to, const uint8_t *view, size_t size, size_t stride,
+                  size_t count, uint8_t *nodes, char *verdicts) {
+    size_t fixed = HEAD + (size_t)to->depth * NODE, index = 0;
+    size_t last = size < count * stride ? size - (count - 1) * stride : stride;
+    uint32_t offset = 0;
+    Path path;
+    memset(&path, 0, sizeof path);
+    hash_run(&to->start, view + fixed, stride, stride - fixed, last - fixed, count,
+             nodes);
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t *datagram = view + i * stride;
+        size_t before = index;
+        uint32_t offset_before = offset;
+        index = get16(datagram + fixed);
+        offset = get32(datagram + fixed + 4);
+        int verdict = is_promised(to, &path, index, datagram, nodes + i * NODE);
+        if (verdict && i && verdicts[i - 1] && index == before + 1 &&
+            offset - offset_before == stride)
+            verdict = FOLLOWS;
+        verdicts[i] = (char)verdict;
+    }
 }
 
 /* check(view, stride, prefix, least, depth, leaf block, key block, roots, packets)
@@ -596,19 +648,23 @@ static PyObject *check(PyObject *module, PyObject *args) {
     to.root_count = (size_t)roots / NODE;
     to.packets = (size_t)packets;
     to.least = (size_t)least;
-    size_t most = view.len ? ((size_t)view.len - 1) / (size_t)stride + 1 : 0, count = 0;
-    char *verdicts = PyMem_Malloc(most + 1);
-    if (verdicts == NULL) {
+    size_t count = run_length(&to, view.buf, (size_t)view.len, (size_t)stride);
+    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+    uint8_t *nodes = PyMem_Malloc(count * NODE + 1);
+    if (result == NULL || nodes == NULL) {
+        Py_CLEAR(result);
+        PyMem_Free(nodes);
         PyErr_NoMemory();
         goto done;
     }
+    char *verdicts = PyBytes_AsString(result);
     Py_BEGIN_ALLOW_THREADS
     to.keyed = started(key_block);
     to.start = to.depth ? started(leaf_block) : to.keyed;
-    count = judge(&to, view.buf, (size_t)view.len, (size_t)stride, verdicts);
+    if (count)
+        judge(&to, view.buf, (size_t)view.len, (size_t)stride, count, nodes, verdicts);
     Py_END_ALLOW_THREADS
-    result = PyBytes_FromStringAndSize(verdicts, (Py_ssize_t)count);
-    PyMem_Free(verdicts);
+    PyMem_Free(nodes);
 done:
     PyBuffer_Release(&view);
     return result;
@@ -760,7 +816,17 @@ done:
     return result;
 }
 
+/* pairs(wanted) -> whether two packets are hashed at once from now on; for tests */
+static PyObject *pairs(PyObject *module, PyObject *wanted) {
+    int wants = PyObject_IsTrue(wanted);
+    if (wants < 0)
+        return NULL;
+    by_pairs = wants && has_pairs();
+    return PyBool_FromLong(by_pairs);
+}
+
 static PyMethodDef methods[] = {
+    {"pairs", pairs, METH_O, NULL},
     {"cipher", make_cipher, METH_O, NULL},
     {"descend", descend, METH_VARARGS, NULL},
     {"seal", seal, METH_VARARGS, NULL},
@@ -775,6 +841,7 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 
 
 PyMODINIT_FUNC PyInit__kernel(void) {
     PyObject *module = PyModule_Create(&definition);
+    by_pairs = has_pairs();
     if (module != NULL)
         PyModule_AddStringConstant(module, "libcrypto",
                                    OpenSSL_version(OPENSSL_VERSION));

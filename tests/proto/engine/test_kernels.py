@@ -26,6 +26,15 @@ BOTH = pytest.mark.parametrize("kernel", [reference, native], ids=["python", "na
 fixed = settings(deadline=None, derandomize=True)
 
 
+@pytest.fixture(autouse=True, scope="module", params=[False, True])
+def pairs(request):
+    """Once with libcrypto's SHA-256 alone, once with two packets hashed at once."""
+    if native.pairs(request.param) is not request.param:
+        pytest.skip("the processor has no instructions for SHA-256")
+    yield
+    native.pairs(True)
+
+
 @st.composite
 def frames(draw):
     """What waits for a round: super-packets, single packets, keepalives."""
@@ -56,6 +65,15 @@ def sealed(kernel, depth, waiting, number=7):
 def judged(kernel, view, stride, depth, roots, packets, least=TAIL_AND_WORD):
     promised = HEAD, least, depth, LEAF, KEYED, roots, packets
     return kernel.check(view, stride, *promised)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_packets_of_every_length_are_hashed_alike(count):
+    """Around the ends of a block there is one more for the length, or not."""
+    for size in range(1, 140):
+        text = bytes(range(size)) * count
+        waiting = [(0, b"", text, 0, len(text), size, 0)]
+        assert sealed(native, 0, waiting) == sealed(reference, 0, waiting)
 
 
 @fixed
