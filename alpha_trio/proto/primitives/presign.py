@@ -221,14 +221,14 @@ class Checker:
                 for head, node, branch in zip(heads, hashes, branches, strict=True)
             ]
         roots = self.roots
-        count = len(roots)
+        count = min(len(roots), self.packets)
         return [
             head[0] < count and node == roots[head[0]]
             for head, node in zip(heads, hashes, strict=True)
         ]
 
     def _climb(self, index: int, node: bytes, branch: bytes) -> bool:
-        if index >= self.packets:
+        if index >= self.packets or index >> self.depth >= len(self.roots):
             return False
         apart = (index ^ self._index).bit_length()  # heights until the paths meet
         if not apart:
