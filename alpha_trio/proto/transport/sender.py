@@ -7,8 +7,9 @@ by side, so throughput is (rounds in flight) x (bytes a round) / RTT.
 
 A round starts at once when an association is idle, and takes all that waits.  Under
 load packets queue up while associations wait for their A1, so rounds grow by
-themselves: one packet (mode N) on an idle line, dozens (C) under load, and trees
-(C+M) when even that does not fill bandwidth times delay.  pace.py has how far apart
+themselves: one packet (mode N) on an idle line, dozens (C) under load, low trees (C+M)
+for more than an S1 has room for, and high ones when even that does not fill bandwidth
+times delay.  pace.py has how far apart
 rounds start on a long way.
 
 Keys are disclosed in the order in which rounds were started, whatever the order of
@@ -400,8 +401,11 @@ class Sender:
             trees = max(1, roots >> depth)
             return min(trees << depth, most), trees
         trees = self.trees or is_long(self.rtt.smoothed) or roots < fit
-        if self.mode == "c" or not trees:
+        if self.mode == "c":
             return min(roots, most), roots
+        if not trees:
+            # A node for each two packets costs less than what is done once a round.
+            depth = min(depth, int(self.queued_count > roots))
         return min(roots << depth, most), roots
 
     def _take(self, room: int, now: float) -> list[Waiting]:

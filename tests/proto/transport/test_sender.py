@@ -292,8 +292,8 @@ def packets_of_rounds(carried: list[bytes]) -> list[int]:
 @pytest.mark.parametrize(
     ("size", "rounds"),
     [
-        (40, [40, 80, 40]),  # of 84 at most
-        (50, [50, 84, 66]),
+        (40, [40, 120]),  # of 168 at most, two for each of 84 codes
+        (60, [60, 168, 12]),
     ],
 )
 def test_a_super_packet_is_torn_apart_for_much_of_a_round_only(size, rounds):
@@ -310,7 +310,7 @@ def test_a_super_packet_larger_than_a_round_is_spread_over_several():
     large = Packet(payload=bytes(50 * 20), segment_size=20)
     ends.settle(*ends.one.emit(large))
     assert ends.two.received == packets_of(large)
-    assert ends.one.sender.modes["c"] > 1
+    assert ends.one.sender.modes["cm"] > 1
 
 
 def s1_of(messages: list[bytes]) -> list[bytes]:
