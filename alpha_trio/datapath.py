@@ -37,7 +37,7 @@ SYNS_PER_WAKE = 8
 _SUSPENDED = 1.0
 """Seconds in suspend of which a session need not know."""
 
-_ENOUGH = 100_000
+_ENOUGH = 220_000
 """Frames of so many bytes fill a round, and should go while they are in the cache."""
 
 
