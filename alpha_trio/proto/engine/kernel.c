@@ -622,7 +622,7 @@ static void judge(const Promise *to, const uint8_t *view, size_t size, size_t st
         offset = get32(datagram + fixed + 4);
         int verdict = is_promised(to, &path, index, datagram, nodes + i * NODE);
         if (verdict && i && verdicts[i - 1] && index == before + 1 &&
-            offset - offset_before == stride)
+            offset == (uint64_t)offset_before + stride)
             verdict = FOLLOWS;
         verdicts[i] = (char)verdict;
     }
@@ -842,8 +842,8 @@ static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 
 PyMODINIT_FUNC PyInit__kernel(void) {
     PyObject *module = PyModule_Create(&definition);
     by_pairs = has_pairs();
-    if (module != NULL)
-        PyModule_AddStringConstant(module, "libcrypto",
-                                   OpenSSL_version(OPENSSL_VERSION));
+    if (module != NULL && PyModule_AddStringConstant(
+                              module, "libcrypto", OpenSSL_version(OPENSSL_VERSION)) < 0)
+        Py_CLEAR(module);
     return module;
 }

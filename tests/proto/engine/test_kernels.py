@@ -1,6 +1,8 @@
 """Two kernels, one behaviour: what one seals the other opens, and both refuse alike."""
 
+import gc
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -10,8 +12,9 @@ from alpha_trio.proto import engine
 from alpha_trio.proto.batch import MAX_DATAGRAMS, MAX_SEND_BYTES
 from alpha_trio.proto.engine import choice, reference, selftest
 from alpha_trio.proto.engine.face import FOLLOWS, FORGED, PROMISED, round_place
-from alpha_trio.proto.messages import MAX_DEPTH, NODE_SIZE, ROUND_HEAD_SIZE
+from alpha_trio.proto.messages import MAX_DEPTH, NODE_SIZE, ROUND_HEAD_SIZE, S2_TAIL
 from alpha_trio.proto.packets.frames import cut
+from alpha_trio.proto.primitives import Presigner
 from tests.proto.inner import TCP, UDP, Packet
 
 native = pytest.importorskip("alpha_trio.proto.engine._kernel")
@@ -135,6 +138,35 @@ def test_what_does_not_follow_is_told():
         assert verdicts == bytes([PROMISED, FOLLOWS, PROMISED, PROMISED])
 
 
+def test_offsets_do_not_begin_again():
+    """A peer promises whatever he likes: that one follows at 0 what ends at 2**32."""
+    size = ROUND_HEAD_SIZE + TAIL_AND_WORD
+    offsets = 2**32 - size, 0
+    packets = [S2_TAIL.pack(i, 0, at) + b"a word ." for i, at in enumerate(offsets)]
+    roots = b"".join(Presigner.with_blocks(LEAF, KEYED, packets, 0).roots)
+    run = b"".join(HEAD + packet for packet in packets)
+    for kernel in (reference, native):
+        verdicts = judged(kernel, run, size, 0, roots, 2)
+        assert verdicts == bytes([PROMISED, PROMISED])
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_what_is_promised_twice_over_is_judged_alike(depth):
+    """More packets than roots, and more roots than packets."""
+    frame = 0, b"", b"packet", 0, 6, 6, 0
+    buffer, spans, roots = sealed(reference, depth, [frame] * 4)
+    stride = spans[0][4]
+    for kernel in (reference, native):
+        fewer = judged(kernel, buffer, stride, depth, roots[:NODE_SIZE], 9)
+        assert [*map(bool, fewer)] == [n < 1 << depth for n in range(4)]
+        assert [*map(bool, judged(kernel, buffer, stride, depth, roots, 3))] == [
+            1,
+            1,
+            1,
+            0,
+        ]
+
+
 def packet_frames():
     """Super-packets of TCP and UDP, and datagrams of one flow, as the TUN has them."""
     ports = st.sampled_from([(1, 2), (1, 3)])
@@ -241,6 +273,49 @@ def test_a_frame_that_is_none_is_refused(frame):
         sealed(native, 0, [frame])
     with pytest.raises(ValueError):
         sealed(native, 0, [])
+
+
+FRAME = 0x05_1C_14_86_0014_0000, b"h" * 28, b"p" * 90, 0, 90, 20, 0
+
+
+def seals_and_opens():
+    buffer, spans, roots = sealed(native, 1, [FRAME])
+    _, packets, begin, end, stride, _ = spans[0]
+    assert judged(native, buffer, stride, 1, roots, packets)
+    at = begin + ROUND_HEAD_SIZE + NODE_SIZE
+    size = stride - ROUND_HEAD_SIZE - NODE_SIZE
+    opening = round_place(3, 7), at, buffer[at:end], stride, size, *LIMITS
+    assert native.open(native.cipher(KEY), *opening)
+    native.descend(bytes(16), 9, b"e" * 16, 9)
+
+
+def refuses():
+    wrong = (native.seal, (native.cipher(KEY), bytes(8), HEAD, LEAF, KEYED, 9, []))
+    more = (native.open, (native.cipher(KEY), bytes(8), 0, b"text", 0, 0, *LIMITS))
+    for call, arguments in (*WRONG, wrong, more):
+        with pytest.raises(ValueError):
+            call(*arguments)
+    for frame in (FRAME[:-1], ("word", *FRAME[1:]), (*FRAME[:3], 9, 8, 1, 0)):
+        with pytest.raises((ValueError, TypeError)):
+            sealed(native, 0, [FRAME, frame])
+
+
+@pytest.mark.parametrize("use", [seals_and_opens, refuses])
+def test_nothing_is_kept_of_a_call(use):
+    """Neither of one that does what it is asked for, nor of one that refuses."""
+    use()
+    tracemalloc.start()
+    try:
+        use()
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(200):
+            use()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 200 * 16  # less than the least object for each call
 
 
 # Which of them is used
