@@ -27,6 +27,7 @@ TARGETS = (
     "authentic",
     "signed",
     "relay",
+    "kernels",
     "messages",
     "joining",
     "early",

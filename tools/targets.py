@@ -5,6 +5,7 @@ A target takes bytes and may raise only what it says; everything else is a findi
 and somebody who changes, replays and invents datagrams, or is the peer himself.
 ``authentic`` (tools/fuzz_rounds.py), ``signed`` (tools/fuzz_handshakes.py) and
 ``relay`` (tools/fuzz_relay.py) do so with datagrams of somebody who has the keys.
+``kernels`` (tools/fuzz_kernels.py) compares the two homes of what is done per packet.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from alpha_trio.proto.traces import Counts, Report, Role, parse_report_untrusted
 from alpha_trio.proto.transport.delivery import deliver_bodies_untrusted
 from alpha_trio.settings import load_settings
 from alpha_trio.state import PeerStore
-from tools import fuzz_handshakes, fuzz_relay, fuzz_rounds
+from tools import fuzz_handshakes, fuzz_kernels, fuzz_relay, fuzz_rounds
 from tools.fuzz_world import (
     HEADERS_SIZE,
     IPV4_SIZE,
@@ -356,6 +357,7 @@ TARGETS = {
         _LONG_SCRIPT,
         tuple(product((fuzz_relay.ROLE,), fuzz_relay.KINDS)),
     ),
+    "kernels": Target(fuzz_kernels.kernels, fuzz_kernels.SEEDS, 2_000),
     "messages": Target(messages, _handshake()),
     "joining": Target(joining, _joining()),
     "early": Target(early, _early()),

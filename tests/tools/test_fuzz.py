@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from itertools import islice
 
 import pytest
 
-from alpha_trio.proto.engine import choose, chosen
+from alpha_trio.proto.engine import choose, chosen, find
 from alpha_trio.proto.handshake import Agreement, exchange
 from alpha_trio.proto.messages import (
     EARLY_ROUND,
@@ -25,15 +26,25 @@ from alpha_trio.proto.relay import Relay, RelayEarly, introduction
 from alpha_trio.proto.relay.witness import Witness
 from alpha_trio.proto.transport import receiver
 from alpha_trio.proto.transport.transport import Arrival
-from tools import fuzz, targets
+from tests.ground import ROOT
+from tools import fuzz, fuzz_kernels, sanitize, targets
 from tools.fuzz_world import MODES, Broken, World, fed
 from tools.targets import TARGETS
 
+needs_native = pytest.mark.skipif(
+    find("auto").name != "native", reason="the native engine was not built"
+)
 SECONDS = 0.25  # for each target
 DATAGRAMS = 200  # of each kind and role
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=needs_native if name == "kernels" else ())
+        for name in TARGETS
+    ],
+)
 def test_made_up_bytes_break_no_rule(name):
     target = TARGETS[name]
     for seed in target.seeds:
@@ -83,6 +94,44 @@ def test_a_finding_can_be_run_again(tmp_path, monkeypatch, capsys):
     assert str(found) in capsys.readouterr().out
     with pytest.raises(IndexError):
         fuzz.main(["control", "--replay", str(found)])
+
+
+# Two kernels
+
+
+DIFFERENCES = {
+    "a chain that is another one": ("block[0] = at & 1", "block[0] = ~at & 1"),
+    "a branch beside its place": ("index >> height ^ 1", "index >> height"),
+    "a length that nobody compares": ("other_size > 28 &&", ""),
+    "a number that begins again": (
+        "offset == (uint64_t)offset_before + stride",
+        "offset - offset_before == stride",
+    ),
+    "a packet nobody promised": ("if (index >= to->packets ||", "if ("),
+    "a tree that is climbed by half": ("if (apart >> height == 1)", "if (height)"),
+    "a last packet as long as the others": ("at + 1 < count ? size : last", "size"),
+    "a frame that is joined to all": ("total > most_bytes ||", ""),
+}
+
+
+@needs_native
+@pytest.mark.parametrize("what", DIFFERENCES)
+def test_a_kernel_that_does_otherwise_is_noticed(what, tmp_path, monkeypatch):
+    old, new = DIFFERENCES[what]
+    text = (ROOT / sanitize.ENGINE / "kernel.c").read_text()
+    assert text.count(old) == 1
+    source, library = tmp_path / "kernel.c", tmp_path / sanitize.LIBRARY
+    source.write_text(text.replace(old, new))
+    try:
+        sanitize.compile_kernel(source, library)
+    except sanitize.CompileError as error:
+        pytest.skip(f"nothing can be compiled: {error}"[:200])
+    spec = importlib.util.spec_from_file_location("_kernel", library)
+    other = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(other)
+    monkeypatch.setattr(fuzz_kernels, "native", lambda: other)
+    with pytest.raises(Broken, match="alike"):
+        fuzz.mutate(TARGETS["kernels"], 1, fuzz.lasting(60))
 
 
 # The harness would notice if a rule did not hold.
