@@ -3,7 +3,8 @@
 ``tools/package`` writes them into build/packages, and ``tools/package lock`` renews the
 lock files.  Two builds of one commit are the same bytes, wherever and whenever they are
 made: they start from what git has, time stamps are those of the commit, archives are
-sorted, and what builds them is locked as well.
+sorted, and what builds them is locked as well.  Only the C compiler and libcrypto are
+those of the system: the same bytes take the same of both.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tools import package_deb, package_lock
+from attrs import frozen
+
+from tools import package_deb, package_lock, package_native
 from tools.package_deb import Contents, DebError
-from tools.package_lock import ARCHITECTURES, LockError
+from tools.package_lock import ARCHITECTURES, GLIBC, LockError
+from tools.package_native import NativeError
 from tools.package_parts import PartError
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +55,7 @@ def main() -> None:
             _renew_lock(options.wheels)
         else:
             _build(options)
-    except (PackageError, LockError, PartError, DebError) as error:
+    except (PackageError, LockError, PartError, DebError, NativeError) as error:
         sys.exit(f"tools/package: {error}")
 
 
@@ -129,21 +133,66 @@ def _packages(options: argparse.Namespace, place: Path) -> Sequence[Path]:
         package_deb.unpack(wheel, tools)
     _export(source)
     sdist = _normalised(_backend("build_sdist", source, tools, output, epoch), epoch)
-    # From the source archive, which so is known to have all that is needed.
-    with tarfile.open(sdist) as archive:
-        archive.extractall(place / "sdist")
-    (unpacked,) = (place / "sdist").iterdir()
-    own = _backend("build_wheel", unpacked, tools, output, epoch)
-    version = own.name.split("-")[1]
+    workshop = Workshop(sdist, tools, place, epoch)
+    wheel = _wheel(workshop, source)
+    own, glibc = _module_of_the_deb(workshop, options.arch)
     contents = Contents(
         source=source,
         own=own,
         wheels=_wheels(package_lock.PROGRAM, options),
-        version=_debian_version(version, epoch),
+        version=_debian_version(wheel.name.split("-")[1], epoch),
         architecture=options.arch,
+        glibc=max(glibc, GLIBC),
         epoch=epoch,
     )
-    return sdist, own, package_deb.build(contents, place / "tree", output)
+    deb = package_deb.build(contents, place / "tree", output)
+    return sdist, Path(shutil.move(wheel, output)), deb
+
+
+@frozen
+class Workshop:
+    """What wheels are made from, and where."""
+
+    sdist: Path  # and not the source: so it is known to have all that is needed
+    tools: Path
+    place: Path
+    epoch: int
+
+    def wheel(self, name: str, settings: Mapping[str, str]) -> Path:
+        """Make one in a folder of that name, with what nobody else has compiled."""
+        folder = self.place / name
+        with tarfile.open(self.sdist) as archive:
+            archive.extractall(folder / "source")
+        (unpacked,) = (folder / "source").iterdir()
+        (folder / "output").mkdir()
+        made = (unpacked, self.tools, folder / "output", self.epoch, settings)
+        return _backend("build_wheel", *made)
+
+
+def _wheel(workshop: Workshop, source: Path) -> Path:
+    """The wheel for any Linux, with a libcrypto of its own."""
+    (workshop.place / "libcrypto").mkdir()
+    settings = package_native.with_own_libcrypto(workshop.place / "libcrypto")
+    wheel = workshop.wheel("wheel", settings)
+    path = workshop.place / "wheel.so"
+    library = package_native.library_of(wheel, path, own_libcrypto=True)
+    return package_native.declared(wheel, library, path, source)
+
+
+def _module_of_the_deb(
+    workshop: Workshop, architecture: str
+) -> tuple[Path, tuple[int, int]]:
+    """The wheel that the Debian package is made of, and the C library that it needs."""
+    if architecture != _architecture():
+        print(
+            f"tools/package: the package for {architecture} is without the native "
+            "engine, which is compiled on such a machine only",
+            file=sys.stderr,
+        )
+        return workshop.wheel("deb", package_native.not_at_all()), GLIBC
+    wheel = workshop.wheel("deb", package_native.with_the_systems())
+    path = workshop.place / "deb.so"
+    return wheel, package_native.library_of(wheel, path, own_libcrypto=False).glibc
 
 
 def _wheels(lock: Path, options: argparse.Namespace) -> Sequence[Path]:
@@ -160,13 +209,21 @@ def _export(folder: Path) -> None:
         archive.extractall(folder)
 
 
-def _backend(hook: str, source: Path, tools: Path, output: Path, epoch: int) -> Path:
+def _backend(
+    hook: str,
+    source: Path,
+    tools: Path,
+    output: Path,
+    epoch: int,
+    settings: Mapping[str, str] | None = None,
+) -> Path:
     """Call a hook of the build backend (PEP 517); return what it has written."""
     before = {*output.iterdir()}
+    environment = os.environ | {"SOURCE_DATE_EPOCH": str(epoch), "TZ": "UTC"}
     done = subprocess.run(
         [sys.executable, "-IB", "-c", _BACKEND, str(tools), hook, str(output)],
         cwd=source,
-        env=os.environ | {"SOURCE_DATE_EPOCH": str(epoch), "TZ": "UTC"},
+        env=environment | dict(settings or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

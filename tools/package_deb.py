@@ -1,8 +1,8 @@
 """The Debian package: which file goes where, and the archive of them.
 
 The program and its parts lie in one folder, /usr/lib/alpha-trio, which nobody else
-imports from; nothing is compiled, so a package for one architecture can be made on
-another.
+imports from; nothing is compiled here, so a package for one architecture can be made
+on another.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from attrs import frozen
 
 from tools import package_parts
-from tools.package_lock import GLIBC, PYTHONS
+from tools.package_lock import PYTHONS
 
 _PROGRAM = "usr/lib/alpha-trio"
 _DOCUMENTS = "usr/share/doc/alpha-trio"
@@ -47,6 +47,7 @@ class Contents:
     wheels: Sequence[Path]  # of what it needs
     version: str  # Debian's
     architecture: str  # Debian's name of it
+    glibc: tuple[int, int]  # the oldest C library that will do
     epoch: int  # when it was committed; the time of all files
 
 
@@ -211,7 +212,7 @@ def _filled(template: Path, contents: Contents, **more: object) -> str:
         "DATE": email.utils.formatdate(contents.epoch),
         "OLDEST": _dotted(PYTHONS[0]),
         "TOO_NEW": _dotted((newest[0], newest[1] + 1)),
-        "GLIBC": _dotted(GLIBC),
+        "GLIBC": _dotted(contents.glibc),
     }
     text = template.read_text()
     for name, value in values.items():

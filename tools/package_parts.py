@@ -88,7 +88,7 @@ def _part(name: str, wheels: Sequence[Path], licences: Path) -> Part:
                 texts[Path(file).name] = archive.read(path).decode()
     if name in _NOT_SAID:
         also, licence = _NOT_SAID[name]
-        inside.append(_component(also, licence, type="library"))
+        inside.append(component(also, licence, type="library"))
         texts[also] = (licences / f"{also}.txt").read_text()
     if not texts:
         raise PartError(f"{wheels[0].name} brings no text of its licence")
@@ -193,22 +193,23 @@ def bill(own: Part, others: Sequence[Part], epoch: int) -> str:
 
 
 def _of_part(part: Part, kind: str) -> dict[str, Any]:
-    component = _component(part.name, part.licence, type=kind, version=part.version)
-    component |= {"bom-ref": part.reference, "purl": part.reference}
+    described = component(part.name, part.licence, type=kind, version=part.version)
+    described |= {"bom-ref": part.reference, "purl": part.reference}
     if part.homepage:
-        component["externalReferences"] = [{"type": "website", "url": part.homepage}]
+        described["externalReferences"] = [{"type": "website", "url": part.homepage}]
     # Several wheels, one for each Python: a component has one hash of each kind, so
     # those of files are properties.
-    component["properties"] = [
+    described["properties"] = [
         {"name": "alpha-trio:wheel:sha256", "value": each} for each in part.hashes
     ]
     if part.inside:
         prefix = part.reference
-        component["components"] = [_within(prefix, each) for each in part.inside]
-    return component
+        described["components"] = [_within(prefix, each) for each in part.inside]
+    return described
 
 
-def _component(name: str, licence: str, **more: str) -> dict[str, Any]:
+def component(name: str, licence: str, **more: str) -> dict[str, Any]:
+    """Return what a bill of materials says of something that is in a part."""
     # An expression stands alone; a single identifier is an expression as well.
     return {"name": name, "licenses": [{"expression": licence}], **more}
 

@@ -21,7 +21,7 @@ from packaging.licenses import canonicalize_license_expression
 
 from tests.ground import ROOT
 from tests.netns.pages import Walk
-from tools import package_lock, package_parts
+from tools import package_lock, package_native, package_parts
 from tools.daemons import ending
 from tools.lab import Lab, wait_until
 
@@ -354,6 +354,7 @@ def test_from_installation_to_purge(system, built, former):
         assert system.run("dpkg", "--verify", "alpha-trio") == ""
         assert key == vm1.key()
         assert_programs_can_use_it(vm1)
+        assert_the_engine_is_told(system, vm1)
 
         later.follow("Go back")
         assert "0.0.9" in system.run("alpha-trio", "--version")
@@ -381,6 +382,98 @@ def assert_programs_can_use_it(machine):
     python = ("env", "PYTHONPATH=/usr/lib/alpha-trio", "python3")
     said = machine.run(*python, f"{examples}/rates.py", "vm2", "1")
     assert said.startswith("vm2: sent 0.0 kB/s")
+
+
+def assert_the_engine_is_told(system, machine):
+    """The native one, and the one in Python if there is no such libcrypto."""
+    said = machine.run("alpha-trio", "status")
+    assert re.search(r"(?m)^Engine: native, with OpenSSL 3\.", said)
+    library = system.root / "usr/lib/alpha-trio" / package_native.LIBRARY
+    whole = library.read_bytes()
+    replace(library, whole.replace(b"libcrypto.so.3", b"libcrypto.so.9"))
+    machine.service("restart")
+    said = machine.run("alpha-trio", "status")
+    assert "Engine: python, the native one cannot be loaded (libcrypto.so.9: " in said
+    assert "packets are worked on in Python, which takes twice the CPU time" in said
+    replace(library, whole)
+    machine.service("restart")
+    assert "Engine: native" in machine.run("alpha-trio", "status")
+
+
+def replace(library, data):
+    """Whoever has it loaded keeps what it was."""
+    library.unlink()
+    library.write_bytes(data)
+
+
+# The wheel and the source archive, where there may be no compiler
+
+
+@pytest.fixture(scope="module")
+def environment(folder, built, wheels):
+    """A virtual environment with all that the program depends on."""
+    path = folder / "environment"
+    succeeded(sys.executable, "-m", "venv", "--without-pip", path)
+    lock = ROOT / package_lock.PROGRAM
+    install(path, wheels, "--require-hashes", "--requirement", lock)
+    return path
+
+
+def install(environment, wheels, *what, **settings):
+    command = [sys.executable, "-m", "pip", "--python", environment / "bin/python"]
+    command += ["install", "--no-index", "--find-links", wheels, "--no-deps"]
+    variables = own(environment.parent) | settings
+    variables.pop("PYTHONPATH")
+    return succeeded(*command, "--no-compile", *what, env=variables)
+
+
+def doctor(environment, *options):
+    """What it says of the engine."""
+    done = subprocess.run(
+        [environment / "bin/alpha-trio", "doctor", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"], "COLUMNS": "400"},
+    )
+    (line,) = (line for line in done.stdout.splitlines() if " engine" in line)
+    return line
+
+
+def test_the_wheel_has_an_engine_with_a_libcrypto_of_its_own(
+    environment, built, wheels
+):
+    install(environment, wheels, built[".whl"])
+    (home,) = environment.glob("lib/*/site-packages/alpha_trio-*.dist-info")
+    bill = json.loads((home / "sboms/openssl.cdx.json").read_text())
+    (openssl,) = bill["components"]
+    assert "manylinux" in built[".whl"].name
+    assert f"native engine (with OpenSSL {openssl['version']} " in doctor(environment)
+    assert "Apache License" in (home / "licenses/openssl.txt").read_text()
+    metadata = (home / "METADATA").read_text()
+    assert "License-Expression: MIT AND Apache-2.0\n" in metadata
+    library = home.parent / package_native.LIBRARY
+    assert "libcrypto" not in succeeded("ldd", library)
+
+    data = library.read_bytes()  # and now for a machine that there is not
+    replace(library, data[:18] + b"\xff\xff" + data[20:])
+    assert "python engine (the native one cannot be loaded" in doctor(environment)
+    config = environment / "alpha-trio.toml"
+    config.write_text('engine = "native"\n')
+    said = doctor(environment, "--config", config)
+    assert "the native engine cannot be used: the native one cannot be loaded" in said
+
+
+def test_the_source_archive_does_without_a_compiler(environment, built, wheels):
+    # With one it is known to be built: that is what the wheel is made of.
+    install(environment, wheels, "--force-reinstall", built[".gz"], CC="/bin/false")
+    assert (
+        "python engine (the native one was not built when this was installed)"
+    ) in doctor(environment)
+
+
+def test_a_package_without_its_engine_is_not_made(checkout, wheels, built, folder):
+    with pytest.raises(AssertionError, match="install gcc, libc6-dev, libssl"):
+        build(checkout, folder / "none", wheels, CC="/bin/false")
 
 
 # What is in the packages
