@@ -22,6 +22,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="leave out what needs root, hosts as network namespaces above all",
     )
+    parser.addoption(
+        "--engine",
+        choices=["native", "python"],
+        help="what works on packets in the core's tests and in daemons; by default the "
+        "native one, where it was built",
+    )
 
 
 def pytest_collection_modifyitems(
@@ -50,9 +56,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def own_ground(tmp_path_factory: pytest.TempPathFactory) -> None:
+def own_ground(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> None:
     """An environment that nobody else has a part in."""
     ground.of_its_tests(tmp_path_factory.mktemp("tmp"))
+    if engine := pytestconfig.getoption("engine"):
+        os.environ["ALPHA_TRIO_ENGINE"] = engine
     leftovers.adopt_orphans()
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from alpha_trio.proto.engine import find
 from tests.netns.traffic import (
     OVERHEAD,
     Tap,
@@ -59,8 +60,9 @@ def talk(vm1, vm2, address):
 
 
 @pytest.mark.parametrize("strictness", [0, 1, 2])
-def test_all_that_two_hosts_say_goes_through_the_tunnel(pair, strictness):
+def test_all_that_two_hosts_say_goes_through_the_tunnel(pair, strictness, pytestconfig):
     vm1, vm2 = pair
+    engine = pytestconfig.getoption("engine") or find("auto").name
     for host in pair:
         for scope in ("all", "default", "eth0"):
             host.sysctl(f"net.ipv4.conf.{scope}.rp_filter", strictness)
@@ -68,6 +70,7 @@ def test_all_that_two_hosts_say_goes_through_the_tunnel(pair, strictness):
     with Daemon(vm1) as one, Daemon(vm2) as two:
         one.cli("peers", "add", "vm2", vm2.address)
         two.cli("peers", "add", "vm1", vm1.address)
+        assert one.status()["engine"]["name"] == engine
         with Tap(vm1) as tap:
             talk(vm1, vm2, vm2.address)
             talk(vm2, vm1, vm1.address)

@@ -12,8 +12,8 @@ from alpha_trio.proto.transport import alpha
 
 
 @pytest.fixture(autouse=True, scope="session")
-def engine() -> None:
-    """The one that ALPHA_TRIO_ENGINE names, as in daemons."""
+def engine(own_ground: None) -> None:
+    """The one that ALPHA_TRIO_ENGINE names, as in daemons; see ``--engine``."""
     choose(os.environ.get("ALPHA_TRIO_ENGINE") or "auto")
 
 

@@ -339,6 +339,11 @@ def test_the_native_one_is_taken_unless_told_otherwise():
         engine.choose("fast")
 
 
+def test_this_run_has_the_engine_that_it_was_asked_for(pytestconfig):
+    asked = pytestconfig.getoption("engine") or engine.find("auto").name
+    assert engine.chosen().name == asked
+
+
 class Otherwise:
     """A kernel that does one thing as it should not."""
 
