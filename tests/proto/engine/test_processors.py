@@ -1,4 +1,4 @@
-"""The native engine on processors that have no instructions for AES and SHA-256."""
+"""The native engine where processor or libcrypto cannot do what they usually can."""
 
 import os
 import subprocess
@@ -23,11 +23,28 @@ print(info(1008))
 """
 
 
-def said_by(*command):
+FIND = """
+from alpha_trio.proto.engine import find
+choice = find("auto")
+print(choice.name, choice.why)
+"""
+# As an administrator's that allows certain algorithms, and forgets AES.
+NO_ALGORITHMS = """
+openssl_conf = all
+[all]
+providers = providers
+[providers]
+null = null
+[null]
+activate = 1
+"""
+
+
+def said_by(*command, settings=WITHOUT):
     done = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env=os.environ | WITHOUT,
+        env=os.environ | settings,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -47,3 +64,11 @@ def test_kernels_do_the_same_without_special_instructions():
     said = said_by(*pytest_, *tests)
     assert " passed" in said
     assert "skipped" not in said
+
+
+def test_a_libcrypto_that_may_not_encrypt_is_not_used(tmp_path):
+    config = tmp_path / "openssl.cnf"
+    config.write_text(NO_ALGORITHMS)
+    said = said_by("-c", FIND, settings={"OPENSSL_CONF": str(config)})
+    assert said.startswith("python the native one failed its self-test (RuntimeError: ")
+    assert "libcrypto has no AES-256-CTR" in said
