@@ -121,6 +121,8 @@ def _frame(message: Mapping[str, Any], limit: int) -> bytes:
         body = msgpack.packb(message)
     except UnicodeEncodeError as error:
         raise BadFrame(f"{error.object!r} is not valid UTF-8 text") from error
+    except OverflowError as error:
+        raise BadFrame("a number has more than 64 bits; give a smaller one") from error
     if len(body) > limit:
         raise BadFrame(f"a message of {len(body)} bytes is over the limit of {limit}")
     return HEADER.pack(len(body)) + bytes(body)

@@ -122,7 +122,7 @@ def convert(path: Path) -> Converted:
     Raises:
       ConfigError: one line with file and line.
     """
-    file = files.read_text(path)
+    file = files.read_text(path, pipe=True)
     sections = _sections(file)
     if not sections:
         raise ConfigError(

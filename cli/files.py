@@ -25,7 +25,9 @@ def check(file: str | None) -> None:
     from alpha_trio.settings import DEFAULT_CONFIG, load_settings
 
     try:
-        settings = load_settings(Path(file) if file else None, {}, given_by="the name")
+        settings = load_settings(
+            Path(file) if file else None, {}, given_by="the name", pipe=True
+        )
     except ConfigError as error:
         raise _but_the_last_told(error) from None
     if settings.config_file is None:

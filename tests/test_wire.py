@@ -132,6 +132,11 @@ def test_text_that_is_not_utf8_is_not_sent():
         wire.encode_request("peers.add", {"name": "\udcff"})
 
 
+def test_a_number_that_no_message_can_hold_is_not_sent():
+    with pytest.raises(BadFrame, match="more than 64 bits"):
+        wire.encode_request("peers.add", {"settings": {"mtu": 1 << 64}})
+
+
 def test_default_socket_is_the_one_of_the_configuration():
     assert Path(wire.DEFAULT_SOCKET) == DEFAULT_SOCKET
 

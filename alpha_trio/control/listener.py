@@ -39,6 +39,7 @@ class Access:
     group: str | None
     setting: str  # where the group comes from
     directory_mode: int | None  # None: the directory is the other socket's business
+    state_dir: Path  # ours alone, and so locked already
 
     @classmethod
     def to_all(cls, settings: Settings) -> Self:
@@ -48,12 +49,24 @@ class Access:
             # A directory has one group: the other one passes as everybody does, and
             # what they find in there has modes of its own.
             mode |= 0o011
-        return cls(settings.socket, settings.socket_group, "socket_group", mode)
+        return cls(
+            settings.socket,
+            settings.socket_group,
+            "socket_group",
+            mode,
+            settings.state_dir,
+        )
 
     @classmethod
     def to_status(cls, settings: Settings) -> Self:
         """The socket beside it, by which can only be asked."""
-        return cls(settings.status_socket, settings.status_group, "status_group", None)
+        return cls(
+            settings.status_socket,
+            settings.status_group,
+            "status_group",
+            None,
+            settings.state_dir,
+        )
 
 
 @define(eq=False)
@@ -207,7 +220,8 @@ async def _lock_directory(
         made = _make_directory(path, access.directory_mode, gid)
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            await _lock(directory, path)
+            if not _is_same(directory, access.state_dir):
+                await _lock(directory, path)
             if os.fstat(directory).st_nlink:
                 return directory, made
         except BaseException:
@@ -231,6 +245,13 @@ def _make_directory(path: Path, mode: int | None, gid: int | None) -> bool:
     return made
 
 
+def _is_same(directory: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(directory), path.stat())
+    except OSError:
+        return False
+
+
 async def _lock(directory: int, path: Path) -> None:
     with trio.move_on_after(LOCK_SECONDS):
         while True:
@@ -239,9 +260,11 @@ async def _lock(directory: int, path: Path) -> None:
                 return
             # It is held for a few system calls only; not worth a thread.
             await trio.sleep(0.01)
+    holder = holders.of_lock(directory)
+    stop = f"stop it by '{holder.stop}'" if holder else "end it"
     raise StartError(
-        f"another program holds a lock on {path}: end it or choose another place for "
-        "the control socket with --socket"
+        f"{holder or 'another program'} holds a lock on {path}: {stop} or choose "
+        "another place for the control socket with --socket"
     )
 
 

@@ -120,11 +120,19 @@ def _state_directory(path: Path) -> Check:
             )
         absent = "" if existing == path else ", will be created"
         return Check(True, f"state directory {path} can be written{absent}")
+    if _read_only(existing):
+        what, remedy = "is on a file system that is read-only", "mount it writable"
+    else:
+        what, remedy = "is not a directory you can write to", "run as root"
     return Check(
         False,
-        f"state directory {path}: {existing} is not a directory you can write to",
-        "run as root, or choose another place by --state-dir",
+        f"state directory {path}: {existing} {what}",
+        f"{remedy}, or choose another place by --state-dir",
     )
+
+
+def _read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def _key(path: Path) -> Check:

@@ -140,7 +140,11 @@ _OPTIONS: Parsers = {
 
 
 def load_settings(
-    path: Path | None, options: Mapping[str, object], *, given_by: str = "--config"
+    path: Path | None,
+    options: Mapping[str, object],
+    *,
+    given_by: str = "--config",
+    pipe: bool = False,
 ) -> Settings:
     """Settings from the config file and the command-line options; options win.
 
@@ -149,12 +153,13 @@ def load_settings(
       options: values by option name with ``_`` for ``-``.  What is absent, None or
         an empty list was not given.
       given_by: what the path was given by, for who mistyped it.
+      pipe: the file may be one; a daemon's may not, which reads it again.
 
     Raises:
       ConfigError: a line for each mistake with file, line, key, value and remedy.
       WrongUsage: the same of an option.
     """
-    document = _read_document(path, given_by)
+    document = _read_document(path, given_by, pipe)
     found = _file_fields(document)
     given = _option_fields(options)
     disabled = found.pop("disabled_offloads") | given.pop("disabled_offloads")
@@ -197,7 +202,7 @@ def load_peers(path: Path) -> tuple[PeerSettings, ...]:
     Raises:
       ConfigError: a line for each mistake, with file, line, key, value and remedy.
     """
-    document = _parse_document(files.read_text(path))
+    document = _parse_document(files.read_text(path, pipe=True))
     mistakes = v.Mistakes()
     with mistakes.noted():
         _read({"peers": v.table}, document.values, document.place)
@@ -588,9 +593,9 @@ def _split_keys(dotted: str) -> tuple[str, ...]:
     return tuple(key.strip("\"'") for key in re.findall(_KEY, dotted))
 
 
-def _read_document(path: Path | None, given_by: str) -> _Document:
+def _read_document(path: Path | None, given_by: str, pipe: bool) -> _Document:
     try:
-        file = files.read_text(path or DEFAULT_CONFIG, given_by)
+        file = files.read_text(path or DEFAULT_CONFIG, given_by, pipe=pipe)
     except files.Absent:
         if path is None:
             return _Document()

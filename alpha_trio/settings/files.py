@@ -12,6 +12,7 @@ import os
 import stat
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 from attrs import field, frozen
 
@@ -24,6 +25,8 @@ MOST = 256  # characters of a file that holds one key
 MOST_TEXT = 8 << 20  # bytes of any other: some 40,000 peers
 
 STDIN = Path("-")
+_NOTHING = Path(os.devnull)
+NOT_ORDINARY = "it is no ordinary file"
 
 
 @frozen
@@ -39,18 +42,36 @@ class Absent(ConfigError):
     """There is no such file."""
 
 
-def read_text(path: Path, given_by: str = "the name") -> File:
+def ordinary(path: str | Path, dir_fd: int | None = None) -> BinaryIO:
+    """A file opened to be read, without ever waiting for who may write into it.
+
+    Raises:
+      OSError: also if it is a pipe, a device or the like.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    if not stat.S_ISREG(os.fstat(fd).st_mode) and not os.path.isdir(fd):
+        os.close(fd)
+        raise OSError(errno.EINVAL, NOT_ORDINARY)
+    try:
+        return open(fd, "rb")
+    except BaseException:  # a directory, which open refuses in better words
+        os.close(fd)
+        raise
+
+
+def read_text(path: Path, given_by: str = "the name", *, pipe: bool = False) -> File:
     """A file, or standard input, for ``-``.
 
     Args:
       given_by: what the path was given by.
+      pipe: it may be one, and whoever writes into it is waited for.
 
     Raises:
       ConfigError: one line; Absent if there is none.
     """
     shown = Path("standard input") if path == STDIN else path
     try:
-        raw, status = _read_bytes(path)
+        raw, status = _read_bytes(path, pipe)
     except FileNotFoundError:
         raise Absent(f"{path}: there is no such file; check {given_by}") from None
     except OSError as error:
@@ -73,12 +94,15 @@ def read_text(path: Path, given_by: str = "the name") -> File:
         ) from None
 
 
-def _read_bytes(path: Path) -> tuple[bytes, os.stat_result | None]:
+def _read_bytes(path: Path, pipe: bool) -> tuple[bytes, os.stat_result | None]:
     if path == STDIN:
         if sys.stdin is None:  # closed by who started us
             raise OSError(errno.EBADF, "it is closed")
         return sys.stdin.buffer.read(MOST_TEXT + 1), None
-    with path.open("rb") as file:
+    # Of a pipe there is nothing left when a daemon reads it again: no peers at all.
+    # /dev/null is the usual name of a file that has nothing in it.
+    waits = pipe or path == _NOTHING
+    with path.open("rb") if waits else ordinary(path) as file:
         return file.read(MOST_TEXT + 1), os.fstat(file.fileno())
 
 
@@ -95,11 +119,6 @@ def remedy(path: Path, status: os.stat_result, right: int) -> str | None:
     return None
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Nobody may ever write into a pipe that stands where a file should."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def read_psk(path: Path) -> str:
     """The pre-shared key that a file holds, as text.
 
@@ -107,15 +126,13 @@ def read_psk(path: Path) -> str:
       ConfigError: one line without anything of the content.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        with ordinary(path) as file:
             status = os.fstat(file.fileno())
-            content = file.read(MOST) if stat.S_ISREG(status.st_mode) else None
+            content = file.read(MOST)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read: {error.strerror}; give a file that may be read"
         ) from None
-    if content is None:
-        raise ConfigError(f"{path}: this is no ordinary file; put the key into one")
     if (command := remedy(path, status, READ)) is not None:
         raise ConfigError(
             f"{path}: others may read this secret; forbid it by '{command}', and make "

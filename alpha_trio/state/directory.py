@@ -69,7 +69,7 @@ class StateDirectory:
         Raises StateError.
         """
         try:
-            with open(os.open(name, os.O_RDONLY, dir_fd=self._fd), "rb") as file:
+            with files.ordinary(name, self._fd) as file:
                 self._refuse_others(name, os.fstat(file.fileno()), files.WRITE)
                 self._content[name] = file.read()
                 return self._content[name]

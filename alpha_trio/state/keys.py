@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from base64 import b64decode, b64encode
 from pathlib import Path
@@ -9,9 +10,14 @@ from pathlib import Path
 from alpha_trio.errors import StartError
 from alpha_trio.proto.messages import KEY_SIZE
 from alpha_trio.proto.primitives import Identity
+from alpha_trio.settings import files
 from alpha_trio.state.directory import StateDirectory
 
 KEY_FILE = "host.key"
+
+_LET_READ = "run this as root, or as the user the file belongs to"
+_REMEDIES = {errno.EACCES: _LET_READ, errno.EPERM: _LET_READ}
+_OTHER_REMEDY = "mend that, or choose another place by --state-dir"
 
 _OTHERS = 0o077  # every right of group and others
 
@@ -43,15 +49,15 @@ def read_identity(state_dir: Path) -> Identity | None:
     """
     path = state_dir / KEY_FILE
     try:
-        with path.open("rb") as file:
+        with files.ordinary(path) as file:
             status = os.fstat(file.fileno())
-            content = file.read()
+            content = file.read(files.MOST)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise StartError(
-            f"{path}: cannot be read: {error.strerror}; run this as root, or as the "
-            "user the file belongs to"
+            f"{path}: cannot be read: {error.strerror}; "
+            f"{_REMEDIES.get(error.errno or 0, _OTHER_REMEDY)}"
         ) from None
     if status.st_uid not in (0, os.geteuid()):
         raise StartError(

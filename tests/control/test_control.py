@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from alpha_trio.errors import AlphaTrioError, PeerError, StartError, UnknownPeer
 from alpha_trio.journal import Journal
 from alpha_trio.journal.hub import EVENT_QUEUE, EventHub
 from alpha_trio.settings import Settings
+from alpha_trio.state.directory import StateDirectory
 
 
 class Commands(dict):
@@ -677,9 +678,17 @@ async def test_lock_that_is_never_released(path, autojump_clock):
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
-        assert "another program holds a lock" in await refused(path)
+        said = await refused(path)
+        assert f"(process {os.getpid()}) holds a lock on {path.parent}: stop it" in said
     finally:
         os.close(directory)
+
+
+async def test_beside_what_else_this_daemon_keeps(path, nursery, connect):
+    with closing(StateDirectory(path.parent)):
+        settings = Settings(socket=path, state_dir=path.parent)
+        await nursery.start(ControlServer(settings, Commands(), Journal()).run)
+        assert await (await connect()).call("echo") == {}
 
 
 async def test_socket_of_a_successor_is_not_removed(tmp_path):

@@ -203,6 +203,14 @@ def test_whether_iptables_lets_datagrams_in(rules, ok):
     assert check["ok"] is ok, check
 
 
+def test_a_state_directory_that_is_read_only():
+    checks = diagnose("mount -t tmpfs -o ro,mode=700 none /var/lib")
+    check = found(checks, "state directory")
+    assert not check["ok"]
+    assert "file system that is read-only" in check["what"]
+    assert check["remedy"].startswith("mount it writable, or")
+
+
 def test_a_packet_filter_that_cannot_be_read_is_not_said_to_be_open():
     check = found(diagnose(run=ROOTLESS), "packet filter: whether")
     assert (check["ok"], check["remedy"]) == (None, "run as root")

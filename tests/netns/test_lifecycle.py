@@ -245,6 +245,25 @@ def test_a_watchdog_is_fed_and_told_where_a_stuck_daemon_was(pair):
         assert one.status()["health"] == []
 
 
+def test_a_pipe_where_the_configuration_was_holds_nothing_up(pair):
+    vm1, vm2 = pair
+    with Daemon(vm1) as one, Daemon(vm2) as two:
+        introduce(one, two)
+        one.config_file.unlink(missing_ok=True)
+        os.mkfifo(one.config_file)
+        done = one.cli("reload", check=False)
+        assert done.returncode == 1
+        assert "it is no ordinary file" in done.stderr
+        ping(vm1, vm2.address)
+
+
+def test_an_ipv6_address_where_there_is_no_ipv6(pair):
+    vm1, _ = pair
+    vm1.run("sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+    text = start_and_fail(vm1, "--address", "fd09::1/64")
+    assert "address fd09::1/64: IPv6 is disabled; enable it by 'sysctl -w" in text
+
+
 def test_a_state_directory_removed_under_the_daemon(pair):
     vm1, vm2 = pair
     state = vm1.directory / "state"
@@ -310,7 +329,8 @@ def test_start_with_the_port_taken(pair):
     with vm1.socket() as other:
         other.bind(("", 1234))
         line = start_and_fail(vm1)
-    assert "UDP port 1234 is taken by pytest" in line
+    own_name = Path("/proc/self/comm").read_text().strip()
+    assert f"UDP port 1234 is taken by {own_name}" in line
     assert f"(process {os.getpid()})" in line
     assert "--port" in line
     with vm1.socket(socket.AF_INET6) as other:

@@ -738,6 +738,26 @@ def test_a_psk_file_that_cannot_be_read(write, tmp_path):
         assert said in refusal(lambda: protected(write, 0o600, psk_file=str(path)))  # noqa: B023
 
 
+def test_the_daemon_never_waits_for_a_config_that_is_a_pipe(tmp_path):
+    """It would carry no packets meanwhile; and what was read from one is gone."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    assert f"{path}: cannot be read: it is no ordinary file" in refusal(
+        load_settings, path, {}
+    )
+    assert load_settings(Path(os.devnull), {}).peers == ()
+
+
+def test_who_only_looks_may_give_a_pipe():
+    reader, writer = os.pipe()
+    os.write(writer, b"port = 5")
+    os.close(writer)
+    try:
+        assert load_settings(Path(f"/dev/fd/{reader}"), {}, pipe=True).port == 5
+    finally:
+        os.close(reader)
+
+
 # Peers side by side
 
 

@@ -131,6 +131,13 @@ def test_a_link_to_where_the_key_is_not_now_is_not_replaced(directory, key_file)
     assert os.listdir(key_file.parent) == ["host.key"]
 
 
+def test_a_pipe_in_its_place_is_not_waited_for(directory, key_file):
+    os.mkfifo(key_file)
+    text = refusal(StartError, load_identity, directory)
+    assert text.startswith(f"{key_file}: cannot be read: it is no ordinary file; ")
+    assert "run this as root" not in text
+
+
 READ_AS_NOBODY = """
 import os, sys
 from pathlib import Path

@@ -473,3 +473,10 @@ def test_a_mended_file_can_be_saved_again(tmp_path):
         assert store.load() == [PeerSettings("vm2")]
         store.save([VM3])
         assert store.load() == [VM3]
+
+
+@pytest.mark.parametrize("name", ["peers.json", "pins.json"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(store, tmp_path, name):
+    os.mkfifo(tmp_path / "state" / name)
+    text = refusal(StateError, store.load if name == "peers.json" else store.pins)
+    assert f"{name}: cannot be read: it is no ordinary file" in text

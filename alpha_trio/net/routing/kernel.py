@@ -562,6 +562,11 @@ def _reason(refusal: NetlinkError) -> str:
     if refusal.code == errno.EPERM:
         return "not permitted; run as root or with CAP_NET_ADMIN"
     _, text = refusal.args
+    if refusal.code == errno.EACCES and "IPv6 is disabled" in text:
+        return (
+            "IPv6 is disabled; enable it by 'sysctl -w net.ipv6.conf.all.disable_ipv6=0"
+            " net.ipv6.conf.default.disable_ipv6=0', or do without IPv6 here"
+        )
     known = os.strerror(refusal.code)
     text = text.rstrip(".")
     return text if text == known else f"{text} ({known})"
