@@ -22,8 +22,46 @@ INTERRUPTED = 130  # what a shell makes of a command that Ctrl-C ended
 # among them: whoever reads has had enough, as head has.
 _UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
-# Completed by the shell.  Whether a path can be used, only its user can tell.
-PATH = click.Path(readable=False)
+
+class _Path(click.Path):
+    """Completed by the shell.  Whether a path can be used, only its user can tell.
+
+    An empty one comes from a variable that is not set; what then was used instead
+    would be another file than the one that was meant.
+    """
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        if value == "":
+            self.fail("the text is empty; fill it in or leave it out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(readable=False)
+PATH_OR_NOTHING = click.Path(readable=False)
+
+
+class Whole(click.types.IntParamType):
+    """A whole number; not with the signs and digits that only Python knows as well."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
+        refuse_odd_number(self, value, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def refuse_odd_number(
+    kind: click.ParamType[Any],
+    value: Any,
+    param: click.Parameter | None,
+    ctx: click.Context | None,
+) -> None:
+    """Raise BadParameter for 1_000 and for digits of other scripts."""
+    if isinstance(value, str) and not (value.isascii() and "_" not in value):
+        kind.fail(f"{value!r} is not a number", param, ctx)
+
 
 _SOCKET = f"{__name__}.socket"
 

@@ -7,7 +7,9 @@ print where in somebody's module it came.
 from __future__ import annotations
 
 import gc
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,7 +28,22 @@ def importing() -> Iterator[None]:
         gc.enable()
 
 
+def _have_standard_files() -> None:
+    """Open what our starter closed: else a socket would be what errors are written to.
+
+    Standard input stays closed to who asks for it.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(opened)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
 def main() -> None:
+    _have_standard_files()
     ours = signal.getsignal(signal.SIGINT)
     if ours is not signal.SIG_IGN:  # it is in what a script runs in the background
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -12,7 +12,7 @@ import click
 
 from alpha_trio.errors import AlphaTrioError
 
-from .app import PATH, Command, connect, given_socket
+from .app import PATH, Command, Whole, connect, given_socket
 from .complete import PeerName, Words
 from .entry import importing
 from .words import counted
@@ -79,7 +79,7 @@ def settings_of(config: str | None, **options: Any) -> Settings:
 @interface_option
 @click.option(
     "--port",
-    type=int,
+    type=Whole(),
     metavar="N",
     help="Listen at this UDP port; without it, 1234.",
 )
@@ -261,6 +261,8 @@ def pre_shared(path: str) -> str:
 
     if path != "-":
         return files.read_psk(Path(path))
+    if sys.stdin is None:
+        raise AlphaTrioError("standard input is closed; write the key into it")
     content = sys.stdin.buffer.read(files.MOST)
     return values.psk(content.decode("ascii", "replace").strip())
 

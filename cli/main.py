@@ -18,7 +18,14 @@ import alpha_trio
 from alpha_trio.errors import AlphaTrioError, NoDaemon, TimedOut
 
 from . import files, local, transfer
-from .app import PATH, Program, connect, status_of
+from .app import (
+    PATH,
+    PATH_OR_NOTHING,
+    Program,
+    connect,
+    refuse_odd_number,
+    status_of,
+)
 from .complete import MODES, SWITCH, PeerName, Words
 from .transfer import take_over
 from .words import event_line, plain_warning, restart_needed, trust
@@ -43,6 +50,7 @@ class Seconds(click.FloatRange):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
+        refuse_odd_number(self, value, param, ctx)
         seconds = float(super().convert(value, param, ctx))
         if isnan(seconds):
             self.fail(f"{value!r} is not a number.", param, ctx)
@@ -99,7 +107,8 @@ def _size(
     context: click.Context, option: click.Parameter, typed: str | None
 ) -> int | str | None:
     """The setting behind a number or "auto"; whether it can be is the daemon's word."""
-    return int(typed) if typed and typed.isdecimal() else typed
+    whole = typed and typed.isascii() and typed.isdecimal()
+    return int(typed) if typed and whole else typed
 
 
 def _secret(
@@ -121,7 +130,7 @@ def peer_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option(
             "--keepalive",
-            type=float,
+            type=Seconds(),
             metavar="SECONDS",
             help="Send a keepalive so often, to hold a way through NAT open; 0, the "
             "default, sends none.",
@@ -174,7 +183,7 @@ def peer_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--psk-file",
             "psk",
-            type=PATH,
+            type=PATH_OR_NOTHING,
             callback=_secret,
             metavar="PATH",
             help="Read the pre-shared key of both hosts from this file; '-' is "

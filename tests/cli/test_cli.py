@@ -1586,11 +1586,50 @@ def test_run_passes_its_options_on(tmp_path, monkeypatch):
         ["peers", "nonsense"],
         ["nonsense"],
         ["key", "show", "more"],
+        # What a variable is that nobody has set.
+        ["--socket", "", "status"],
+        ["run", "--config", ""],
+        ["cleanup", "--config", ""],
+        ["keygen", "--state-dir", ""],
+        ["check", ""],
+        ["import-wg", ""],
+        ["peers", "import", ""],
+        ["trace", "vm2", "--svg", ""],
+        # Numbers that only Python knows.
+        ["run", "--port", "12_34"],
+        ["run", "--port", "\u0661\u0662"],
+        ["peers", "add", "vm2", "--keepalive", "1_0"],
+        ["peers", "add", "vm2", "--keepalive", "nan"],
+        ["wait", "vm2", "--timeout", "1_0"],
     ],
 )
 def test_wrong_usage_needs_no_daemon_to_be_told(tmp_path, arguments):
     nowhere = str(tmp_path / "control.sock")
     call("--socket", nowhere, *arguments, code=2)
+
+
+def test_a_size_is_not_written_in_digits_of_other_scripts(served):
+    said = call("peers", "add", "vm2", "--mtu", "\u0663\u0660\u0660", code=2)
+    assert "not a whole number" in said
+    assert "more than 64 bits" in call("peers", "add", "x", "--mtu", "9" * 30, code=2)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("command", ["status", "peers list", "--help", "key psk"])
+def test_what_is_closed_is_only_not_written_to(served, closed, command):
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *PROGRAM, *command.split()]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (not closed.startswith(">"))
+
+
+def test_a_secret_is_not_read_from_what_is_closed(served):
+    words = ["peers", "add", "vm2", "--psk-file", "-"]
+    shell = ["sh", "-c", '"$@" <&-', "sh", *PROGRAM, *words]
+    done = subprocess.run(shell, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("alpha-trio: standard input is closed")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("group", [[], ["peers"], ["key"]])
