@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+import alpha_trio
 from alpha_trio.errors import AlphaTrioError, UnknownPeer, WrongUsage
 from alpha_trio.rpc import DEFAULT_SOCKET, Client
 
@@ -64,6 +65,7 @@ def refuse_odd_number(
 
 
 _SOCKET = f"{__name__}.socket"
+_VERSION = f"{__name__}.version"
 
 
 class Command(click.Command):
@@ -139,6 +141,13 @@ class Program(Group):
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except (KeyError, TypeError) as error:
+            if (other := ctx.meta.get(_VERSION)) in (None, alpha_trio.__version__):
+                raise
+            raise AlphaTrioError(
+                f"the daemon is version {other}, this program {alpha_trio.__version__},"
+                f" and misses {error} in what it says: restart the daemon"
+            ) from error
 
 
 def _write_anything() -> None:
@@ -220,10 +229,12 @@ def connect(patience: float | None = None) -> AbstractContextManager[Client]:
     return nullcontext(Client(socket_of(click.get_current_context()), patience))
 
 
-def status_of(client: Client, name: str | None) -> dict[str, Any]:
+def status_of(client: Client, name: str | None = None) -> dict[str, Any]:
     """The status document; with a name, that of this peer alone, or UnknownPeer."""
     args = {} if name is None else {"name": name}
     status: dict[str, Any] = client.call("status", args)
+    # An upgraded program may meet the daemon of before, and that one lack something.
+    click.get_current_context().meta[_VERSION] = status["version"]
     if name is not None:  # an older daemon tells of all
         named = [peer for peer in status["peers"] if peer["name"] == name]
         status["peers"] = named

@@ -12,7 +12,7 @@ import click
 
 from alpha_trio.errors import AlphaTrioError
 
-from .app import PATH, Command, Whole, connect, given_socket
+from .app import PATH, Command, Whole, connect, given_socket, status_of
 from .complete import PeerName, Words
 from .entry import importing
 from .words import counted
@@ -241,10 +241,10 @@ def _told_by_daemon(settings: Settings) -> list[Check]:
     from alpha_trio.rpc import Client
 
     try:
-        status = Client(settings.socket).status()
+        status = status_of(Client(settings.socket))
     except AlphaTrioError:  # there is a line about it already
         return []
-    astray = status["astray"]
+    astray = status.get("astray", ())  # a daemon of before an upgrade has none
     health = [
         Check(None if line not in astray else False, line) for line in status["health"]
     ]

@@ -424,7 +424,7 @@ def trace(name: str, as_json: bool, seconds: float, svg: str | None) -> None:
 def metrics() -> None:
     """Print the state as Prometheus text."""
     with connect() as client:
-        document = client.call("status")
+        document = status_of(client)
     from .metrics import metrics_text
 
     click.echo(metrics_text(document), nl=False)

@@ -1608,6 +1608,17 @@ def test_wrong_usage_needs_no_daemon_to_be_told(tmp_path, arguments):
     call("--socket", nowhere, *arguments, code=2)
 
 
+def test_a_daemon_of_before_an_upgrade_is_to_be_restarted(node):
+    node.document["version"] = "0.0.9"
+    call("status")
+    del node.document["interface"]
+    for command in ("status", "metrics"):
+        said = call(command, code=1)
+        assert "daemon is version 0.0.9, this program 0.1.0" in said
+        assert said.endswith("restart the daemon\n")
+    assert json.loads(call("status", "--json"))["version"] == "0.0.9"
+
+
 def test_a_size_is_not_written_in_digits_of_other_scripts(served):
     said = call("peers", "add", "vm2", "--mtu", "\u0663\u0660\u0660", code=2)
     assert "not a whole number" in said
