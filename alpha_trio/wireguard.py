@@ -227,6 +227,8 @@ class _Conversion:
             "Table": self._table,
         }
         for entry in section.entries:
+            if not entry.value:  # as wg-easy writes hooks that it has not
+                continue
             if entry.key in special:
                 special[entry.key](entry)
             else:

@@ -75,6 +75,13 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.params.append(socket_option())
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:  # an option without its value knows none
+            error.ctx = error.ctx or ctx
+            raise
+
     def get_short_help_str(self, limit: int = 0) -> str:
         return _first_sentence(self)
 

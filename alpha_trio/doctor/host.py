@@ -163,7 +163,8 @@ def _control_socket(path: Path) -> Check:
         return Check(
             None,
             f"control socket {path} is not for you",
-            "run as root, or join the group named by socket_group",
+            "run as root, or join the group named by socket_group; status and the like "
+            "work for that of status_group",
         )
     except OSError as error:
         return Check(

@@ -1619,6 +1619,11 @@ def test_a_daemon_of_before_an_upgrade_is_to_be_restarted(node):
     assert json.loads(call("status", "--json"))["version"] == "0.0.9"
 
 
+def test_an_option_without_its_value_names_the_help_of_its_command():
+    assert "see 'alpha-trio run --help'" in call("run", "--port", code=2)
+    assert "see 'alpha-trio peers add --help'" in call("peers", "add", "--key", code=2)
+
+
 def test_a_size_is_not_written_in_digits_of_other_scripts(served):
     said = call("peers", "add", "vm2", "--mtu", "\u0663\u0660\u0660", code=2)
     assert "not a whole number" in said

@@ -343,6 +343,11 @@ def test_a_wireguard_configuration_becomes_one_of_ours(write, ending):
     assert "10.3.0.0/16 is a later peer's, as with WireGuard" in "\n".join(remarks)
 
 
+def test_a_hook_that_is_none_is_not_told(write):
+    wg = write("[Interface]\nPostUp =\nPreDown = \nAddress = 10.8.0.1/24\n", "wg0.conf")
+    assert invoke("import-wg", wg) == (0, 'addresses = ["10.8.0.1/24"]\n', [])
+
+
 def test_routes_by_hand_stay_by_hand(write):
     wg = f"[Interface]\nTable = off\n[Peer]\nPublicKey={WG_KEY}\nAllowedIPs=10.0.0.0/8"
     code, output, remarks = invoke("import-wg", write(wg, "wg0.conf"))
