@@ -62,8 +62,11 @@ class Waiting:
 
     @property
     def held(self) -> int:
-        """Bytes of memory, about: small packets are mostly the objects around them."""
-        return self.end - self.begin + len(self.headers) + _OBJECTS
+        """Bytes of memory, about: small packets are mostly the objects around them.
+
+        A part of a payload keeps all of it.
+        """
+        return len(self.payload) + len(self.headers) + _OBJECTS
 
     @property
     def head(self) -> bytes:
