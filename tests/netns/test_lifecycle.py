@@ -36,7 +36,7 @@ from tools.lab import wait_until
 
 pytestmark = [pytest.mark.netns, pytest.mark.cold]
 
-SETTLING_SECONDS = 1  # the last rounds still have their timers
+SETTLING_SECONDS = 2  # the last rounds still have their timers
 IDLE_SECONDS = 2
 HANDSHAKE = (Kind.SYN, Kind.ACK, Kind.ACKACK)
 

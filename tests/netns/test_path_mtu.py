@@ -142,6 +142,8 @@ def test_a_path_that_shrinks_without_icmp_carries_tcp_again(lab):
         send_tcp(vm1, vm2, vm2.address)
         takes(one, "vm2", 1280)
         send_tcp(vm2, vm1, vm1.address)
+        # vm1 asks for segments that fit: only something else is too large.
+        ping(vm2, vm1.address, "-s", "1300", check=False)
         takes(two, "vm1", 1280)
 
 
