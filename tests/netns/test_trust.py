@@ -295,8 +295,11 @@ def test_a_pin_that_comes_back_after_it_was_forgotten_is_saved_again(pair):
         introduce(one, two)
         one.cli("wait", "vm2", "--timeout", "10")
         wait_until(lambda: pins_of(one), "a saved pin")
+        # Or it would be there again before anybody has looked.
+        two.cli("peers", "remove", "vm1")
         one.cli("peers", "set", "vm2", "--key", "")
         assert pins_of(one) == {}
+        add(two, "vm1", one.host.address)
         one.cli("wait", "vm2", "--timeout", "10")
         wait_until(lambda: pins_of(one) == {"vm2": two.status()["key"]}, "a saved pin")
 
