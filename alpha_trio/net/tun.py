@@ -115,7 +115,10 @@ class Tun:
 
     async def wait_readable(self) -> None:
         """Wait until a packet is there.  A checkpoint; cancellation loses nothing."""
-        await trio.lowlevel.wait_readable(self._fd)
+        if self._ahead is not None:  # a batch that ended early left it
+            await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.wait_readable(self._fd)
 
     def start_batch(self, most: int) -> None:
         """Reuse the buffer: views handed out so far hold no longer.
@@ -142,7 +145,7 @@ class Tun:
         if frame is None or train is None:
             return frame
         start = self._filled - len(frame)
-        while (other := self._read()) is not None:
+        while (other := self._read_on()) is not None:
             end = start + train.size
             if not train.takes(other):
                 self._ahead = other
@@ -153,6 +156,13 @@ class Tun:
         frame = self._buffer[start : start + train.size]
         train.finish(frame)
         return frame
+
+    def _read_on(self) -> memoryview | None:
+        """The next frame behind a train; what the host refuses, the next read says."""
+        try:
+            return self._read()
+        except OSError:
+            return None
 
     def _read(self) -> memoryview | None:
         start = self._filled
