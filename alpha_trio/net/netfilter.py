@@ -92,6 +92,14 @@ def has_chains(command: str, table: str, jumps: Mapping[str, str]) -> bool:
     return all(succeeds(*base, "-C", at, "-j", to) for at, to in jumps.items())
 
 
+def is_loaded(nft_table: str, table: str, jumps: Mapping[str, str]) -> bool:
+    """Whether what was loaded for us is there, by whichever command this host has."""
+    if has_nft():
+        return nft_has(nft_table)
+    commands = filter(installed, IPTABLES.values())
+    return all(has_chains(command, table, jumps) for command in commands)
+
+
 def remove_chains(
     command: str, table: str, jumps: Mapping[str, str], others: Sequence[str] = ()
 ) -> bool:

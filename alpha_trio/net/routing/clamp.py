@@ -31,13 +31,8 @@ def load(interface: str) -> None:
 
 def is_loaded(interface: str) -> bool:
     """Whether what ``load`` put there still is."""
-    if netfilter.has_nft():
-        return netfilter.nft_has(_nft_table(interface))
-    return all(
-        netfilter.has_chains(command, "mangle", _jumps(interface))
-        for command in netfilter.IPTABLES.values()
-        if netfilter.installed(command)
-    )
+    table, jumps = _nft_table(interface), _jumps(interface)
+    return netfilter.is_loaded(table, "mangle", jumps)
 
 
 def remove(interface: str) -> list[str]:
