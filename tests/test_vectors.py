@@ -123,7 +123,8 @@ def test_pre_signatures(depth):
     branches = [presigner.branch(i) for i in range(5)] if depth else None
     if depth == 3:
         assert branches == raw(vector["branches_at_depth_3"])
-    checker = presign.Checker.with_key(*place, depth, roots, len(packets))
+    promised = depth, b"".join(roots), len(packets)
+    checker = presign.Checker.of(presign.Promise.with_key(*place, *promised))
     heads = [(i, 0, 0) for i in range(5)]
     assert checker.check(heads, packets, branches) == [True] * 5
     assert checker.check(heads, packets[::-1], branches) == [i == 2 for i in range(5)]

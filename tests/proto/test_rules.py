@@ -42,6 +42,7 @@ from alpha_trio.proto.primitives import (
     Checker,
     HashChain,
     Presigner,
+    Promise,
     chain,
 )
 from alpha_trio.proto.primitives.chain import MAX_SKIP
@@ -218,7 +219,8 @@ def test_rule_3_every_root_depends_on_the_undisclosed_key(depth):
     made = [Presigner.sign(CHAIN_ID, 5, key, packets, depth) for key in guesses]
     for right, *wrong in zip(*(signed.roots for signed in made), strict=True):
         assert right not in wrong
-    checker = Checker.with_key(CHAIN_ID, 5, KEY, depth, made[1].roots, 100)
+    promised = depth, b"".join(made[1].roots), 100
+    checker = Checker.of(Promise.with_key(CHAIN_ID, 5, KEY, *promised))
     heads = [(i, 0, 0) for i in range(100)]
     branches = [made[1].branch(i) for i in range(100)]
     assert not any(checker.check(heads, packets, branches))
@@ -433,7 +435,8 @@ def test_rule_8_a_node_is_no_leaf():
     signed = Presigner.sign(CHAIN_ID, 5, KEY, packets, 2)
     leaves = [signed.branch(i ^ 1)[:NODE_SIZE] for i in range(4)]
     upper = signed.branch(0)[NODE_SIZE:]
-    checker = Checker.with_key(CHAIN_ID, 5, KEY, 1, signed.roots, 2)
+    promised = 1, b"".join(signed.roots), 2
+    checker = Checker.of(Promise.with_key(CHAIN_ID, 5, KEY, *promised))
     for start in (b"", b"n", b"l"):
         fake = start + leaves[0] + leaves[1]
         assert checker.check([(0, 0, 0)], [fake], [upper]) == [False]
@@ -714,9 +717,8 @@ def test_rule_15_an_s2_can_be_checked_without_any_key_of_the_session(mode):
     verifier.check_untrusted(1, head(s1).element)
     verifier.check_untrusted(2, head(s2[0]).element)
     depth, roots = head(s1).shape, s1[S1_FIXED_SIZE:-TAG]
-    blocks = [roots[i : i + 16] for i in range(0, len(roots), 16)]
     key, packets = head(s2[0]).element, len(s2)
-    checker = Checker.with_key(name, 0, key, depth, blocks, packets)
+    checker = Checker.of(Promise.with_key(name, 0, key, depth, roots, packets))
     start = ROUND_HEAD_SIZE + 16 * depth
     heads = [S2_TAIL.unpack_from(message, start) for message in s2]
     branches = [message[ROUND_HEAD_SIZE:start] for message in s2] if depth else None

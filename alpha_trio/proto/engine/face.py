@@ -27,12 +27,12 @@ headers that they have in common."""
 FORGED, PROMISED, FOLLOWS = range(3)
 """Verdicts on a packet."""
 
-_PLACE = Struct("!HHI")
+PLACE = Struct("!HHI")  # association, use, round
 
 
 def round_place(association: int, number: int, use: int = 0) -> bytes:
     """Eight bytes that tell the keystream of a round from all others: see cipher.py."""
-    return _PLACE.pack(association, use, number)
+    return PLACE.pack(association, use, number)
 
 
 class Kernel(Protocol):

@@ -21,7 +21,7 @@ from __future__ import annotations
 from struct import Struct
 
 from alpha_trio.proto.batch import Buffer
-from alpha_trio.proto.engine.face import FOLLOWS, Frame, Joined, Span
+from alpha_trio.proto.engine.face import FOLLOWS, PLACE, Frame, Joined, Span
 from alpha_trio.proto.messages import (
     MAX_DEPTH,
     NODE_SIZE,
@@ -38,13 +38,13 @@ from alpha_trio.proto.primitives import (
     Checker,
     Keystream,
     Presigner,
+    Promise,
     descend,
 )
 
 __all__ = ["check", "cipher", "descend", "open", "seal"]
 
 _ROOM = bytes(ROOM)
-_PLACE = Struct("!HHI")
 # By depth: round head, room for the branch, index, zero, offset.
 _HEADS = [
     Struct(f"!{ROUND_HEAD_SIZE}s {NODE_SIZE * depth}x HHI")
@@ -70,7 +70,7 @@ def seal(
     """See ``Kernel``."""
     fixed = ROUND_HEAD_SIZE + depth * NODE_SIZE
     buffer, spans = _lay_out(frames, fixed + S2_TAIL.size)
-    association, _, number = _PLACE.unpack(place)
+    association, _, number = PLACE.unpack(place)
     text = cipher.apply_in_place(association, number, buffer)
     packets = _put_heads(text, spans, head, depth)
     presigner = Presigner.with_blocks(leaf_block, key_block, packets, depth)
@@ -152,8 +152,7 @@ def check(
 ) -> bytes:
     """See ``Kernel``."""
     run = take_run(memoryview(view), stride, head, depth * NODE_SIZE, least)
-    nodes = split(roots, 0, NODE_SIZE)
-    checker = Checker.with_blocks(leaf_block, key_block, depth, nodes, packets)
+    checker = Checker.of(Promise(depth, roots, packets, leaf_block, key_block))
     heads = [S2_TAIL.unpack_from(packet) for packet in run.packets]
     promised = checker.check(heads, run.packets, run.branches)
     verdicts = bytearray(promised)
@@ -177,7 +176,7 @@ def open(  # as in the other kernel
     /,
 ) -> list[Joined]:
     """See ``Kernel``."""
-    association, _, number = _PLACE.unpack(place)
+    association, _, number = PLACE.unpack(place)
     text = cipher.apply(association, number, offset, view)
     words, bodies = take_bodies(text, stride, size)
     return joined(words, bodies, most_packets, most_bytes)

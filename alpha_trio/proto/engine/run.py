@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import define
 
 from alpha_trio.proto.engine.face import FOLLOWS, PROMISED, Kernel
 from alpha_trio.proto.messages import NODE_SIZE, ROUND_HEAD_SIZE, S2_TAIL
 from alpha_trio.proto.primitives import Promise
 
 
-@frozen
+@define(eq=False)
 class Run:
     """The S2s of one round at the head of a view; borrowed, as that is."""
 

@@ -115,11 +115,6 @@ class Run:
         """Bytes of all."""
         return len(self.view)
 
-    def stretch(self, first: int, until: int) -> memoryview:
-        """From where packet ``first`` begins to where the one before ``until`` ends."""
-        begin = first * self.stride + self.start
-        return self.view[begin : until * self.stride]
-
 
 @lru_cache(maxsize=256)
 def _heads_layout(count: int, stride: int) -> Struct:

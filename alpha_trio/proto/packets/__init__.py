@@ -15,8 +15,6 @@ from alpha_trio.proto.packets import frames, icmp
 from alpha_trio.proto.packets.fragments import IPV6_LEAST, split_frame
 from alpha_trio.proto.packets.frames import (
     FRAME_WORD_SIZE,
-    GSO_NONE,
-    UDP_HEADER_SIZE,
     VIRTIO_SIZE,
     Cut,
     flow_of,
@@ -24,23 +22,23 @@ from alpha_trio.proto.packets.frames import (
     join_untrusted,
     traffic_class_of,
 )
-from alpha_trio.proto.packets.joining import joined
+from alpha_trio.proto.packets.joining import common_headers, is_segment, joined
 from alpha_trio.proto.packets.tcp import TCP, Role, role_of
 from alpha_trio.proto.packets.train import Train
 
 __all__ = [
     "FRAME_WORD_SIZE",
-    "GSO_NONE",
     "IPV6_LEAST",
     "TCP",
-    "UDP_HEADER_SIZE",
     "VIRTIO_SIZE",
     "Cut",
     "Role",
     "Train",
+    "common_headers",
     "flow_of",
     "frames",
     "icmp",
+    "is_segment",
     "join_datagrams",
     "join_untrusted",
     "joined",

@@ -5,7 +5,17 @@ from __future__ import annotations
 from alpha_trio.proto.messages import Bodies, Pieces
 from alpha_trio.proto.packets.frames import GSO_NONE, UDP_HEADER_SIZE, same_flow
 
-_GSO_SHIFT = 56
+
+def is_segment(word: int) -> bool:
+    """Whether a frame word is that of a segment; else the packet stays whole."""
+    return word >> 56 != GSO_NONE
+
+
+def common_headers(word: int) -> int:
+    """Bytes of headers that packets joined to one frame have in common."""
+    return (
+        word >> 48 & 0xFF if is_segment(word) else (word >> 40 & 0xFF) + UDP_HEADER_SIZE
+    )
 
 
 def joined(
@@ -23,13 +33,12 @@ def joined(
     at, count = 0, len(words)
     while at < count:
         word, first = words[at], bodies[at]
-        if word >> _GSO_SHIFT != GSO_NONE:
-            skip = word >> 48 & 0xFF
+        if is_segment(word):
             until = at + 1 + _segments_after(words, at)
         else:
-            skip = (word >> 40 & 0xFF) + UDP_HEADER_SIZE
             until = _end_of_flow(words, bodies, at, most_packets, most_bytes)
-        data = b"".join([first, *bodies.tails(at + 1, until, skip)])
+        tails = bodies.tails(at + 1, until, common_headers(word))
+        data = b"".join([first, *tails])
         frames.append((at, until, word, len(first), data))
         at = until
     return frames

@@ -35,10 +35,10 @@ from hashlib import sha256
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from alpha_trio.proto.batch import Buffer
-from alpha_trio.proto.messages import NODE_SIZE, ROUND_HEAD_SIZE, S2_TAIL
+from alpha_trio.proto.messages import NODE_SIZE, ROUND_HEAD_SIZE, S2_TAIL, split
 from alpha_trio.proto.primitives.chain import digest_of
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def early_packet(early: Buffer) -> bytes:
     return S2_TAIL.pack(0, 0, ROUND_HEAD_SIZE) + digest_of(early)
 
 
-@frozen
+@define(eq=False)
 class Promise:
     """What an S1 said of its round's packets, once the round's key is known."""
 
@@ -176,32 +176,12 @@ class Checker:
     _branch: bytes = b""  # and their siblings
 
     @classmethod
-    def with_key(
-        cls,
-        chain_id: bytes,
-        number: int,
-        key: bytes,
-        depth: int,
-        roots: Sequence[bytes],
-        packets: int,
-    ) -> Checker:
-        """For round ``number``, whose key element has been disclosed and checked."""
-        blocks = leaf_block(chain_id, number), key_block(chain_id, number, key)
-        return cls.with_blocks(*blocks, depth, roots, packets)
-
-    @classmethod
-    def with_blocks(
-        cls,
-        leaf_block: bytes,
-        key_block: bytes,
-        depth: int,
-        roots: Sequence[bytes],
-        packets: int,
-    ) -> Checker:
-        """The same with the blocks all its hashes begin with."""
-        keyed = sha256(key_block)
-        start = keyed if not depth else sha256(leaf_block)
-        return cls(depth, roots, packets, keyed, start)
+    def of(cls, promise: Promise) -> Checker:
+        """For the packets of one round."""
+        keyed = sha256(promise.key_block)
+        start = sha256(promise.leaf_block) if promise.depth else keyed
+        roots = split(promise.roots, 0, NODE_SIZE)
+        return cls(promise.depth, roots, promise.packets, keyed, start)
 
     def check(
         self,

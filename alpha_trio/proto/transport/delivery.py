@@ -13,8 +13,8 @@ from alpha_trio.proto.batch import (
 )
 from alpha_trio.proto.messages import BadPacket, Bodies, Pieces
 from alpha_trio.proto.packets import (
-    GSO_NONE,
-    UDP_HEADER_SIZE,
+    common_headers,
+    is_segment,
     join_datagrams,
     join_untrusted,
     joined,
@@ -23,8 +23,6 @@ from alpha_trio.proto.transport.transport import OwnsSource
 
 LIMITS = MAX_DATAGRAMS, MAX_SEND_BYTES
 """Packets and bytes of the datagrams of a flow that make one frame."""
-
-_GSO_SHIFT = 56
 
 
 def deliver_untrusted(
@@ -45,19 +43,15 @@ def deliver_untrusted(
             counters.drop(Drop.WRONG_SOURCE, count)
             refused += range(at, until)
             continue
-        whole = word >> _GSO_SHIFT == GSO_NONE
+        whole = count == 1 or is_segment(word)
+        join = join_untrusted if whole else join_datagrams
         try:
-            if count > 1 and whole:
-                parts = join_datagrams(word, count, first, view)
-                headers = (word >> 40 & 0xFF) + UDP_HEADER_SIZE
-            else:
-                parts = join_untrusted(word, count, first, view)
-                headers = word >> 48 & 0xFF
+            parts = join(word, count, first, view)
         except BadPacket:
             counters.drop(Drop.MALFORMED, count)
             refused += range(at, until)
         else:
-            size = len(data) + (count - 1) * headers
+            size = len(data) + (count - 1) * common_headers(word)
             out.deliver(parts, counters, count, size)
     return refused
 

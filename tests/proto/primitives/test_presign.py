@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alpha_trio.proto.messages import MAX_DEPTH, NODE_SIZE
-from alpha_trio.proto.primitives import Checker, Presigner, depth_for, presign
+from alpha_trio.proto.primitives import Checker, Presigner, Promise, depth_for, presign
 from tests.reference import alpha as reference
 
 NAME, KEY, NUMBER = bytes(range(16)), bytes(range(16, 32)), 7
@@ -26,7 +26,12 @@ def sign(packets: list[bytes], depth: int) -> Presigner:
 
 def checker_of(signed: Presigner, key: bytes = KEY, number: int = NUMBER) -> Checker:
     packets = len(signed.roots) << signed.depth
-    return Checker.with_key(NAME, number, key, signed.depth, signed.roots, packets)
+    return checker_with(NAME, number, key, signed.depth, signed.roots, packets)
+
+
+def checker_with(name, number, key, depth, roots, packets) -> Checker:
+    place = name, number, key
+    return Checker.of(Promise.with_key(*place, depth, b"".join(roots), packets))
 
 
 def check(checker: Checker, index: int, packet: bytes, branch: bytes) -> bool:
@@ -93,14 +98,14 @@ def test_another_key_round_or_chain_fails(depth):
     assert check(checker_of(signed), 4, packets[4], branch)
     assert not check(checker_of(signed, key=NAME), 4, packets[4], branch)
     assert not check(checker_of(signed, number=8), 4, packets[4], branch)
-    other = Checker.with_key(KEY, NUMBER, KEY, depth, signed.roots, 9)
+    other = checker_with(KEY, NUMBER, KEY, depth, signed.roots, 9)
     assert not check(other, 4, packets[4], branch)
 
 
 def test_a_leaf_beyond_the_packets_of_the_round_is_none_of_them():
     packets = packets_of(8)
     signed = sign(packets, 3)
-    checker = Checker.with_key(NAME, NUMBER, KEY, 3, signed.roots, 5)
+    checker = checker_with(NAME, NUMBER, KEY, 3, signed.roots, 5)
     good = [check(checker, i, packets[i], signed.branch(i)) for i in range(8)]
     assert good == [True] * 5 + [False] * 3
 
