@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from attrs import frozen
 
@@ -74,13 +75,25 @@ def of_lock(descriptor: int) -> Holder | None:
     return None
 
 
+class Connected(Protocol):
+    """A Unix socket, whoever's class it is of."""
+
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes:
+        """See socket.socket."""
+
+
+def behind(sock: Connected) -> tuple[int, int]:
+    """Process and user at the other end of a connected Unix socket.  Raises OSError."""
+    size = _CREDENTIALS.size
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    return pid, uid
+
+
 def of_listener(connected: socket.socket) -> Holder | None:
     """Who listens at the other end of a Unix socket."""
     with suppress(OSError):
-        credentials = connected.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-        )
-        return Holder.of(_CREDENTIALS.unpack(credentials)[0])
+        return Holder.of(behind(connected)[0])
     return None
 
 

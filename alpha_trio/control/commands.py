@@ -234,7 +234,7 @@ class Handlers:
     async def stop(self, args: Args) -> AsyncGenerator[Event, None]:
         """Answer first: once the daemon stops, nothing is sent any more."""
         yield STOPPING
-        self._node.stop(f"'stop' from {asker.get()}")
+        self._node.stop(f"'stop' from {asker.get(_unknown)()}")
 
     async def monitor(self, args: Args) -> AsyncGenerator[Event, None]:
         async with self._node.subscribe() as events:
@@ -294,6 +294,10 @@ def _peers(args: Args) -> Mapping[str, Mapping[str, object]]:
             "docs/control.md"
         )
     return peers
+
+
+def _unknown() -> str:
+    return "a command"
 
 
 def _flag(args: Args, name: str) -> bool:

@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import stat
-import struct
 from collections.abc import (
     Iterator,
 )
@@ -25,8 +24,6 @@ from alpha_trio.errors import StartError
 from alpha_trio.settings import DEFAULT_SOCKET, Settings
 
 _log = logging.getLogger("alpha_trio")
-
-_CREDENTIALS = struct.Struct("3i")  # ucred: process, user, group
 
 LOCK_SECONDS = 5.0  # for another daemon that is just binding in the same directory
 
@@ -179,11 +176,9 @@ def remove_leftover(path: Path) -> None:
         _remove_dead_socket(path)
 
 
-def who_is_behind(sock: trio_socket.SocketType) -> str:
+def who_is_behind(sock: holders.Connected) -> str:
     """Name the program at the other end of a connection, its process and its user."""
-    size = _CREDENTIALS.size
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    pid, uid, _ = _CREDENTIALS.unpack(credentials)
+    pid, uid = holders.behind(sock)
     holder = holders.Holder.of(pid)
     # None: of another container, or it is gone.
     name = "a program" if holder is None else holder.shown

@@ -73,8 +73,11 @@ Command = Callable[[Mapping[str, Any]], Awaitable[Any] | AsyncGenerator[Event, N
 
 log = logging.getLogger(__name__)
 
-asker: ContextVar[str] = ContextVar("asker", default="a command")
-"""Who gave the command that is carried out: a program, its process and user."""
+asker: ContextVar[Callable[[], str]] = ContextVar("asker")
+"""Tells who gave the command that is carried out: a program, its process and user.
+
+To find out takes three files of /proc, and hardly any command wants to know.
+"""
 
 
 class ControlServer:
@@ -251,7 +254,7 @@ class _Door:
                 )
                 return
             self._clients += 1
-            asker.set(who_is_behind(stream.socket))
+            asker.set(partial(who_is_behind, stream.socket))
             try:
                 while True:
                     await self._answer(client, await self._next_request(client))
