@@ -100,7 +100,7 @@ def test_a_finding_can_be_run_again(tmp_path, monkeypatch, capsys):
 
 
 DIFFERENCES = {
-    "a chain that is another one": ("block[0] = at & 1", "block[0] = ~at & 1"),
+    "a chain that is another one": ("message[0] = at & 1", "message[0] = ~at & 1"),
     "a branch beside its place": ("index >> height ^ 1", "index >> height"),
     "a length that nobody compares": ("other_size > 28 &&", ""),
     "a number that begins again": (

@@ -147,23 +147,21 @@ static void hash_run(const SHA256_CTX *start, const uint8_t *packet, size_t stri
                     nodes + at * NODE);
 }
 
-/* The hash of a message that leaves room in its only block for what SHA-256 adds: its
- * end and its length in bits (FIPS 180-4, 5.1.1). */
-static void hash_block(uint8_t *block, size_t size, uint8_t *node) {
+/* The hash of a message of at most 55 bytes, which has one block with its end. */
+static void hash_short(const uint8_t *message, size_t size, uint8_t *node) {
     SHA256_CTX state;
-    memset(block + size, 0, BLOCK - size);
-    block[size] = 0x80;
-    put64(block + BLOCK - 8, 8 * size);
+    uint8_t block[2 * BLOCK];
+    put_end(message, size, size, block);
     SHA256_Init(&state);
     SHA256_Transform(&state, block);
     put_node(state.h, node);
 }
 
 static void hash_node(const uint8_t *left, const uint8_t *right, uint8_t *node) {
-    uint8_t block[BLOCK] = "n";
-    memcpy(block + 1, left, NODE);
-    memcpy(block + 1 + NODE, right, NODE);
-    hash_block(block, 1 + 2 * NODE, node);
+    uint8_t message[1 + 2 * NODE] = "n";
+    memcpy(message + 1, left, NODE);
+    memcpy(message + 1 + NODE, right, NODE);
+    hash_short(message, sizeof message, node);
 }
 
 static void hash_root(const SHA256_CTX *keyed, const uint8_t *left,
@@ -193,15 +191,15 @@ static PyObject *descend(PyObject *module, PyObject *args) {
     PyObject *result = PyBytes_FromStringAndSize(NULL, count * NODE);
     if (result == NULL)
         return NULL;
-    uint8_t *to = (uint8_t *)PyBytes_AsString(result), block[BLOCK];
+    uint8_t *to = (uint8_t *)PyBytes_AsString(result), message[1 + NODE + 4 + NODE];
     Py_BEGIN_ALLOW_THREADS
-    memcpy(block + 1, name, NODE);
+    memcpy(message + 1, name, NODE);
     for (Py_ssize_t i = 0; i < count; i++) {
         uint32_t at = (uint32_t)(position - 1 - (unsigned long)i);
-        block[0] = at & 1 ? 'o' : 'k'; /* opens a round, or is its key */
-        put32(block + 1 + NODE, at);
-        memcpy(block + 1 + NODE + 4, i ? to + (i - 1) * NODE : element, NODE);
-        hash_block(block, 1 + NODE + 4 + NODE, to + i * NODE);
+        message[0] = at & 1 ? 'o' : 'k'; /* opens a round, or is its key */
+        put32(message + 1 + NODE, at);
+        memcpy(message + 1 + NODE + 4, i ? to + (i - 1) * NODE : element, NODE);
+        hash_short(message, sizeof message, to + i * NODE);
     }
     Py_END_ALLOW_THREADS
     return result;
