@@ -29,6 +29,8 @@ from tests.netns.traffic import (
 from tools.daemons import Daemon
 from tools.lab import wait_until
 
+ROUND = Kind.S1, Kind.S2
+
 pytestmark = pytest.mark.netns
 
 
@@ -101,12 +103,15 @@ def test_a_cut_or_altered_packet_of_a_session_harms_nobody(pair):
 
 
 def captured(tap, source, kind, count):
-    """The datagrams of ``source`` once there are ``count`` of ``kind``."""
+    """What `source` sent, once `count` of `kind` have come and no round is open."""
     seen = []
 
     def enough():
         seen.extend(datagrams(tap.packets(), source.address))
-        return [datagram[0] for datagram in seen].count(kind) >= count
+        rounds = [{d[8:10] + d[12:16] for d in seen if d[0] == k} for k in ROUND]
+        # A ping answered in an S1, early, is over before the S2 of its round.
+        closed = rounds[0] <= rounds[1]
+        return closed and [datagram[0] for datagram in seen].count(kind) >= count
 
     wait_until(enough, "the datagrams on the link")
     return seen
