@@ -428,9 +428,9 @@ class Node:
                 f"'alpha-trio status {name}'"
             )
         names = {
-            peer.session.negotiation.key: peer.settings.name
+            peer.session.key: peer.settings.name
             for peer in self._registry.peers.values()
-            if peer.session.negotiation.key is not None
+            if peer.session.key is not None
         }
         endpoint = address(session.remote) if session.remote else name
         return trace_document(trace, name, endpoint, names)

@@ -212,7 +212,7 @@ def _figures(peer: Peer, statistics: Statistics) -> dict[str, Any]:
 
 def key_document(peer: Peer) -> dict[str, Any]:
     """The key that counts for a peer, and who says so."""
-    key = peer.session.negotiation.key
+    key = peer.session.key
     source = "pinned" if key else "none"
     if peer.settings.key:
         source = "configured"

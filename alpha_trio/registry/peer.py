@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from ipaddress import ip_address
+from math import inf
 
 from attrs import define
 
@@ -63,10 +64,10 @@ class Peer:
     @property
     def unanswered(self) -> bool:
         """Whether it is asked for a session, or was, and does not answer."""
-        asked = self.session.negotiation.initiation
-        if asked is not None:
-            return asked.attempts >= _UNANSWERED_SYNS
-        return self.session.gave_up and self.session.current is None
+        session = self.session
+        if session.attempts is not None:
+            return session.attempts >= _UNANSWERED_SYNS
+        return session.gave_up and session.heard == -inf
 
     @property
     def goes_early(self) -> bool:

@@ -12,7 +12,6 @@ from base64 import b64decode
 from collections.abc import Container, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address
-from math import inf
 from pathlib import Path
 
 import trio
@@ -193,7 +192,7 @@ class Registry:
         peer = self.peers.get(event.peer or "")
         if peer is None:
             return
-        key = peer.session.negotiation.key
+        key = peer.session.key
         if event.kind is EventKind.PINNED and key is not None:
             self._pins.keys[peer.settings.name] = key
             self._pins.note()
@@ -221,11 +220,7 @@ class Registry:
         if underlay is None or before is None:
             return
         same = before.endpoint == underlay.endpoint
-        if (
-            underlay.error
-            and not before.error
-            and len(session.negotiation.places()) > 1
-        ):
+        if underlay.error and not before.error and session.places > 1:
             self._table.ask(session, now)
         elif underlay.lost or (same and before.interface != underlay.interface):
             self._table.readdress(session, now, lost=underlay.lost)
@@ -618,7 +613,7 @@ class Registry:
         session, now = peer.session, boottime()
         if session.state(now) not in _TOLD or peer.settings.mode is Mode.PLAIN:
             return  # the next handshake tells it, or there is nothing to tell
-        session.negotiation.stop()  # what was asked says what held before
+        session.stop_asking()  # what was asked says what held before
         self._table.ask(session, now)
         self._datapath.rearm()
 
@@ -672,8 +667,7 @@ def _is_lost(event: Event) -> bool:
 
 def _silence_of(peer: Peer) -> float:
     """For how many seconds nothing was heard of a peer; inf without a session."""
-    current = peer.session.current
-    return inf if current is None else boottime() - current.heard
+    return boottime() - peer.session.heard
 
 
 def _is_found(peer: Peer) -> bool:
@@ -681,7 +675,7 @@ def _is_found(peer: Peer) -> bool:
     session, silence = peer.session, _silence_of(peer)
     if session.state(boottime()) is not State.ESTABLISHED:
         return False
-    asking = session.negotiation.initiation is not None
+    asking = session.attempts is not None
     return silence < (_DOUBTFUL_AFTER if asking else REFRESH_AFTER)
 
 

@@ -866,6 +866,31 @@ class Session:
         """Which address of ours the peer knows, as the socket reported it, if any."""
         return self.current.local if self.current is not None else b""
 
+    @property
+    def key(self) -> bytes | None:
+        """The key it must have, configured or pinned; None: the first contact tells."""
+        return self.negotiation.key
+
+    @property
+    def attempts(self) -> int | None:
+        """SYNs of the handshake that we have begun; None: there is none."""
+        asked = self.negotiation.initiation
+        return None if asked is None else asked.attempts
+
+    @property
+    def places(self) -> int:
+        """At how many places it is looked for."""
+        return len(self.negotiation.places())
+
+    @property
+    def heard(self) -> float:
+        """When something authentic came last, seconds; -inf: there is no session."""
+        return -inf if self.current is None else self.current.heard
+
+    def stop_asking(self) -> None:
+        """End the handshake that we have begun, if there is one."""
+        self.negotiation.stop()
+
     def reset(self) -> None:
         """Forget every session and handshake; what waits is dropped and counted."""
         self.negotiation.reset()
