@@ -37,7 +37,7 @@ from alpha_trio.control import (
     walk,
     watch,
 )
-from alpha_trio.datapath import SYNS_PER_WAKE, DataPath
+from alpha_trio.datapath import DataPath
 from alpha_trio.errors import AlphaTrioError, StartError, TimedOut, refusal
 from alpha_trio.hooks import Hooks
 from alpha_trio.journal import Event, Journal, address, open_log, say_end
@@ -52,12 +52,13 @@ from alpha_trio.net.host import (
 from alpha_trio.net.routing import Router
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
+from alpha_trio.net.udp_lanes import UdpLanes
 from alpha_trio.proto.engine import NoEngine, choose
 from alpha_trio.proto.messages import Kind
 from alpha_trio.proto.peers import PeerTable
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.transport import ECN
-from alpha_trio.registry import Registry
+from alpha_trio.registry import Carrier, Registry, Table
 from alpha_trio.service import feed_watchdog, notify
 from alpha_trio.settings import (
     COPY,
@@ -75,6 +76,7 @@ from alpha_trio.state import PeerStore
 from alpha_trio.threads import in_thread
 
 if TYPE_CHECKING:
+    from alpha_trio.lanes import Crew, Lanes
     from alpha_trio.relaying import RelayPath
 
 _log = logging.getLogger("alpha_trio")
@@ -104,18 +106,20 @@ class Node:
     Implements commands.NodeAPI.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, crew: Crew | None = None) -> None:
+        """``crew``: who carries the packets, if it is not this process."""
         self.settings = settings
+        self._crew = crew
         self._file_settings = settings
         self._started = boottime()
         self._journal = Journal()
         self._scope = trio.CancelScope()
         self._store: PeerStore
         self._tun: Tun
-        self._udp: Udp
-        self._table: PeerTable
+        self._udp: Udp | UdpLanes
+        self._table: Table
         self._registry: Registry
-        self._datapath: DataPath
+        self._carrier: Carrier
         self._relay: RelayPath | None = None
         self._rising = Rising()
         self._hooks: Hooks
@@ -158,52 +162,83 @@ class Node:
                 "missing): run as root"
             )
         self._file_settings = load_settings(settings.config_file, {})
-        _choose_engine(settings.engine)
+        if self._crew is None:
+            _choose_engine(settings.engine)
         store = self._store = stack.enter_context(PeerStore(settings.state_dir))
-        self._tun = Tun.open(settings.interface, settings.disabled_offloads)
-        stack.callback(self._tun.close)
-        _log.info("Successfully opened tun device (%s)", settings.interface)
+        tuns = self._open_tun(stack)
         _log.info("Binding listening socket to port %d", settings.port)
-        # With the marks backend the mark means "into the tunnel".
-        by_rules = settings.routing.backend is Backend.RULES
-        mark = settings.routing.mark if by_rules else 0
-        self._udp = Udp.open(
-            settings.port,
-            settings.disabled_offloads,
-            mark,
-            dscp=0 if settings.dscp is COPY else settings.dscp,
-            handshake=Kind.SYN,
-            transparent=settings.relay.enabled,
-        )
-        stack.callback(self._udp.close)
+        self._udp = udp = self._open_udp()
+        stack.callback(udp.close)
         router = Router(settings)
         stack.push_async_callback(router.close)
         await router.open()
         identity = store.identity()
-        await self._open_relay(stack, identity)
         # Congestion is always seen outside, the class only if it is to be.
         visible = _WHOLE_CLASS if settings.dscp is COPY else ECN
-        self._table = PeerTable(settings.port, identity, os.urandom, visible)
-        families = [version for version in (4, 6) if self._udp.has_family(version)]
-        self._datapath = DataPath(self._tun, self._udp, self._table, self._journal)
+        await self._open_relay(stack, identity)
+        families = [version for version in (4, 6) if udp.has_family(version)]
+        if isinstance(udp, Udp):
+            table = PeerTable(settings.port, identity, os.urandom, visible)
+            self._table = table
+            self._carrier = DataPath(self._tun, udp, table, self._journal)
+        else:
+            self._carrier = self._table = self._lanes(tuns, udp, identity, visible)
         self._registry = Registry(
             settings,
             self._table,
             router,
             store,
             self._journal,
-            self._datapath,
+            self._carrier,
             families,
         )
         self._journal.listeners.append(self._registry.on_event)
         self._hooks = Hooks(settings.interface, self._hooks_of, self._journal)
         self._journal.listeners.append(self._hooks.on_event)
 
+    def _open_tun(self, stack: AsyncExitStack) -> list[Tun]:
+        """The device: one queue, or one for each of several processes."""
+        name, disabled = self.settings.interface, self.settings.disabled_offloads
+        cores = self.settings.cores
+        self._tun = Tun.open(name, disabled, queued=cores > 1)
+        stack.callback(self._tun.close)
+        tuns = [self._tun]
+        for _ in range(1, cores):
+            tuns.append(self._tun.another(disabled))
+            stack.callback(tuns[-1].close)
+        _log.info("Successfully opened tun device (%s)", name)
+        return tuns
+
+    def _open_udp(self) -> Udp | UdpLanes:
+        settings, disabled = self.settings, self.settings.disabled_offloads
+        # With the marks backend the mark means "into the tunnel".
+        by_rules = settings.routing.backend is Backend.RULES
+        mark = settings.routing.mark if by_rules else 0
+        dscp = 0 if settings.dscp is COPY else settings.dscp
+        where = settings.port, disabled, mark
+        if self._crew is not None:
+            return UdpLanes.open(settings.cores, *where, dscp, Kind.SYN)
+        transparent = settings.relay.enabled
+        return Udp.open(*where, dscp=dscp, handshake=Kind.SYN, transparent=transparent)
+
+    def _lanes(
+        self, tuns: list[Tun], udp: UdpLanes, identity: Identity, visible: int
+    ) -> Lanes:
+        from alpha_trio.lanes import Lanes
+
+        assert self._crew is not None
+        lanes = Lanes(
+            self._crew, tuns, udp, self.settings.port, identity, self._journal, visible
+        )
+        lanes.moved = lambda: self._registry.moved()
+        return lanes
+
     async def _open_relay(self, stack: AsyncExitStack, identity: Identity) -> None:
         if self.settings.relay.enabled:
             # Most hosts are none, and need not hold what it takes: 1.5 MB.
             from alpha_trio.relaying import RelayPath
 
+            assert isinstance(self._udp, Udp)
             self._relay = RelayPath(self.settings, self._udp, self._journal, identity)
             stack.push_async_callback(self._relay.close)
         else:  # what a killed one may have left
@@ -222,14 +257,8 @@ class Node:
             if self._relay is not None:  # its rules lead to routes that are there now
                 await nursery.start(self._relay.run)
             await nursery.start(control.run)
-            nursery.start_soon(self._datapath.read_tun)
-            for sock in self._udp:
-                nursery.start_soon(self._datapath.receive, sock)
-            for sock in self._udp.handshakes:
-                nursery.start_soon(self._datapath.receive, sock, SYNS_PER_WAKE)
-            nursery.start_soon(self._datapath.run_timer)
-            nursery.start_soon(self._datapath.watch_suspend)
-            wait_active = self._datapath.wait_active
+            nursery.start_soon(self._carrier.run)
+            wait_active = self._carrier.wait_active
             nursery.start_soon(watch, self._rising, self._quiet_counts, wait_active)
             if self.settings.metrics.listen is not None:
                 # As with the relay: most serve none, and need not hold what it takes.
@@ -263,6 +292,7 @@ class Node:
         peers = tuple(self._registry.peers.values())
         if name is not None:
             peers = (self._registry.find(name),)
+        await self._carrier.refresh(name)
         found = await in_slices(readings(peers, boottime))
         relay = None if self._relay is None else self._relay.document(boottime())
         return self._status(found, relay, self._rising.counters)
@@ -474,13 +504,29 @@ def main(settings: Settings) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL)
     raise_descriptor_limit()
     keep_freed_memory()
+    crew = None
     try:
         with _only_our_errors():
-            trio.run(Node(settings).run)
+            crew = _fork(settings)
+            trio.run(Node(settings, crew).run)
     except AlphaTrioError as error:
         say_end(f"alpha-trio: {error}", as_json=as_json)
         return error.exit_code
+    finally:
+        if crew is not None:
+            crew.end()
     return 0
+
+
+def _fork(settings: Settings) -> Crew | None:
+    """The processes that carry packets, if they are to be others than this one."""
+    if settings.cores == 1:
+        return None
+    # Most daemons need none, and not what it takes.
+    from alpha_trio.lanes import Crew
+
+    _choose_engine(settings.engine)  # once for all of them
+    return Crew.fork(settings)
 
 
 def _choose_engine(wanted: Engine) -> None:

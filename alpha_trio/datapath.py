@@ -63,6 +63,20 @@ class DataPath:
         self._steered = 0  # the bindings of the table that the sockets know
         self._failing: set[str] = set()  # hosts to which sending fails just now
 
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Carry packets until cancelled; started at once.  Raises DeviceLost."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.read_tun)
+            for sock in self._udp:
+                nursery.start_soon(self.receive, sock)
+            for sock in self._udp.handshakes:
+                nursery.start_soon(self.receive, sock, SYNS_PER_WAKE)
+            nursery.start_soon(self.run_timer)
+            nursery.start_soon(self.watch_suspend)
+            task_status.started()
+
     # -- out -----------------------------------------------------------------
 
     async def read_tun(self) -> None:
@@ -175,6 +189,9 @@ class DataPath:
                 self.rearm()
                 await trio.sleep_forever()
             self._fire(boottime(), out)
+
+    async def refresh(self, name: str | None = None) -> None:
+        """Nothing to do: what is asked for is here.  No checkpoint."""
 
     def rearm(self) -> None:
         """Call after anything that may have brought the next deadline forward."""

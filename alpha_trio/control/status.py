@@ -15,12 +15,13 @@ from alpha_trio.control.rising import QUIET, Counter
 from alpha_trio.journal import address
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp import Udp
+from alpha_trio.net.udp_lanes import UdpLanes
 from alpha_trio.proto.batch import Counters, Drop
 from alpha_trio.proto.engine import chosen
 from alpha_trio.proto.packets import IPV6_LEAST
-from alpha_trio.proto.peers import PeerTable, State, Statistics
+from alpha_trio.proto.peers import State, Statistics
 from alpha_trio.proto.primitives import fingerprint, key_text
-from alpha_trio.registry import Peer
+from alpha_trio.registry import Peer, Table
 from alpha_trio.settings import Mode, Offload, Settings
 
 SCHEMA = 1
@@ -89,8 +90,8 @@ def status_document(
     settings: Settings,
     uptime: float,
     tun: Tun,
-    udp: Udp,
-    table: PeerTable,
+    udp: Udp | UdpLanes,
+    table: Table,
     found: Collection[Reading],
     relay: dict[str, Any] | None,
     routing_error: str | None,
@@ -114,6 +115,7 @@ def status_document(
             "offloads": {"tun": list(tun.offloads), "udp": list(udp.offloads)},
         },
         "port": settings.port,
+        "cores": settings.cores,
         "engine": {"name": chosen().name, "why": chosen().why},
         "key": key_text(table.identity.public),
         "peers": [reading.document for reading in found],
@@ -169,6 +171,7 @@ def _peer(peer: Peer, statistics: Statistics) -> dict[str, Any]:
         "configured_endpoint": None if settings.waits else settings.host,
         "state": str(_state(peer, statistics.state)),
         "reason": peer.error or _unreachable(peer) or _silence(peer, statistics.reason),
+        "core": peer.session.lane,
         "mode": "plain" if settings.mode is Mode.PLAIN else "alpha",
         "configured_mode": str(settings.mode),
         "reliable": settings.reliable,
@@ -252,7 +255,7 @@ def _drops(counters: Counters) -> dict[str, int]:
     return {str(reason): count for reason, count in counters.drops.items() if count}
 
 
-def _unreceived(udp: Udp) -> dict[str, int]:
+def _unreceived(udp: Udp | UdpLanes) -> dict[str, int]:
     """What was dropped before it reached us, in the way of ``_drops``."""
     count = udp.dropped
     return {str(Drop.NO_ROOM): count} if count else {}
@@ -307,7 +310,7 @@ def _strays(peer: Peer) -> list[str]:
     ]
 
 
-def quiet_counts(table: PeerTable, peers: Iterable[Peer]) -> dict[Counter, int]:
+def quiet_counts(table: Table, peers: Iterable[Peer]) -> dict[Counter, int]:
     """What should not rise, as counted up to now."""
     counts: dict[Counter, int] = {}
     for peer in peers:
@@ -371,7 +374,7 @@ def _in_python() -> Iterator[str]:
         )
 
 
-def _slower(settings: Settings, tun: Tun, udp: Udp) -> list[str]:
+def _slower(settings: Settings, tun: Tun, udp: Udp | UdpLanes) -> list[str]:
     """Sentences about what this host could be faster with."""
     lines = []
     have = {*udp.offloads, *(name.rstrip("46") for name in tun.offloads)}

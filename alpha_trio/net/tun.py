@@ -29,11 +29,14 @@ _IFREQ = Struct("16sH22x")  # interface name, flags
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _TUNSETOFFLOAD = 0x400454D0
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
+_IFF_MULTI_QUEUE = 0x0100
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 0x01, 0x02, 0x04, 0x08
 _TUN_F_USO4, _TUN_F_USO6 = 0x20, 0x40  # since Linux 6.2
 
 _LOST = frozenset({errno.EBADFD, errno.EIO, errno.ENODEV})
 """What is said of a deleted interface; all else passes."""
+
+TunTraits = tuple[str, tuple[str, ...], bool, bool]
 
 _FRAME_ROOM = 65_536 + frames.VIRTIO_SIZE
 _BUFFER_SIZE = 1 << 20
@@ -41,13 +44,18 @@ _BUFFER_SIZE = 1 << 20
 
 @define(eq=False)
 class Tun:
-    """An open TUN device.  Reads are views of one buffer; see ``start_batch``."""
+    """An open TUN device.  Reads are views of one buffer; see ``start_batch``.
+
+    Or one of its queues: of those the kernel chooses one for each flow, and that by
+    which packets of the flow came in.
+    """
 
     name: str
     offloads: tuple[str, ...] = ()  # what the kernel agreed to, for status
     _fd: int = -1  # -1 when closed, so that a late call fails and hits no other file
     _has_virtio: bool = False
     _takes_uso: bool = False
+    _queued: bool = False  # whether there may be more queues
     _buffer: memoryview = field(factory=lambda: memoryview(bytearray(_BUFFER_SIZE)))
     _filled: int = 0
     _ahead: memoryview | None = None  # a frame that was read, and not asked for yet
@@ -55,30 +63,60 @@ class Tun:
     drained: bool = False  # whether the kernel had no more in this batch
 
     @classmethod
-    def open(cls, name: str, disabled: Collection[Offload] = ()) -> Tun:
+    def open(
+        cls, name: str, disabled: Collection[Offload] = (), *, queued: bool = False
+    ) -> Tun:
         """Create the device ``name``, with every offload that is not ``disabled``.
 
+        ``queued``: this is the first of the queues that it has.
         Raises StartError with the remedy if that is not possible.
         """
         if Path("/sys/class/net", name).exists():
             raise _taken(name)
-        tun = cls(name)
+        tun = cls(name, queued=queued)
+        tun._create(disabled)
+        return tun
+
+    def another(self, disabled: Collection[Offload] = ()) -> Tun:
+        """One more queue of the same device.  Raises StartError."""
+        tun = Tun(self.name, queued=True)
+        tun._create(disabled)
+        return tun
+
+    def _create(self, disabled: Collection[Offload]) -> None:
+        name = self.name
         try:
-            tun._fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise _no_device(error) from None
         try:
-            tun._attach(disabled)
+            self._attach(disabled)
         except OSError as error:
-            tun.close()
+            self.close()
             raise _not_attached(name, error) from None
-        return tun
+
+    def fileno(self) -> int:
+        """Its descriptor, to be sent to another process."""
+        return self._fd
+
+    @property
+    def traits(self) -> TunTraits:
+        """What another process has to know of it, beside its descriptor."""
+        return self.name, self.offloads, self._has_virtio, self._takes_uso
+
+    @classmethod
+    def adopt(cls, descriptor: int, traits: TunTraits) -> Tun:
+        """One that another process has opened, by a descriptor that it has sent."""
+        name, offloads, has_virtio, takes_uso = traits
+        return cls(name, offloads, descriptor, has_virtio, takes_uso)
 
     def _attach(self, disabled: Collection[Offload]) -> None:
         flags = _IFF_TUN | _IFF_NO_PI
         self._has_virtio = Offload.VNET_HDR not in disabled
         if self._has_virtio:
             flags |= _IFF_VNET_HDR
+        if self._queued:
+            flags |= _IFF_MULTI_QUEUE
         ioctl(self._fd, _TUNSETIFF, _IFREQ.pack(self.name.encode(), flags))
         if self._has_virtio:
             self._negotiate(disabled)

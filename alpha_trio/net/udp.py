@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from ctypes import addressof, create_string_buffer
 from functools import cached_property, partial
@@ -43,7 +43,7 @@ _SO_ATTACH_REUSEPORT_CBPF, _SO_MEMINFO = 51, 55
 _BUFFER_BYTES = 8 << 20
 """Kernel buffer per direction: what arrives in a millisecond must find room."""
 
-_HANDSHAKE_BYTES = 2 << 20
+HANDSHAKE_BYTES = 2 << 20
 """Kernel buffer for SYNs: some 1,600, as when a thousand peers come at once."""
 
 _DATAGRAM_ROOM = 1 << 16
@@ -55,7 +55,8 @@ _MEMINFO = Struct("=9I")  # the last: datagrams dropped, for want of room or a c
 _BPF = Struct("=HBBI")  # struct sock_filter: code, jump if true, if false, operand
 _BPF_PROGRAM = Struct("@HP")  # struct sock_fprog: how many, where
 _BPF_LOAD_BYTE, _BPF_LOAD_WORD, _BPF_LOAD_SIZE = 0x30, 0x20, 0x80
-_BPF_JUMP_IF_EQUAL, _BPF_JUMP_IF_AT_LEAST, _BPF_RETURN = 0x15, 0x35, 0x06
+_BPF_JUMP_IF_EQUAL, _BPF_JUMP_IF_AT_LEAST = 0x15, 0x35
+_BPF_MODULO, _BPF_RETURN, _BPF_RETURN_LOADED = 0x94, 0x06, 0x16
 _STEERED_SIZE, _STEERED_AT = 8, 4  # bytes that have to be there; where the number is
 MOST_STEERED = 256
 """Numbers the kernel compares, one after the other: a nanosecond each."""
@@ -67,7 +68,7 @@ _BAD_SOURCE = frozenset({errno.EINVAL, errno.ENETUNREACH})  # IPv6 and IPv4 say 
 _CANNOT_SEGMENT = frozenset({errno.EIO, errno.EINVAL, errno.ENOPROTOOPT})
 
 # What a host says that does not have an address family, or has switched it off.
-_NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+NO_FAMILY = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 _REFUSALS = {
     errno.EADDRINUSE: (
@@ -91,6 +92,7 @@ def _refusal(code: int, port: int) -> str:
 _NOT_OF_SENDS = frozenset({errno.EBADF, errno.ENOMEM, errno.ENOBUFS})
 
 Ancillary = list[tuple[int, int, bytes]]
+UdpTraits = tuple[bool, bool, int]
 
 
 class Received(NamedTuple):
@@ -184,6 +186,10 @@ class UdpSocket:
     def unsegmented(self) -> frozenset[Remote]:
         """Destinations to which datagrams go one by one."""
         return frozenset(self._unsegmented)
+
+    def note_unsegmented(self, remotes: Iterable[Remote]) -> None:
+        """Take what another process, which sends by the same socket, says of them."""
+        self._unsegmented = set(remotes)
 
     @property
     def dropped(self) -> int:
@@ -346,16 +352,18 @@ class UdpSocket:
             error.strerror,
         )
 
-    def send_elsewhere(
-        self, first_byte: int, but: Collection[int] | None = None
+    def part(
+        self, first_byte: int, known: Mapping[int, int] | None = None, lanes: int = 1
     ) -> bool:
-        """Have the second socket of this port receive what begins with a byte.
+        """Say which socket of this port receives what, by the order of their binding.
 
-        And all that has none of the numbers ``but`` in its bytes 4 to 7.  False if the
-        kernel cannot; then it chooses as before, at first as it likes.
+        What has one of the numbers ``known`` in its bytes 4 to 7 goes to the socket
+        that is said there, or, without ``known``, to the one of the remainder by
+        ``lanes``; all else, and what begins with ``first_byte``, to the one behind
+        those of the lanes.  False if the kernel cannot; then it chooses as it likes.
         """
-        # By their numbers, in the order in which the two were bound.
-        here, apart = (_BPF_RETURN, 0, 0, 0), (_BPF_RETURN, 0, 0, 1)
+        apart = (_BPF_RETURN, 0, 0, lanes)
+        by_number = _by_remainder(lanes) if known is None else _among(known)
         program = b"".join(
             _BPF.pack(*instruction)
             for instruction in (
@@ -365,8 +373,9 @@ class UdpSocket:
                 (_BPF_LOAD_BYTE, 0, 0, 0),
                 (_BPF_JUMP_IF_EQUAL, 0, 1, first_byte),
                 apart,
-                *(() if but is None else _among(but, here, apart)),
-                here,
+                (_BPF_LOAD_WORD, 0, 0, _STEERED_AT),
+                *by_number,
+                apart,
             )
         )
         kept = create_string_buffer(program, len(program))
@@ -381,6 +390,20 @@ class UdpSocket:
         """Have the kernel keep ``size`` bytes at most of what arrives."""
         # It takes twice what it is told, to have room for what it adds.
         _set_buffer(self._socket, _SO_RCVBUFFORCE, socket.SO_RCVBUF, size // 2)
+
+    def fileno(self) -> int:
+        """Its descriptor, to be sent to another process."""
+        return self._socket.fileno()
+
+    @property
+    def traits(self) -> UdpTraits:
+        """What another process has to know of it, beside its descriptor."""
+        return self.segments, self.groups, self._traffic_class
+
+    @classmethod
+    def adopt(cls, descriptor: int, traits: UdpTraits) -> UdpSocket:
+        """One that another process has opened, by a descriptor that it has sent."""
+        return cls(socket.socket(fileno=descriptor), *traits)
 
     def close(self) -> None:
         """Close the socket.  May be called twice."""
@@ -422,9 +445,9 @@ class Udp:
                 try:
                     udp.sockets[length] = bind(transparent=transparent)
                 except OSError as error:
-                    if error.errno not in _NO_FAMILY:
+                    if error.errno not in NO_FAMILY:
                         raise
-                    _log.info("No %s here (%s).", family.name, error.strerror)
+                    no_family(family, error)
                     continue
                 if handshake is not None and not transparent:
                     udp._part(length, handshake, partial(bind, shared=True))
@@ -443,8 +466,8 @@ class Udp:
         self.sockets[length].close()
         self.sockets[length] = bind()
         apart = bind()
-        if self.sockets[length].send_elsewhere(handshake):
-            apart.keep(_HANDSHAKE_BYTES)
+        if self.sockets[length].part(handshake):
+            apart.keep(HANDSHAKE_BYTES)
             self.handshakes += (apart,)
         else:
             apart.close()
@@ -454,9 +477,9 @@ class Udp:
 
         If there are more than MOST_STEERED, only handshakes.
         """
-        but = numbers if len(numbers) <= MOST_STEERED else None
+        known = dict.fromkeys(numbers, 0) if len(numbers) <= MOST_STEERED else None
         for sock in self.sockets.values() if self.handshakes else ():
-            sock.send_elsewhere(self._first_byte, but)
+            sock.part(self._first_byte, known)
 
     def socket_for(self, remote: Remote) -> UdpSocket | None:
         """The socket of the family of ``remote``; None if the host has none."""
@@ -485,17 +508,23 @@ class Udp:
             sock.close()
 
 
+def no_family(family: socket.AddressFamily, error: OSError) -> None:
+    """Tell that the host has none of these sockets, and why."""
+    _log.info("No %s here (%s).", family.name, error.strerror)
+
+
 _Instruction = tuple[int, int, int, int]
 
 
-def _among(
-    numbers: Collection[int], here: _Instruction, apart: _Instruction
-) -> Iterator[_Instruction]:
-    yield (_BPF_LOAD_WORD, 0, 0, _STEERED_AT)
-    for number in numbers:
+def _among(known: Mapping[int, int]) -> Iterator[_Instruction]:
+    for number, where in known.items():
         yield (_BPF_JUMP_IF_EQUAL, 0, 1, number)
-        yield here
-    yield apart
+        yield (_BPF_RETURN, 0, 0, where)
+
+
+def _by_remainder(lanes: int) -> Iterator[_Instruction]:
+    yield (_BPF_MODULO, 0, 0, lanes)
+    yield (_BPF_RETURN_LOADED, 0, 0, 0)
 
 
 def set_transparent(sock: socket.socket) -> None:

@@ -7,11 +7,13 @@ out go entries of the peer table, routes, and what is saved.
     peer        one configured peer
     endpoints   which addresses a peer may be given
     nested      endpoints inside of another peer's prefixes
+    carriage    what it needs of who carries packets
     routing     the peers' packets led into the tunnel, and each one's MTU
     search      the search for peers that are known by a name
 """
 
+from alpha_trio.registry.carriage import Carrier, Table
 from alpha_trio.registry.peer import Peer
 from alpha_trio.registry.registry import Registry
 
-__all__ = ["Peer", "Registry"]
+__all__ = ["Carrier", "Peer", "Registry", "Table"]

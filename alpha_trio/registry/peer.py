@@ -11,9 +11,9 @@ from attrs import define
 from alpha_trio.net.routing import PeerRoute, Underlay
 from alpha_trio.net.source import local_address
 from alpha_trio.proto.batch import Remote
-from alpha_trio.proto.peers import Session
 from alpha_trio.proto.transport import OUTER_HEADERS, EarlyState
 from alpha_trio.proto.transport import overhead as session_overhead
+from alpha_trio.registry.carriage import AnySession
 from alpha_trio.registry.nested import Nested
 from alpha_trio.registry.search import Search
 from alpha_trio.settings import (
@@ -38,7 +38,7 @@ class Peer:
 
     settings: PeerSettings
     origin: str
-    session: Session
+    session: AnySession
     addresses: tuple[IPAddress, ...] = ()
     remotes: tuple[Remote, ...] = ()  # the same, as the UDP sockets name them
     prefixes: tuple[IPNetwork, ...] = ()  # inner addresses that are this peer's

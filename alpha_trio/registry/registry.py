@@ -17,7 +17,6 @@ from pathlib import Path
 import trio
 from attrs import evolve, frozen
 
-from alpha_trio.datapath import DataPath
 from alpha_trio.errors import (
     PeerError,
     RoutingError,
@@ -28,9 +27,10 @@ from alpha_trio.journal import Journal
 from alpha_trio.net.host import boottime
 from alpha_trio.net.routing import Router, Underlay
 from alpha_trio.proto.batch import Event, EventKind, Remote
-from alpha_trio.proto.peers import PeerTable, State
+from alpha_trio.proto.peers import State
 from alpha_trio.proto.primitives import key_text
 from alpha_trio.proto.traces import Trace
+from alpha_trio.registry.carriage import Carrier, Table
 from alpha_trio.registry.endpoints import (
     MOST_ADDRESSES,
     refuse_unusable,
@@ -92,11 +92,11 @@ class Registry:
     def __init__(
         self,
         settings: Settings,
-        table: PeerTable,
+        table: Table,
         router: Router,
         store: PeerStore,
         journal: Journal,
-        datapath: DataPath,
+        carrier: Carrier,
         families: Iterable[int],
     ) -> None:
         """``families`` are the IP versions there is a socket for."""
@@ -115,7 +115,7 @@ class Registry:
         )
         self._store = store
         self._journal = journal
-        self._datapath = datapath
+        self._carrier = carrier
         self._families = frozenset(families)
         self._pins = Pins(store, journal)
         self._resolver = Resolver(journal)
@@ -149,7 +149,7 @@ class Registry:
             self._nursery.start_soon(self._routing.watch_filters)
             self._nursery.start_soon(self._routing.keep_trying)
             self._nursery.start_soon(self._pins.keep_saved)
-            self._nursery.start_soon(self._routing.watch_paths, self._datapath)
+            self._nursery.start_soon(self._routing.watch_paths, self._carrier)
             self._nursery.start_soon(self._routing.watch_peers)
             task_status.started()
 
@@ -203,11 +203,15 @@ class Registry:
         elif event.kind in _WHERE_IT_IS and peer.is_elsewhere:
             self._routing.peer_changed()
 
+    def moved(self) -> None:
+        """A peer is elsewhere than it was, or its path takes another size."""
+        self._routing.peer_changed()
+
     async def _watch_network(self) -> None:
         while True:
             await self._routing.follow_network()
             self._resolver.network_changed()
-            self._datapath.rearm()
+            self._carrier.rearm()
 
     def _rerouted(self, peer: Peer, before: Underlay | None) -> None:
         """Let a peer hear from us at once if it would not find us otherwise.
@@ -224,7 +228,7 @@ class Registry:
             self._table.ask(session, now)
         elif underlay.lost or (same and before.interface != underlay.interface):
             self._table.readdress(session, now, lost=underlay.lost)
-        self._datapath.rearm()
+        self._carrier.rearm()
 
     async def forget_pin(self, name: str) -> bool:
         """Let the next contact decide about a peer's key; False if it does already.
@@ -259,7 +263,7 @@ class Registry:
         if session.state(now) is State.ESTABLISHED:
             return True
         self._table.connect(session, now)
-        self._datapath.rearm()
+        self._carrier.rearm()
         return False
 
     def trace(self, name: str, seconds: float) -> Trace:
@@ -280,7 +284,7 @@ class Registry:
             raise PeerError(
                 f"no session with {name}: 'alpha-trio wait {name}' asks for one"
             )
-        self._datapath.rearm()
+        self._carrier.rearm()
         return trace
 
     async def add(self, wanted: PeerSettings, *, take_over: bool = False) -> bool:
@@ -603,7 +607,7 @@ class Registry:
             None if peer.settings.psk is None else b64decode(peer.settings.psk),
             peer.settings.early,
         )
-        self._datapath.rearm()  # there may be something to say to it at once
+        self._carrier.rearm()  # there may be something to say to it at once
 
     def _tell_anew(self, peer: Peer) -> None:
         """Tell a peer that we take early data now, or no more: only a handshake can.
@@ -615,7 +619,7 @@ class Registry:
             return  # the next handshake tells it, or there is nothing to tell
         session.stop_asking()  # what was asked says what held before
         self._table.ask(session, now)
-        self._datapath.rearm()
+        self._carrier.rearm()
 
     def _key_of(self, peer: Peer) -> bytes | None:
         """The key a peer must have: the configured one, else the pinned one."""

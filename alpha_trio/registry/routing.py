@@ -9,12 +9,11 @@ from math import inf
 
 import trio
 
-from alpha_trio.datapath import DataPath
 from alpha_trio.errors import RoutingError
 from alpha_trio.journal import Journal
 from alpha_trio.net.host import boottime
 from alpha_trio.net.routing import PeerRoute, Router, Underlay
-from alpha_trio.proto.peers import PeerTable
+from alpha_trio.registry.carriage import Carrier, Table
 from alpha_trio.registry.nested import nested
 from alpha_trio.registry.peer import Peer, peer_route
 from alpha_trio.supervision import delays, insist
@@ -33,7 +32,7 @@ class Routing:
     def __init__(
         self,
         router: Router,
-        table: PeerTable,
+        table: Table,
         peers: Mapping[str, Peer],
         journal: Journal,
         rerouted: Callable[[Peer, Underlay | None], None],
@@ -100,10 +99,10 @@ class Routing:
                     break
             self._refused = trio.Event()
 
-    async def watch_paths(self, datapath: DataPath) -> None:
+    async def watch_paths(self, carrier: Carrier) -> None:
         """Measure paths anew when one turned out to take less than thought."""
         while True:
-            await datapath.wait_path_changed()
+            await carrier.wait_path_changed()
             self._router.mark_stale()
             await self.apply_or_log()
 

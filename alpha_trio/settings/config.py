@@ -23,6 +23,7 @@ from alpha_trio.settings import files
 from alpha_trio.settings import values as v
 from alpha_trio.settings.model import (
     DEFAULT_CONFIG,
+    MOST_CORES,
     Backend,
     Consent,
     Engine,
@@ -58,6 +59,7 @@ _FILE: Parsers = {
     "status_group": v.text,
     "log_format": v.choice(LogFormat),
     "engine": v.choice(Engine),
+    "cores": v.whole(1, MOST_CORES),
     "routing": v.table,
     "relay": v.table,
     "metrics": v.table,
@@ -135,6 +137,7 @@ _OPTIONS: Parsers = {
     "no_offload": v.many(v.choice(Offload)),
     "log_format": v.choice(LogFormat),
     "engine": v.choice(Engine),
+    "cores": v.whole(1, MOST_CORES),
     "verbosity": v.whole(0, 9),
 }
 
@@ -173,6 +176,11 @@ def load_settings(
     v.check_socket_path(settings.socket)
     if settings.status_group is not None:
         v.check_socket_path(settings.status_socket)
+    if settings.cores > 1 and settings.relay.enabled:
+        raise ConfigError(
+            f"cores = {settings.cores}, and this host is a relay, which works on one "
+            "core only: set cores = 1, or run the relay as a daemon of its own"
+        )
     return settings
 
 

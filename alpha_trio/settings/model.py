@@ -21,6 +21,7 @@ IPInterface = IPv4Interface | IPv6Interface
 IPNetwork = IPv4Network | IPv6Network
 
 DEFAULT_PORT = 1234
+MOST_CORES = 64
 DEFAULT_CONFIG = Path("/etc/alpha-trio/alpha-trio.toml")
 DEFAULT_STATE_DIR = Path("/var/lib/alpha-trio")
 DEFAULT_SOCKET = Path("/run/alpha-trio/control.sock")
@@ -261,6 +262,7 @@ class Settings:
     disabled_offloads: frozenset[Offload] = frozenset()
     log_format: LogFormat = LogFormat.TEXT
     engine: Engine = Engine.AUTO
+    cores: int = 1  # processes that carry packets; from two on besides the first one
     verbosity: int = 0  # 0: events, 1: more, 2: every packet
     peers: tuple[PeerSettings, ...] = ()  # those of the config file
 

@@ -13,8 +13,19 @@ an Outbox.
     statistics  how a peer stands, for ``status``
 """
 
+from alpha_trio.proto.peers.pathmtu import PathMtu, Source
+from alpha_trio.proto.peers.prefixes import IPNetwork
 from alpha_trio.proto.peers.session import Session
 from alpha_trio.proto.peers.statistics import State, Statistics
-from alpha_trio.proto.peers.table import PeerTable
+from alpha_trio.proto.peers.table import Knock, PeerTable
 
-__all__ = ["PeerTable", "Session", "State", "Statistics"]
+__all__ = [
+    "IPNetwork",
+    "Knock",
+    "PathMtu",
+    "PeerTable",
+    "Session",
+    "Source",
+    "State",
+    "Statistics",
+]

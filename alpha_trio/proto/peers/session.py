@@ -106,6 +106,7 @@ class Session:
     random: RandomBytes
     owner: Callable[[bytes], Session | None]  # who owns an inner address
     visible: int = ECN  # bits of inner traffic classes that outer headers have, too
+    lane: int = 0  # number of the process that carries its packets
     keepalive: float = 0.0  # seconds between keepalives; 0: none
     mode: str = "adaptive"  # or "n", "c", "m", "cm", "plain"
     reliable: bool = False  # packets are repeated until they are acknowledged

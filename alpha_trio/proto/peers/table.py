@@ -280,6 +280,12 @@ class PeerTable:
         """The connection ids of all sessions: what has another is of none."""
         return self._words_of.keys()
 
+    def owner(self, address: bytes) -> Session | None:
+        """Whose inner address it is, packed as in a header."""
+        if not self._indexed:
+            self._index()
+        return self._prefixes.owner(address)
+
     # -- from the TUN to the network -----------------------------------------
 
     def outgoing(self, frame: memoryview, now: float, out: Outbox) -> None:

@@ -1,0 +1,303 @@
+"""What the front has in the place of a peer table and a data path: the lanes.
+
+The registry does here what it does to a PeerTable; it is done to that of the peer's
+lane.  What comes of it is known a moment later, when the lane has told.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import count
+from typing import Any
+
+import trio
+
+from alpha_trio.errors import AlphaTrioError, DeviceLost
+from alpha_trio.journal import Journal
+from alpha_trio.lanes.channel import Channel
+from alpha_trio.lanes.crew import Crew
+from alpha_trio.lanes.lane import Equipment
+from alpha_trio.lanes.seen import FarSession
+from alpha_trio.net.tun import Tun
+from alpha_trio.net.udp_lanes import UdpLanes
+from alpha_trio.proto.batch import Counters, Event, EventKind, Remote
+from alpha_trio.proto.peers import IPNetwork, Knock, State
+from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.traces import Trace
+from alpha_trio.proto.transport import ECN
+
+_ANSWER = 2.0  # s in which a lane tells how its sessions stand
+_WITH_SESSION = frozenset({State.ESTABLISHED, State.SILENT})
+
+
+class Lanes:
+    """All lanes: a peer table and a data path, as the rest of the front sees them."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        tuns: Sequence[Tun],
+        udp: UdpLanes,
+        port: int,
+        identity: Identity,
+        journal: Journal,
+        visible: int = ECN,
+    ) -> None:
+        """``tuns``: the queues of the device, one for each lane."""
+        self.identity = identity
+        self.moved: Callable[[], object] = bool  # called when routes have to follow
+        self._tuns = tuns
+        self._udp = udp
+        self._port = port
+        self._visible = visible
+        self._journal = journal
+        self._sockets = crew.channels
+        self._channels = [Channel(sock) for sock in crew.channels]
+        self._sessions: dict[str, FarSession] = {}
+        self._how: dict[str, list[Any]] = {}  # how each is configured
+        self._bound: dict[int, list[int]] = {}  # connection ids, by lane
+        self._figures: dict[int, tuple[Counters, list[tuple[str, Knock]]]] = {}
+        self._tokens = count()
+        self._awaited: dict[int, tuple[set[int], trio.Event]] = {}
+        self._active = trio.Event()
+        self._path_changed = trio.Event()
+
+    # -- running -----------------------------------------------------------------
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Have the lanes carry packets, until cancelled; reports started at once.
+
+        Raises DeviceLost if a lane says so, or is gone.
+        """
+        async with trio.open_nursery() as nursery:
+            for lane in range(len(self._channels)):
+                nursery.start_soon(self._attend, lane)
+            task_status.started()
+
+    async def _attend(self, lane: int) -> None:
+        self._equip(lane)
+        await self._channels[lane].run(
+            {
+                "seen": self._on_seen,
+                "event": self._on_event,
+                "figures": self._on_figures,
+                "refreshed": partial(self._on_refreshed, lane),
+                "bound": partial(self._on_bound, lane),
+                "journal": self._on_journal,
+                "path_changed": self._on_path_changed,
+                "failed": _fail,
+            }
+        )
+        raise DeviceLost(
+            f"process {lane} of those that carry packets has ended unexpectedly: its "
+            "last words are in the log; start alpha-trio again"
+        )
+
+    def _equip(self, lane: int) -> None:
+        sockets = {n: each[lane] for n, each in self._udp.sockets.items()}
+        apart = [each[-1] for each in self._udp.by_family] if lane == 0 else []
+        opened = [self._tuns[lane].fileno()]
+        opened += [sock.fileno() for sock in (*sockets.values(), *apart)]
+        equipment = Equipment(
+            self._port,
+            self.identity.seed,
+            self._visible,
+            self._tuns[lane].traits,
+            {length: sock.traits for length, sock in sockets.items()},
+            tuple(sock.traits for sock in apart),
+        )
+        equipment.send(self._sockets[lane], opened)
+
+    # -- what the lanes tell -------------------------------------------------------
+
+    def _on_seen(self, name: str, told: dict[str, Any], trace: Trace | None) -> None:
+        session = self._sessions.get(name)
+        if session is not None and session.update(told, trace):
+            self.moved()
+
+    def _on_event(self, event: Event) -> None:
+        if event.kind is EventKind.PINNED and event.peer in self._sessions:
+            self._make_known(self._sessions[event.peer])
+        self._journal.record(event)
+
+    def _make_known(self, session: FarSession) -> None:
+        """A key was pinned: whoever shows it elsewhere is this peer."""
+        how = self._how[session.name]
+        how[_KEY] = session.key
+        for lane, channel in enumerate(self._channels):
+            if lane != session.lane:
+                channel.call("configure", session.name, *_inert(how))
+
+    def _on_figures(
+        self,
+        lane: int,
+        counters: Counters,
+        knocking: list[tuple[str, Knock]],
+        unsegmented: dict[int, frozenset[Remote]],
+    ) -> None:
+        self._figures[lane] = counters, knocking
+        for length, remotes in unsegmented.items():
+            self._udp.sockets[length][lane].note_unsegmented(remotes)
+        self._active.set()
+        self._active = trio.Event()
+
+    def _on_refreshed(self, lane: int, token: int) -> None:
+        if token in self._awaited:
+            waiting, done = self._awaited[token]
+            waiting.discard(lane)
+            if not waiting:
+                done.set()
+
+    def _on_bound(self, lane: int, numbers: list[int]) -> None:
+        self._bound[lane] = numbers
+        self._udp.steer({n: lane for lane, some in self._bound.items() for n in some})
+
+    def _on_journal(self, method: str, *args: Any) -> None:
+        getattr(self._journal, method)(*args)
+
+    def _on_path_changed(self) -> None:
+        self._path_changed.set()
+
+    # -- what status asks ------------------------------------------------------------
+
+    @property
+    def counters(self) -> Counters:
+        """What belongs to no peer, in all lanes."""
+        total = Counters()
+        drops: Counter[Any] = Counter()
+        for counters, _ in self._figures.values():
+            drops.update(counters.drops)
+        total.drops.update(drops)
+        return total
+
+    @property
+    def knocking(self) -> Mapping[str, Knock]:
+        """Strangers, by host."""
+        return dict(knock for _, some in self._figures.values() for knock in some)
+
+    async def refresh(self, name: str | None = None) -> None:
+        """Have the lanes tell how their sessions stand, or one of them; a checkpoint.
+
+        What a lane does not tell in time stays as it was told last.
+        """
+        token, done = next(self._tokens), trio.Event()
+        asked: dict[int, list[str]] = {}
+        for session in self._sessions.values():
+            if name in (None, session.name):
+                asked.setdefault(session.lane, []).append(session.name)
+        for lane, channel in enumerate(self._channels):
+            channel.call("refresh", token, asked.get(lane, ()))
+        self._awaited[token] = set(range(len(self._channels))), done
+        try:
+            with trio.move_on_after(_ANSWER):
+                await done.wait()
+        finally:
+            del self._awaited[token]
+
+    def lane_of(self, name: str) -> int:
+        """Which lane carries a peer's packets."""
+        return self._sessions[name].lane
+
+    # -- what DataPath has for the registry --------------------------------------------
+
+    def rearm(self) -> None:
+        """Nothing to do: lanes look after their alarms."""
+
+    async def wait_active(self) -> None:
+        """Return when packets have moved after this call."""
+        await self._active.wait()
+
+    async def wait_path_changed(self) -> None:
+        """See DataPath."""
+        await self._path_changed.wait()
+        self._path_changed = trio.Event()
+
+    # -- what PeerTable has for the registry -------------------------------------------
+
+    def add(
+        self, name: str, remotes: Sequence[Remote], prefixes: Iterable[IPNetwork]
+    ) -> FarSession:
+        """See PeerTable.add; its lane is the one with the fewest peers."""
+        load = Counter(session.lane for session in self._sessions.values())
+        lane = min(range(len(self._channels)), key=load.__getitem__)
+        call = partial(self._call_session, name, lane)
+        session = self._sessions[name] = FarSession(name, lane, call)
+        for channel in self._channels:
+            channel.call("add", name, lane)
+        self.configure(session, remotes, prefixes)
+        return session
+
+    def configure(self, session: FarSession, *how: Any) -> None:
+        """See PeerTable.configure."""
+        remotes, _, *rest = self._how[session.name] = [*how, *_DEFAULTS[len(how) :]]
+        session.key, session.places = rest[1], len(remotes)
+        if session.last.state not in _WITH_SESSION:
+            session.remote = remotes[0] if remotes else None
+        for lane, channel in enumerate(self._channels):
+            here = self._how[session.name]
+            args = here if lane == session.lane else _inert(here)
+            channel.call("configure", session.name, *args)
+
+    def remove(self, name: str) -> None:
+        """See PeerTable.remove."""
+        del self._sessions[name], self._how[name]
+        for channel in self._channels:
+            channel.call("remove", name)
+
+    def connect(self, session: FarSession, now: float) -> None:
+        """See PeerTable.connect."""
+        self._call(session, "connect", now)
+
+    def ask(self, session: FarSession, now: float) -> None:
+        """See PeerTable.ask."""
+        self._call(session, "ask", now)
+
+    def readdress(self, session: FarSession, now: float, *, lost: bool) -> None:
+        """See PeerTable.readdress."""
+        self._call(session, "readdress", now, lost=lost)
+
+    def route_changed(self, session: FarSession, now: float) -> None:
+        """See PeerTable.route_changed."""
+        self._call(session, "route_changed", now)
+
+    def allow(self, session: FarSession, ceiling: int, fixed: int, now: float) -> None:
+        """See PeerTable.allow."""
+        self._call(session, "allow", ceiling, fixed, now)
+
+    def trace(self, session: FarSession, seconds: float, now: float) -> Trace | None:
+        """See PeerTable.trace."""
+        if session.last.state not in _WITH_SESSION or session.key is None:
+            return None
+        # The lane has the true one, of which this becomes a copy with all that it told.
+        trace = Trace(
+            self.identity.public, session.key, 0, now, seconds, 0.0, os.urandom
+        )
+        session.tracing = trace
+        self._call(session, "trace", seconds, now)
+        return trace
+
+    def _call(self, session: FarSession, method: str, *args: Any, **more: Any) -> None:
+        self._channels[session.lane].call(method, session.name, *args, **more)
+
+    def _call_session(self, name: str, lane: int, method: str) -> None:
+        self._channels[lane].call(method, name)
+
+
+_DEFAULTS: tuple[Any, ...] = (
+    (), (), 0.0, None, "adaptive", False, False, None, True
+)  # fmt: skip
+_KEEPALIVE, _KEY = 2, 3
+
+
+def _inert(how: Sequence[Any]) -> list[Any]:
+    """The same in a lane that does not carry the peer: nothing is ever due there."""
+    return [*how[:_KEEPALIVE], 0.0, *how[_KEEPALIVE + 1 :]]
+
+
+def _fail(error: AlphaTrioError) -> None:
+    raise error

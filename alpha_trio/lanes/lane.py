@@ -1,0 +1,300 @@
+"""What runs in a lane: a peer table, the packets' way through it, and word of both.
+
+The front calls what ``Lane.calls`` has, and hears of what happens, and, as long as
+packets move, how the sessions stand.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import trio
+from attrs import define, field
+
+from alpha_trio.datapath import DataPath
+from alpha_trio.errors import AlphaTrioError
+from alpha_trio.journal import Journal
+from alpha_trio.lanes.channel import Channel
+from alpha_trio.lanes.inbox import Handed, Inbox, What
+from alpha_trio.lanes.seen import told
+from alpha_trio.lanes.table import LaneTable
+from alpha_trio.net.host import boottime
+from alpha_trio.net.tun import Tun, TunTraits
+from alpha_trio.net.udp import Udp, UdpSocket, UdpTraits
+from alpha_trio.proto.batch import Event, Outbox
+from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.traces import Trace
+from alpha_trio.settings import Settings
+
+REPORT_EVERY = 1.0  # s from one word of how the sessions stand to the next
+_HANDED_AT_ONCE = 32
+_MOST_DESCRIPTORS = 8
+
+_OF_TABLE = ("connect", "ask", "readdress", "route_changed", "allow")
+_OF_SESSION = ("reset", "stop_asking", "end_trace")
+
+
+@define(frozen=True)
+class Equipment:
+    """What the front has opened for a lane; the descriptors come in this order."""
+
+    port: int  # our own UDP port
+    seed: bytes = field(repr=False)  # of the host's key
+    visible: int  # see PeerTable
+    tun: TunTraits
+    udp: dict[int, UdpTraits]  # by length of an address tuple
+    handshakes: tuple[UdpTraits, ...]  # the first lane's
+
+    def send(self, sock: socket.socket, descriptors: list[int]) -> None:
+        """The first message of a channel, to the lane."""
+        socket.send_fds(sock, [pickle.dumps(self)], descriptors)
+
+
+async def run(
+    number: int, settings: Settings, sock: socket.socket, inbox: Inbox
+) -> None:
+    """Carry packets until the front is gone; tell it if that goes no longer."""
+    channel = Channel(sock)
+    await trio.lowlevel.wait_readable(sock)
+    data, descriptors, *_ = socket.recv_fds(sock, 1 << 16, _MOST_DESCRIPTORS)
+    if not data:
+        return  # the front could not start
+    equipment = pickle.loads(data)
+    lane = Lane(number, settings.cores, channel, inbox, equipment, descriptors)
+    try:
+        await lane.run()
+    except* AlphaTrioError as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        with suppress(OSError):
+            sock.send(pickle.dumps(("failed", (error,), {})))
+
+
+class Lane:
+    """One lane's tasks, and what the front may call."""
+
+    def __init__(
+        self,
+        number: int,
+        lanes: int,
+        channel: Channel,
+        inbox: Inbox,
+        equipment: Equipment,
+        descriptors: list[int],
+    ) -> None:
+        left = iter(descriptors)
+        tun = Tun.adopt(next(left), equipment.tun)
+        self._udp = _LaneUdp(
+            {n: UdpSocket.adopt(next(left), t) for n, t in equipment.udp.items()},
+            tuple(UdpSocket.adopt(next(left), t) for t in equipment.handshakes),
+            tell=channel.call,
+        )
+        self._number = number
+        self._channel = channel
+        self._table = LaneTable(
+            equipment.port,
+            Identity(equipment.seed),
+            os.urandom,
+            equipment.visible,
+            lane=number,
+            lanes=lanes,
+            inbox=inbox,
+        )
+        journal = _FarJournal(channel.call, self._tell)
+        self._path = _LanePath(tun, self._udp, self._table, journal, inbox)
+        self._traces: dict[str, Trace] = {}
+        self._marks: dict[str, tuple[Any, ...]] = {}  # what was told of each
+
+    async def run(self) -> None:
+        """Do everything until the front is gone.  Raises DeviceLost."""
+        calls = self._calls()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._path.run)
+            nursery.start_soon(self._path.read_inbox)
+            nursery.start_soon(self._report)
+            nursery.start_soon(self._watch_paths)
+            await self._channel.run(calls)
+            nursery.cancel_scope.cancel()
+
+    def _calls(self) -> dict[str, Callable[..., None]]:
+        of_table = {name: partial(self._do, name) for name in _OF_TABLE}
+        of_session = {name: partial(self._have, name) for name in _OF_SESSION}
+        others = (self.add, self.configure, self.remove, self.trace, self.refresh)
+        return {**of_table, **of_session, **{each.__name__: each for each in others}}
+
+    # -- what the front calls --------------------------------------------------
+
+    def add(self, name: str, lane: int) -> None:
+        """See PeerTable.add; the peer is that lane's."""
+        session = self._table.add(name, (), ())
+        if lane != self._number:
+            self._table.elsewhere[session] = lane
+
+    def configure(self, name: str, *how: Any) -> None:
+        """See PeerTable.configure."""
+        self._do("configure", name, *how)
+
+    def remove(self, name: str) -> None:
+        """See PeerTable.remove."""
+        self._table.elsewhere.pop(self._table.sessions[name], None)
+        self._table.remove(name)
+        self._traces.pop(name, None)
+        self._marks.pop(name, None)
+
+    def trace(self, name: str, seconds: float, now: float) -> None:
+        """See PeerTable.trace."""
+        trace = self._table.trace(self._table.sessions[name], seconds, now)
+        if trace is not None:
+            self._traces[name] = trace
+        self._path.rearm()
+
+    def refresh(self, token: int, names: Collection[str]) -> None:
+        """Tell how these sessions stand, and then that this was all."""
+        for name in names:
+            if name in self._table.sessions:
+                self._tell(name)
+        self._tell_figures()
+        self._channel.call("refreshed", token)
+
+    async def _watch_paths(self) -> None:
+        while True:
+            await self._path.wait_path_changed()
+            self._channel.call("path_changed")
+
+    def _do(self, method: str, name: str, *args: Any, **more: Any) -> None:
+        getattr(self._table, method)(self._table.sessions[name], *args, **more)
+        self._path.rearm()
+        self._tell(name)
+
+    def _have(self, method: str, name: str) -> None:
+        getattr(self._table.sessions[name], method)()
+        self._tell(name)
+
+    # -- what the front hears ----------------------------------------------------
+
+    def _tell(self, name: str) -> None:
+        session, trace = self._table.sessions.get(name), self._traces.get(name)
+        if session is None or session in self._table.elsewhere:
+            return
+        self._channel.call("seen", name, told(session, boottime()), trace)
+        if trace is not None and trace.done:
+            del self._traces[name]
+
+    def _tell_figures(self) -> None:
+        table = self._table
+        alone = {length: sock.unsegmented for length, sock in self._udp.sockets.items()}
+        figures = table.counters, list(table.knocking.items()), alone
+        self._channel.call("figures", self._number, *figures)
+
+    async def _report(self) -> None:
+        """Tell how sessions stand in which something moves."""
+        while True:
+            await self._path.wait_active()
+            await trio.sleep(REPORT_EVERY)
+            for name, session in self._table.sessions.items():
+                counters = session.counters
+                mark = (
+                    counters.tx_packets,
+                    counters.rx_packets,
+                    sum(counters.drops.values()),
+                    session.heard,
+                    name in self._traces,
+                )
+                if self._marks.get(name) != mark:
+                    self._marks[name] = mark
+                    self._tell(name)
+            self._tell_figures()
+
+
+class _LanePath(DataPath):
+    """The packets' way through a lane, with what other lanes hand over."""
+
+    def __init__(
+        self,
+        tun: Tun,
+        udp: Udp,
+        table: LaneTable,
+        journal: Journal,
+        inbox: Inbox,
+    ) -> None:
+        super().__init__(tun, udp, table, journal)
+        self._lane_table = table
+        self._inbox = inbox
+
+    async def read_inbox(self) -> None:
+        """Carry what other lanes hand over, until cancelled."""
+        some = partial(self._take_some, Outbox())
+        await self._keep_on(some, "what other processes hand over", "it waits")
+
+    async def _take_some(self, out: Outbox) -> None:
+        await trio.lowlevel.wait_readable(self._inbox.own)
+        now = boottime()
+        for handed in self._inbox.take(_HANDED_AT_ONCE):
+            self._take(handed, now, out)
+        self._table.push(now, out)
+        self._flush(out, now)
+        while out.sends:
+            await self._send_waiting(out)
+
+    def _take(self, handed: Handed, now: float, out: Outbox) -> None:
+        if handed.what is What.FRAME:
+            # Until it is pushed there must be no other in its place.
+            self._lane_table.take_frame(memoryview(bytearray(handed.data)), now, out)
+        else:
+            where = handed.remote, handed.local
+            self._lane_table.take_datagram(bytes(handed.data), *where, now, out)
+
+
+@define(eq=False)
+class _LaneUdp(Udp):
+    """A lane's sockets; what comes to which of them the front says."""
+
+    tell: Callable[..., None] = field(kw_only=True)
+
+    def steer(self, numbers: Collection[int]) -> None:
+        """Have the front say that these are ours."""
+        self.tell("bound", list(numbers))
+
+
+class _FarJournal(Journal):
+    """What happens in a lane is told by the front; here is only what is going on."""
+
+    def __init__(
+        self, call: Callable[..., None], tell_session: Callable[[str], None]
+    ) -> None:
+        super().__init__()
+        self._call = call
+        self._tell_session = tell_session
+
+    def record(self, event: Event) -> None:
+        """Tell of an event, and first how the session stands after it."""
+        if event.peer is not None:
+            self._tell_session(event.peer)
+        self._call("event", event)
+
+    def failure(
+        self, subject: str, what: str, line: str, event: str | None = None
+    ) -> None:
+        """See Journal."""
+        self._call("journal", "failure", subject, what, line, event)
+
+    def trouble(self, subject: str, sentence: str) -> None:
+        """See Journal."""
+        self.troubles[subject] = sentence
+        self._call("journal", "trouble", subject, sentence)
+
+    def recovered(self, subject: str) -> None:
+        """See Journal."""
+        self.troubles.pop(subject, None)
+        self._call("journal", "recovered", subject)
+
+    def woke(self, seconds: float) -> None:
+        """See Journal."""
+        self._call("journal", "woke", seconds)

@@ -1,0 +1,130 @@
+"""A session as the front knows it: what its lane has told of it last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+from attrs import define, evolve, field, fields
+
+from alpha_trio.proto.batch import Counters, Remote
+from alpha_trio.proto.peers import PathMtu, Session, Source, State, Statistics
+from alpha_trio.proto.traces import Trace
+from alpha_trio.proto.transport import EarlyState
+
+_LEAST_MTU = 1280
+
+
+def _nothing_yet() -> Statistics:
+    return Statistics(
+        state=State.IDLE,
+        reason=None,
+        remote=None,
+        handshake_age=None,
+        receive_age=None,
+        rtt=None,
+        queued=0,
+        counters=Counters(),
+        key=None,
+        offered_key=None,
+        rounds={},
+        associations=0,
+        elements_left=0,
+        mtu=_LEAST_MTU,
+        mtu_source=Source.ROUTE,
+        loss=None,
+    )
+
+
+@define(eq=False)
+class FarSession:
+    """What ``Session`` is in the process that carries its packets."""
+
+    name: str
+    lane: int
+    _call: Callable[..., None]  # a method of the session's, in its lane
+    mtu: int = _LEAST_MTU
+    mtu_limit: int | None = None
+    mtu_source: Source = Source.ROUTE
+    path: PathMtu = field(factory=PathMtu)
+    early_state: EarlyState = EarlyState.NO_SESSION
+    gave_up: bool = False
+    foreign_source: bytes = b""
+    key: bytes | None = None
+    heard: float = -inf
+    attempts: int | None = None
+    places: int = 0
+    remote: Remote | None = None
+    local: bytes = b""
+    counters: Counters = field(factory=Counters)
+    tracing: Trace | None = None
+    at: float = -inf  # boot time of all this, seconds
+    last: Statistics = field(factory=_nothing_yet)
+
+    def statistics(self, now: float) -> Statistics:
+        """What the lane told last; it has grown older since then."""
+        passed, last = max(0.0, now - self.at), self.last
+        return evolve(
+            last,
+            handshake_age=_older(last.handshake_age, passed),
+            receive_age=_older(last.receive_age, passed),
+        )
+
+    def state(self, now: float) -> State:
+        """How the peer stands."""
+        return self.last.state
+
+    def reset(self) -> None:
+        """See Session.reset."""
+        self.key, self.heard, self.local = None, -inf, b""
+        self.last = evolve(self.last, state=State.IDLE)
+        self._call("reset")
+
+    def stop_asking(self) -> None:
+        """See Session.stop_asking."""
+        self._call("stop_asking")
+
+    def end_trace(self) -> None:
+        """See Session.end_trace."""
+        self._call("end_trace")
+
+    def update(self, told: dict[str, Any], trace: Trace | None) -> bool:
+        """Take what the lane tells; whether its routes have to follow."""
+        before = self.remote, self.local, self.mtu_limit
+        for name, value in told.items():
+            setattr(self, name, value)
+        self.counters = self.last.counters
+        if trace is not None and self.tracing is not None:
+            for each in fields(Trace):  # who asked looks at this one
+                setattr(self.tracing, each.name, getattr(trace, each.name))
+            if trace.done:
+                self.tracing = None
+        return before != (self.remote, self.local, self.mtu_limit)
+
+
+_TOLD = (
+    "mtu",
+    "mtu_limit",
+    "mtu_source",
+    "path",
+    "early_state",
+    "gave_up",
+    "foreign_source",
+    "key",
+    "heard",
+    "attempts",
+    "places",
+    "remote",
+    "local",
+)
+
+
+def told(session: Session, now: float) -> dict[str, Any]:
+    """What a lane tells of a session."""
+    found = {name: getattr(session, name) for name in _TOLD}
+    return found | {"at": now, "last": session.statistics(now)}
+
+
+def _older(age: float | None, passed: float) -> float | None:
+    return None if age is None else age + passed

@@ -1,0 +1,89 @@
+"""A lane's peer table: it has all peers, and carries the packets of its own."""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from alpha_trio.lanes.inbox import Inbox
+from alpha_trio.proto.batch import Drop, Outbox, Remote
+from alpha_trio.proto.messages import ID_SIZE, BadPacket, Kind, parse_syn_untrusted
+from alpha_trio.proto.packets import frames
+from alpha_trio.proto.peers import PeerTable, Session
+
+_OF_AN_ID = frozenset({Kind.ACK, Kind.ACKACK, Kind.COOKIE, Kind.REPORT})
+
+
+@define(eq=False, kw_only=True)
+class LaneTable(PeerTable):
+    """The peer table of lane ``lane`` of ``lanes``.
+
+    Its connection ids leave this remainder, so that each shows whose it is.  Sessions
+    of peers ``elsewhere`` are there to be found by key, address and prefix; nothing is
+    ever sent in them.
+    """
+
+    lane: int
+    lanes: int
+    inbox: Inbox
+    elsewhere: dict[Session, int] = field(factory=dict)  # their lanes
+
+    def _take_id(self, session: Session) -> int:
+        while True:
+            chosen = int.from_bytes(self.random(ID_SIZE))
+            chosen -= chosen % self.lanes - self.lane
+            if 0 < chosen < 1 << 8 * ID_SIZE and chosen not in self._by_id:
+                self._by_id[chosen] = session
+                return chosen
+
+    def outgoing(self, frame: memoryview, now: float, out: Outbox) -> None:
+        """Take a frame, or hand it over to the lane of its peer."""
+        lane = self._lane_of_frame(frame)
+        if lane is None:
+            super().outgoing(frame, now, out)
+        elif not self.inbox.hand_frame(lane, frame):
+            self.counters.drop(Drop.QUEUE_FULL, frames.packets(frame))
+
+    def _lane_of_frame(self, frame: memoryview) -> int | None:
+        packet = frame[frames.VIRTIO_SIZE :]
+        if len(packet) < 20:
+            return None
+        destination = packet[16:20] if packet[0] >> 4 == 4 else packet[24:40]
+        session = self.owner(bytes(destination))
+        return None if session is None else self.elsewhere.get(session)
+
+    def take_frame(self, frame: memoryview, now: float, out: Outbox) -> None:
+        """Take a frame that another lane has handed over."""
+        if self._lane_of_frame(frame) is None:
+            super().outgoing(frame, now, out)
+        else:  # the peer has just been removed, and is there again
+            self.counters.drop(Drop.NO_PEER, frames.packets(frame))
+
+    def _control_untrusted(
+        self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
+        lane = self._lane_of_untrusted(datagram, remote)
+        if lane in (None, self.lane):
+            super()._control_untrusted(datagram, remote, local, now, out)
+        elif not self.inbox.hand_datagram(lane, datagram, remote, local):
+            self.counters.drop(Drop.RATE)
+
+    def take_datagram(
+        self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
+    ) -> None:
+        """Take a datagram that another lane has handed over; it goes no further."""
+        if not self._indexed:
+            self._index()
+        super()._control_untrusted(datagram, remote, local, now, out)
+
+    def _lane_of_untrusted(self, datagram: bytes, remote: Remote) -> int | None:
+        """Whose it is, as far as it says; None: nobody's."""
+        if datagram[0] in _OF_AN_ID:
+            return int.from_bytes(datagram[4:8]) % self.lanes
+        if datagram[0] == Kind.SYN:
+            try:
+                session = self._peer_of(parse_syn_untrusted(datagram), remote)
+            except BadPacket:
+                return None
+        else:
+            session = self._peer_at(remote)
+        return None if session is None else self.elsewhere.get(session)
