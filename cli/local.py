@@ -128,6 +128,13 @@ def settings_of(config: str | None, **options: Any) -> Settings:
     "it can be used, and else the one in Python.",
 )
 @click.option(
+    "--cores",
+    type=Whole(),
+    metavar="N",
+    help="Have N processes carry packets, each for its share of the peers; without "
+    "it, 1, which does all.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(LOG_FORMATS),
     help="Lines of text, or one JSON document in each [text].",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import ground, leftovers, limit
+from tools.daemons import Daemon
 
 # Here and not in a fixture: the processes that xdist starts are to have it as well.
 ground.of_this_process()
@@ -27,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["native", "python"],
         help="what works on packets in the core's tests and in daemons; by default the "
         "native one, where it was built",
+    )
+    parser.addoption(
+        "--cores",
+        type=int,
+        help="how many processes of a daemon carry packets, where it is no relay",
     )
 
 
@@ -63,6 +69,7 @@ def own_ground(
     ground.of_its_tests(tmp_path_factory.mktemp("tmp"))
     if engine := pytestconfig.getoption("engine"):
         os.environ["ALPHA_TRIO_ENGINE"] = engine
+    Daemon.cores = pytestconfig.getoption("cores") or 1
     leftovers.adopt_orphans()
 
 

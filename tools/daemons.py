@@ -34,6 +34,7 @@ class Daemon:
     """
 
     warm: ClassVar[Warm | None] = None  # whose forks all daemons of ours are, if any
+    cores: ClassVar[int] = 1  # for those of which nothing else is said, and no relays
 
     def __init__(
         self, host: Host, *arguments: str, config: str = "", program: Path = PROGRAM
@@ -78,6 +79,9 @@ class Daemon:
 
     def _launch(self, log: IO[str]) -> subprocess.Popen[str] | Warmed:
         arguments = ("run", "--config", str(self.config_file), *self.arguments)
+        relay = "--relay" in self.arguments or "[relay]" in self.config_file.read_text()
+        if self.cores > 1 and self.program == PROGRAM and not relay:
+            arguments = (*arguments, "--cores", str(self.cores))
         # A host of another kind may have a way of its own into itself.
         if self.warm is None or self.program != PROGRAM or type(self.host) is not Host:
             return self.host.popen(
