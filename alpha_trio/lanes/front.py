@@ -20,7 +20,7 @@ from alpha_trio.journal import Journal
 from alpha_trio.lanes.channel import Channel
 from alpha_trio.lanes.crew import Crew
 from alpha_trio.lanes.lane import Equipment
-from alpha_trio.lanes.seen import FarSession
+from alpha_trio.lanes.seen import FarSession, Told
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp_lanes import UdpLanes
 from alpha_trio.proto.batch import Counters, Event, EventKind, Remote
@@ -57,6 +57,8 @@ class Lanes:
         self._sockets = crew.channels
         self._channels = [Channel(sock) for sock in crew.channels]
         self._sessions: dict[str, FarSession] = {}
+        self._numbered: dict[int, FarSession] = {}
+        self._numbers = count()
         self._how: dict[str, list[Any]] = {}  # how each is configured
         self._bound: dict[int, list[int]] = {}  # connection ids, by lane
         self._figures: dict[int, tuple[Counters, list[tuple[str, Knock]]]] = {}
@@ -115,23 +117,17 @@ class Lanes:
 
     # -- what the lanes tell -------------------------------------------------------
 
-    def _on_seen(self, name: str, told: dict[str, Any], trace: Trace | None) -> None:
-        session = self._sessions.get(name)
+    def _on_seen(self, number: int, told: Told, trace: Trace | None) -> None:
+        session = self._numbered.get(number)
         if session is not None and session.update(told, trace):
             self.moved()
 
     def _on_event(self, event: Event) -> None:
         if event.kind is EventKind.PINNED and event.peer in self._sessions:
-            self._make_known(self._sessions[event.peer])
+            session = self._sessions[event.peer]
+            self._how[session.name][_KEY] = session.key
+            self._configure(session)  # whoever shows the key elsewhere is this peer
         self._journal.record(event)
-
-    def _make_known(self, session: FarSession) -> None:
-        """A key was pinned: whoever shows it elsewhere is this peer."""
-        how = self._how[session.name]
-        how[_KEY] = session.key
-        for lane, channel in enumerate(self._channels):
-            if lane != session.lane:
-                channel.call("configure", session.name, *_inert(how))
 
     def _on_figures(
         self,
@@ -186,10 +182,10 @@ class Lanes:
         What a lane does not tell in time stays as it was told last.
         """
         token, done = next(self._tokens), trio.Event()
-        asked: dict[int, list[str]] = {}
+        asked: dict[int, list[int]] = {}
         for session in self._sessions.values():
             if name in (None, session.name):
-                asked.setdefault(session.lane, []).append(session.name)
+                asked.setdefault(session.lane, []).append(session.number)
         for lane, channel in enumerate(self._channels):
             channel.call("refresh", token, asked.get(lane, ()))
         self._awaited[token] = set(range(len(self._channels))), done
@@ -225,29 +221,32 @@ class Lanes:
         """See PeerTable.add; its lane is the one with the fewest peers."""
         load = Counter(session.lane for session in self._sessions.values())
         lane = min(range(len(self._channels)), key=load.__getitem__)
-        call = partial(self._call_session, name, lane)
-        session = self._sessions[name] = FarSession(name, lane, call)
+        number, call = next(self._numbers), self._channels[lane].call
+        session = FarSession(name, number, lane, call)
+        self._sessions[name] = self._numbered[number] = session
         for channel in self._channels:
-            channel.call("add", name, lane)
+            channel.call("add", number, name, lane)
         self.configure(session, remotes, prefixes)
         return session
 
     def configure(self, session: FarSession, *how: Any) -> None:
         """See PeerTable.configure."""
-        remotes, _, *rest = self._how[session.name] = [*how, *_DEFAULTS[len(how) :]]
-        session.key, session.places = rest[1], len(remotes)
-        if session.last.state not in _WITH_SESSION:
-            session.remote = remotes[0] if remotes else None
+        self._how[session.name] = [*how, *_DEFAULTS[len(how) :]]
+        self._configure(session)
+
+    def _configure(self, session: FarSession) -> None:
+        how = self._how[session.name]
+        session.configure(how[_REMOTES], how[_KEY])
         for lane, channel in enumerate(self._channels):
-            here = self._how[session.name]
-            args = here if lane == session.lane else _inert(here)
-            channel.call("configure", session.name, *args)
+            args = how if lane == session.lane else _inert(how)
+            channel.call("configure", session.number, *args)
 
     def remove(self, name: str) -> None:
         """See PeerTable.remove."""
-        del self._sessions[name], self._how[name]
+        number = self._sessions.pop(name).number
+        del self._numbered[number], self._how[name]
         for channel in self._channels:
-            channel.call("remove", name)
+            channel.call("remove", number)
 
     def connect(self, session: FarSession, now: float) -> None:
         """See PeerTable.connect."""
@@ -282,16 +281,13 @@ class Lanes:
         return trace
 
     def _call(self, session: FarSession, method: str, *args: Any, **more: Any) -> None:
-        self._channels[session.lane].call(method, session.name, *args, **more)
-
-    def _call_session(self, name: str, lane: int, method: str) -> None:
-        self._channels[lane].call(method, name)
+        self._channels[session.lane].call(method, session.number, *args, **more)
 
 
 _DEFAULTS: tuple[Any, ...] = (
     (), (), 0.0, None, "adaptive", False, False, None, True
 )  # fmt: skip
-_KEEPALIVE, _KEY = 2, 3
+_REMOTES, _, _KEEPALIVE, _KEY = range(4)
 
 
 def _inert(how: Sequence[Any]) -> list[Any]:

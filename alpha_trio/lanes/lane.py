@@ -22,12 +22,13 @@ from alpha_trio.errors import AlphaTrioError
 from alpha_trio.journal import Journal
 from alpha_trio.lanes.channel import Channel
 from alpha_trio.lanes.inbox import Handed, Inbox, What
-from alpha_trio.lanes.seen import told
+from alpha_trio.lanes.seen import Told
 from alpha_trio.lanes.table import LaneTable
 from alpha_trio.net.host import boottime
 from alpha_trio.net.tun import Tun, TunTraits
 from alpha_trio.net.udp import Udp, UdpSocket, UdpTraits
 from alpha_trio.proto.batch import Event, Outbox
+from alpha_trio.proto.peers import Session
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.traces import Trace
 from alpha_trio.settings import Settings
@@ -37,7 +38,7 @@ _HANDED_AT_ONCE = 32
 _MOST_DESCRIPTORS = 8
 
 _OF_TABLE = ("connect", "ask", "readdress", "route_changed", "allow")
-_OF_SESSION = ("reset", "stop_asking", "end_trace")
+_OF_SESSION = ("stop_asking", "end_trace")
 
 
 @define(frozen=True)
@@ -107,10 +108,10 @@ class Lane:
             lanes=lanes,
             inbox=inbox,
         )
-        journal = _FarJournal(channel.call, self._tell)
+        journal = _FarJournal(channel.call, self._tell_of)
         self._path = _LanePath(tun, self._udp, self._table, journal, inbox)
-        self._traces: dict[str, Trace] = {}
-        self._marks: dict[str, tuple[Any, ...]] = {}  # what was told of each
+        self._held: dict[int, _Held] = {}  # by the front's numbers
+        self._numbers: dict[str, int] = {}  # by name
 
     async def run(self) -> None:
         """Do everything until the front is gone.  Raises DeviceLost."""
@@ -126,66 +127,73 @@ class Lane:
     def _calls(self) -> dict[str, Callable[..., None]]:
         of_table = {name: partial(self._do, name) for name in _OF_TABLE}
         of_session = {name: partial(self._have, name) for name in _OF_SESSION}
-        others = (self.add, self.configure, self.remove, self.trace, self.refresh)
-        return {**of_table, **of_session, **{each.__name__: each for each in others}}
+        others = (self.add, self.configure, self.reset, self.remove, self.trace)
+        by_name = {each.__name__: each for each in others}
+        return {**of_table, **of_session, **by_name, "refresh": self.refresh}
 
     # -- what the front calls --------------------------------------------------
 
-    def add(self, name: str, lane: int) -> None:
-        """See PeerTable.add; the peer is that lane's."""
+    def add(self, number: int, name: str, lane: int) -> None:
+        """See PeerTable.add; the peer is that lane's, and called by this number."""
         session = self._table.add(name, (), ())
         if lane != self._number:
             self._table.elsewhere[session] = lane
+        self._held[number], self._numbers[name] = _Held(session), number
 
-    def configure(self, name: str, *how: Any) -> None:
+    def configure(self, number: int, *how: Any) -> None:
         """See PeerTable.configure."""
-        self._do("configure", name, *how)
+        self._held[number].configured += 1
+        self._do("configure", number, *how)
 
-    def remove(self, name: str) -> None:
+    def reset(self, number: int) -> None:
+        """See Session.reset."""
+        self._held[number].resets += 1
+        self._have("reset", number)
+
+    def remove(self, number: int) -> None:
         """See PeerTable.remove."""
-        self._table.elsewhere.pop(self._table.sessions[name], None)
-        self._table.remove(name)
-        self._traces.pop(name, None)
-        self._marks.pop(name, None)
+        session = self._held.pop(number).session
+        del self._numbers[session.name]
+        self._table.elsewhere.pop(session, None)
+        self._table.remove(session.name)
 
-    def trace(self, name: str, seconds: float, now: float) -> None:
+    def trace(self, number: int, seconds: float, now: float) -> None:
         """See PeerTable.trace."""
-        trace = self._table.trace(self._table.sessions[name], seconds, now)
-        if trace is not None:
-            self._traces[name] = trace
+        held = self._held[number]
+        held.trace = self._table.trace(held.session, seconds, now)
         self._path.rearm()
 
-    def refresh(self, token: int, names: Collection[str]) -> None:
+    def refresh(self, token: int, numbers: Collection[int]) -> None:
         """Tell how these sessions stand, and then that this was all."""
-        for name in names:
-            if name in self._table.sessions:
-                self._tell(name)
+        for number in numbers:
+            self._tell(number)
         self._tell_figures()
         self._channel.call("refreshed", token)
 
-    async def _watch_paths(self) -> None:
-        while True:
-            await self._path.wait_path_changed()
-            self._channel.call("path_changed")
-
-    def _do(self, method: str, name: str, *args: Any, **more: Any) -> None:
-        getattr(self._table, method)(self._table.sessions[name], *args, **more)
+    def _do(self, method: str, number: int, *args: Any, **more: Any) -> None:
+        getattr(self._table, method)(self._held[number].session, *args, **more)
         self._path.rearm()
-        self._tell(name)
+        self._tell(number)
 
-    def _have(self, method: str, name: str) -> None:
-        getattr(self._table.sessions[name], method)()
-        self._tell(name)
+    def _have(self, method: str, number: int) -> None:
+        getattr(self._held[number].session, method)()
+        self._tell(number)
 
     # -- what the front hears ----------------------------------------------------
 
-    def _tell(self, name: str) -> None:
-        session, trace = self._table.sessions.get(name), self._traces.get(name)
-        if session is None or session in self._table.elsewhere:
+    def _tell_of(self, name: str) -> None:
+        if name in self._numbers:
+            self._tell(self._numbers[name])
+
+    def _tell(self, number: int) -> None:
+        held = self._held.get(number)
+        if held is None or held.session in self._table.elsewhere:
             return
-        self._channel.call("seen", name, told(session, boottime()), trace)
+        session, trace = held.session, held.trace
+        told = Told.of(session, held.configured, held.resets, boottime())
+        self._channel.call("seen", number, told, trace)
         if trace is not None and trace.done:
-            del self._traces[name]
+            held.trace = None
 
     def _tell_figures(self) -> None:
         table = self._table
@@ -198,19 +206,37 @@ class Lane:
         while True:
             await self._path.wait_active()
             await trio.sleep(REPORT_EVERY)
-            for name, session in self._table.sessions.items():
-                counters = session.counters
-                mark = (
-                    counters.tx_packets,
-                    counters.rx_packets,
-                    sum(counters.drops.values()),
-                    session.heard,
-                    name in self._traces,
-                )
-                if self._marks.get(name) != mark:
-                    self._marks[name] = mark
-                    self._tell(name)
+            for number, held in self._held.items():
+                if held.has_moved():
+                    self._tell(number)
             self._tell_figures()
+
+    async def _watch_paths(self) -> None:
+        while True:
+            await self._path.wait_path_changed()
+            self._channel.call("path_changed")
+
+
+@define(eq=False)
+class _Held:
+    """A session, and what of it the front knows."""
+
+    session: Session
+    configured: int = 0  # how often it was
+    resets: int = 0
+    trace: Trace | None = None  # under way, or not told of to its end
+    _mark: tuple[float, ...] = ()
+
+    def has_moved(self) -> bool:
+        """Whether anything was sent, received or dropped since the last call."""
+        counters, before = self.session.counters, self._mark
+        self._mark = (
+            counters.tx_packets,
+            counters.rx_packets,
+            sum(counters.drops.values()),
+            self.session.heard,
+        )
+        return self._mark != before or self.trace is not None
 
 
 class _LanePath(DataPath):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any
+from typing import Any, Self
 
-from attrs import define, evolve, field, fields
+from attrs import define, evolve, field, fields, frozen
 
 from alpha_trio.proto.batch import Counters, Remote
 from alpha_trio.proto.peers import PathMtu, Session, Source, State, Statistics
@@ -42,8 +42,9 @@ class FarSession:
     """What ``Session`` is in the process that carries its packets."""
 
     name: str
+    number: int  # by which the lanes know it
     lane: int
-    _call: Callable[..., None]  # a method of the session's, in its lane
+    _call: Callable[..., None]  # what its lane has, by name
     mtu: int = _LEAST_MTU
     mtu_limit: int | None = None
     mtu_source: Source = Source.ROUTE
@@ -61,6 +62,8 @@ class FarSession:
     tracing: Trace | None = None
     at: float = -inf  # boot time of all this, seconds
     last: Statistics = field(factory=_nothing_yet)
+    configured: int = 0  # how often it was; what the lane tells may be older
+    resets: int = 0
 
     def statistics(self, now: float) -> Statistics:
         """What the lane told last; it has grown older since then."""
@@ -79,21 +82,36 @@ class FarSession:
         """See Session.reset."""
         self.key, self.heard, self.local = None, -inf, b""
         self.last = evolve(self.last, state=State.IDLE)
-        self._call("reset")
+        self.resets += 1
+        self._call("reset", self.number)
 
     def stop_asking(self) -> None:
         """See Session.stop_asking."""
-        self._call("stop_asking")
+        self._call("stop_asking", self.number)
 
     def end_trace(self) -> None:
         """See Session.end_trace."""
-        self._call("end_trace")
+        self._call("end_trace", self.number)
 
-    def update(self, told: dict[str, Any], trace: Trace | None) -> bool:
-        """Take what the lane tells; whether its routes have to follow."""
+    def configure(self, remotes: Sequence[Remote], key: bytes | None) -> None:
+        """What follows at once from what is about to be done in the lane."""
+        self.configured += 1
+        self.key, self.places = key, len(remotes)
+        if self.last.state not in _WITH_SESSION:
+            self.remote = remotes[0] if remotes else None
+
+    def update(self, told: Told, trace: Trace | None) -> bool:
+        """Take what the lane tells; whether its routes have to follow.
+
+        When it told that, it may not have done yet what was asked for meanwhile.
+        """
+        if told.resets < self.resets:
+            return False  # of a session that is none any more
         before = self.remote, self.local, self.mtu_limit
-        for name, value in told.items():
-            setattr(self, name, value)
+        stale = _PLACE if told.configured < self.configured else ()
+        for name, value in told.values.items():
+            if name not in stale:
+                setattr(self, name, value)
         self.counters = self.last.counters
         if trace is not None and self.tracing is not None:
             for each in fields(Trace):  # who asked looks at this one
@@ -120,10 +138,24 @@ _TOLD = (
 )
 
 
-def told(session: Session, now: float) -> dict[str, Any]:
-    """What a lane tells of a session."""
-    found = {name: getattr(session, name) for name in _TOLD}
-    return found | {"at": now, "last": session.statistics(now)}
+_PLACE = frozenset({"places", "remote", "local"})
+_WITH_SESSION = frozenset({State.ESTABLISHED, State.SILENT})
+
+
+@frozen
+class Told:
+    """What a lane tells of a session, and how often that was configured and reset."""
+
+    values: dict[str, Any]
+    configured: int
+    resets: int
+
+    @classmethod
+    def of(cls, session: Session, configured: int, resets: int, now: float) -> Self:
+        """As it stands now."""
+        values = {name: getattr(session, name) for name in _TOLD}
+        values |= {"at": now, "last": session.statistics(now)}
+        return cls(values, configured, resets)
 
 
 def _older(age: float | None, passed: float) -> float | None:
