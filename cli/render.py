@@ -80,6 +80,8 @@ def _header(status: Document) -> Iterator[str]:
     yield f"Key: {status['key']} ({fingerprint(status['key'])})"
     if engine := status.get("engine"):  # an older daemon does not say
         yield f"Engine: {engine['name']}, {engine['why']}"
+    if (cores := status.get("cores", 1)) > 1:
+        yield f"Cores: {cores}, each with a process that carries packets"
     for where, offloads in interface["offloads"].items():
         yield f"Offloads of {where}: {', '.join(offloads) or 'none'}"
 
@@ -173,6 +175,7 @@ def _peer_pairs(peer: Document) -> dict[str, list[tuple[str, object]]]:
             ("sent", _traffic(peer, "tx")),
             ("received", _traffic(peer, "rx")),
             ("waiting", counted(peer["queued"], "packet")),
+            ("core", peer.get("core", 0)),
             *(("dropped", drops) for drops in _drops(peer)),
         ],
         "Protection": [

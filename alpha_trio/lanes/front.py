@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -30,6 +30,7 @@ from alpha_trio.proto.traces import Trace
 from alpha_trio.proto.transport import ECN
 
 _ANSWER = 2.0  # s in which a lane tells how its sessions stand
+_LOOK_EVERY, _SILENT_AFTER = 10.0, 30.0  # s
 _WITH_SESSION = frozenset({State.ESTABLISHED, State.SILENT})
 
 
@@ -79,6 +80,7 @@ class Lanes:
         async with trio.open_nursery() as nursery:
             for lane in range(len(self._channels)):
                 nursery.start_soon(self._attend, lane)
+            nursery.start_soon(self._watch)
             task_status.started()
 
     async def _attend(self, lane: int) -> None:
@@ -99,6 +101,16 @@ class Lanes:
             f"process {lane} of those that carry packets has ended unexpectedly: its "
             "last words are in the log; start alpha-trio again"
         )
+
+    async def _watch(self) -> None:
+        """See that every lane does its work."""
+        while True:
+            await trio.sleep(_LOOK_EVERY)
+            if silent := await self._ask({}, _SILENT_AFTER):
+                raise DeviceLost(
+                    f"process {min(silent)} of those that carry packets has done "
+                    f"nothing for {_SILENT_AFTER:.0f} s: start alpha-trio again"
+                )
 
     def _equip(self, lane: int) -> None:
         sockets = {n: each[lane] for n, each in self._udp.sockets.items()}
@@ -181,23 +193,27 @@ class Lanes:
 
         What a lane does not tell in time stays as it was told last.
         """
-        token, done = next(self._tokens), trio.Event()
         asked: dict[int, list[int]] = {}
         for session in self._sessions.values():
             if name in (None, session.name):
                 asked.setdefault(session.lane, []).append(session.number)
+        await self._ask(asked, _ANSWER)
+
+    async def _ask(
+        self, numbers: Mapping[int, Collection[int]], seconds: float
+    ) -> set[int]:
+        """Have each lane tell of some of its sessions; the lanes that did not."""
+        token, done = next(self._tokens), trio.Event()
+        silent = set(range(len(self._channels)))
+        self._awaited[token] = silent, done
         for lane, channel in enumerate(self._channels):
-            channel.call("refresh", token, asked.get(lane, ()))
-        self._awaited[token] = set(range(len(self._channels))), done
+            channel.call("refresh", token, numbers.get(lane, ()))
         try:
-            with trio.move_on_after(_ANSWER):
+            with trio.move_on_after(seconds):
                 await done.wait()
         finally:
             del self._awaited[token]
-
-    def lane_of(self, name: str) -> int:
-        """Which lane carries a peer's packets."""
-        return self._sessions[name].lane
+        return silent
 
     # -- what DataPath has for the registry --------------------------------------------
 

@@ -17,7 +17,7 @@ from attrs import define, field
 from alpha_trio.net.udp import grow_buffers
 from alpha_trio.proto.batch import Buffer, Remote
 
-_HEAD = Struct("!BH")  # what it is, bytes of the places in front of a datagram
+_HEAD = Struct("!BBH")  # what it is, by what it was handed over, bytes of its places
 _ROOM = 1 << 17  # bytes: a super-packet, or a datagram, with what is in front of it
 
 
@@ -28,6 +28,14 @@ class What(IntEnum):
     DATAGRAM = 1
 
 
+class By(IntEnum):
+    """What says that a datagram is for a lane; each may say so once, in this order."""
+
+    NOBODY = 0
+    ID = 1
+    PEER = 2
+
+
 @define(frozen=True)
 class Handed:
     """A frame, or a datagram with where it came from and where to."""
@@ -36,6 +44,7 @@ class Handed:
     data: memoryview
     remote: Remote = ("", 0)
     local: bytes = b""
+    by: By = By.PEER
 
 
 @define(eq=False)
@@ -57,14 +66,14 @@ class Inbox:
 
     def hand_frame(self, lane: int, frame: Buffer) -> bool:
         """Hand over a frame; False if there is no room."""
-        return self._send(lane, [_HEAD.pack(What.FRAME, 0), frame])
+        return self._send(lane, [_HEAD.pack(What.FRAME, By.PEER, 0), frame])
 
     def hand_datagram(
-        self, lane: int, datagram: Buffer, remote: Remote, local: bytes
+        self, lane: int, by: By, datagram: Buffer, remote: Remote, local: bytes
     ) -> bool:
         """Hand over a datagram; False if there is no room."""
         places = pickle.dumps((remote, local))
-        head = _HEAD.pack(What.DATAGRAM, len(places))
+        head = _HEAD.pack(What.DATAGRAM, by, len(places))
         return self._send(lane, [head, places, datagram])
 
     def _send(self, lane: int, parts: list[Buffer]) -> bool:
@@ -81,13 +90,13 @@ class Inbox:
                 size = self.own.recv_into(self._room)
             except BlockingIOError:
                 return
-            what, length = _HEAD.unpack_from(self._room)
+            what, by, length = _HEAD.unpack_from(self._room)
             at = _HEAD.size + length
             data = self._room[at:size]
             if what == What.FRAME:
                 yield Handed(What.FRAME, data)
             else:
-                yield Handed(What.DATAGRAM, data, *self._places(at))
+                yield Handed(What.DATAGRAM, data, *self._places(at), By(by))
 
     def _places(self, end: int) -> tuple[Remote, bytes]:
         remote, local = pickle.loads(self._room[_HEAD.size : end])

@@ -274,8 +274,7 @@ class _LanePath(DataPath):
             # Until it is pushed there must be no other in its place.
             self._lane_table.take_frame(memoryview(bytearray(handed.data)), now, out)
         else:
-            where = handed.remote, handed.local
-            self._lane_table.take_datagram(bytes(handed.data), *where, now, out)
+            self._lane_table.take_datagram(handed, now, out)
 
 
 @define(eq=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from alpha_trio.lanes.inbox import Inbox
+from alpha_trio.lanes.inbox import By, Handed, Inbox
 from alpha_trio.proto.batch import Drop, Outbox, Remote
 from alpha_trio.proto.messages import ID_SIZE, BadPacket, Kind, parse_syn_untrusted
 from alpha_trio.proto.packets import frames
 from alpha_trio.proto.peers import PeerTable, Session
 
-_OF_AN_ID = frozenset({Kind.ACK, Kind.ACKACK, Kind.COOKIE, Kind.REPORT})
+_SESSION_KINDS = frozenset({Kind.DATA, Kind.S1, Kind.A1, Kind.S2, Kind.A2})
 
 
 @define(eq=False, kw_only=True)
@@ -26,6 +26,7 @@ class LaneTable(PeerTable):
     lanes: int
     inbox: Inbox
     elsewhere: dict[Session, int] = field(factory=dict)  # their lanes
+    _handed_by: By = By.NOBODY  # what is being taken
 
     def _take_id(self, session: Session) -> int:
         while True:
@@ -61,29 +62,39 @@ class LaneTable(PeerTable):
     def _control_untrusted(
         self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
     ) -> None:
-        lane = self._lane_of_untrusted(datagram, remote)
-        if lane in (None, self.lane):
+        """Take what belongs to no session here, or hand it over.
+
+        First to the lane of its connection id, as the kernel may not know of a session
+        that has just begun.  What is of none there either shows that the peer has one
+        that we have lost: it goes to the lane of the peer, as a SYN does at once.
+        """
+        by, lane = self._lane_of_untrusted(datagram, remote)
+        if lane is None:
             super()._control_untrusted(datagram, remote, local, now, out)
-        elif not self.inbox.hand_datagram(lane, datagram, remote, local):
-            self.counters.drop(Drop.RATE)
+        elif by <= self._handed_by or not self.inbox.hand_datagram(
+            lane, by, datagram, remote, local
+        ):
+            self.counters.drop(Drop.RATE)  # no room, or the peers are being changed
 
-    def take_datagram(
-        self, datagram: bytes, remote: Remote, local: bytes, now: float, out: Outbox
-    ) -> None:
-        """Take a datagram that another lane has handed over; it goes no further."""
-        if not self._indexed:
-            self._index()
-        super()._control_untrusted(datagram, remote, local, now, out)
+    def take_datagram(self, handed: Handed, now: float, out: Outbox) -> None:
+        """Take a datagram that another lane has handed over."""
+        self._handed_by, data = handed.by, handed.data
+        self.incoming(data, len(data), handed.remote, handed.local, now, out)
+        self._handed_by = By.NOBODY
 
-    def _lane_of_untrusted(self, datagram: bytes, remote: Remote) -> int | None:
-        """Whose it is, as far as it says; None: nobody's."""
-        if datagram[0] in _OF_AN_ID:
-            return int.from_bytes(datagram[4:8]) % self.lanes
+    def _lane_of_untrusted(
+        self, datagram: bytes, remote: Remote
+    ) -> tuple[By, int | None]:
+        """Which other lane it is for, as far as it says, and why; None: for none."""
         if datagram[0] == Kind.SYN:
             try:
                 session = self._peer_of(parse_syn_untrusted(datagram), remote)
             except BadPacket:
-                return None
+                return By.PEER, None
         else:
-            session = self._peer_at(remote)
-        return None if session is None else self.elsewhere.get(session)
+            lane = int.from_bytes(datagram[4:8]) % self.lanes
+            if lane != self.lane and self._handed_by < By.PEER:
+                return By.ID, lane
+            of_session = datagram[0] in _SESSION_KINDS
+            session = self._peer_at(remote) if of_session else None
+        return By.PEER, None if session is None else self.elsewhere.get(session)
