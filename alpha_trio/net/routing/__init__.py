@@ -9,6 +9,7 @@ reached.  All of it bears our tag and is taken back.
     questions   many look-ups at a time, as packets would be looked up
     astray      what to ask, and whose rule is to blame for a wrong answer
     kernel      rules, routes, links and look-ups in our words
+    conversation  requests to the kernel and its answers
     netlink     what is used of pyroute2, without all the rest of it
     marks       the marking backend: nft and iptables rules as text
     clamp       the segment size in forwarded TCP SYNs
