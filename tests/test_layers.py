@@ -79,11 +79,18 @@ MAY_USE = {
     "net.suspend": (),
     "net.removals": (),
     "net.netfilter": ("errors",),
-    "net.tun": ("errors", "settings", "proto.batch", "proto.packets"),
-    "net.udp": ("errors", "holders", "settings", "net.source", "proto.batch"),
+    "net.tun": ("errors", "settings", "net.host", "proto.batch", "proto.packets"),
+    "net.udp": (
+        "errors",
+        "holders",
+        "settings",
+        "net.host",
+        "net.source",
+        "proto.batch",
+    ),
     "net.routing": ("errors", "settings", "threads", "net.netfilter", "net.source"),
     "net.tproxy": ("errors", "settings", "net.netfilter"),
-    "net.transit": ("errors", "settings", "proto.batch", "net.udp"),
+    "net.transit": ("errors", "settings", "net.host", "proto.batch", "net.udp"),
     # the daemon
     "datapath": (
         "journal",
