@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import linecache
 import logging
 import os
 import signal
@@ -483,20 +484,10 @@ async def _ignore(signals: AsyncIterator[int]) -> None:
         pass
 
 
-def _note_unraisable(unraisable: Any) -> None:
-    """What libraries cannot raise while they clean up, where the host refuses much.
-
-    As asyncio, in pyroute2's threads, of a loop for which there was no descriptor.
-    What failed because of that is told where it was asked for.
-    """
-    _log.debug("Ignored: %s (%s)", unraisable.exc_value, unraisable.err_msg)
-
-
 def main(settings: Settings) -> int:
     """Run the daemon in the foreground; the exit code."""
     as_json = settings.log_format is LogFormat.JSON
     open_log(settings.verbosity, as_json=as_json)
-    sys.unraisablehook = _note_unraisable
     forbid_core_dumps()
     # The service manager ends by SIGABRT what is stuck: the log has where it was then.
     if sys.stderr is not None:
@@ -504,6 +495,8 @@ def main(settings: Settings) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL)
     raise_descriptor_limit()
     keep_freed_memory()
+    # attrs keeps the source of what methods it makes there, for tracebacks: 0.4 MB.
+    linecache.clearcache()
     crew = None
     try:
         with _only_our_errors():

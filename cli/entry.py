@@ -13,19 +13,25 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_NEVER = 1_000_000
+
 
 @contextmanager
-def importing() -> Iterator[None]:
-    """Import without looking for garbage: modules leave none, but very much to look at.
+def importing(young: int = 0) -> Iterator[None]:
+    """Import without looking for garbage: modules leave little, but much to look at.
 
-    A tenth of the time to the daemon's first packet; later none of it is looked at.
+    That would be a tenth of the time to the daemon's first packet; later none of it is
+    looked at.  ``young``: whenever so many things were made these are looked at, once.
+    For the daemon's modules that takes no time to speak of, and saves 1.7 MB: a class
+    with slots is made twice.
     """
-    gc.disable()
+    usual = gc.get_threshold()
+    gc.set_threshold(young, _NEVER)
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        gc.set_threshold(*usual)
 
 
 def _have_standard_files() -> None:

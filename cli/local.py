@@ -150,7 +150,7 @@ def run(config: str | None, check: bool, **options: Any) -> None:
 
 
 def start(settings: Settings) -> int:
-    with importing():
+    with importing(young=5000):
         from alpha_trio.daemon import main
 
     return main(settings)

@@ -79,12 +79,19 @@ MAY_USE = {
     "net.suspend": (),
     "net.removals": (),
     "net.netfilter": ("errors",),
-    "net.tun": ("errors", "settings", "proto.batch", "proto.packets"),
-    "net.udp": ("errors", "holders", "settings", "net.source", "proto.batch"),
+    "net.tun": ("errors", "settings", "net.host", "proto.batch", "proto.packets"),
+    "net.udp": (
+        "errors",
+        "holders",
+        "settings",
+        "net.host",
+        "net.source",
+        "proto.batch",
+    ),
     "net.udp_lanes": ("errors", "settings", "net.udp"),
     "net.routing": ("errors", "settings", "threads", "net.netfilter", "net.source"),
     "net.tproxy": ("errors", "settings", "net.netfilter"),
-    "net.transit": ("errors", "settings", "proto.batch", "net.udp"),
+    "net.transit": ("errors", "settings", "net.host", "proto.batch", "net.udp"),
     # the daemon
     "datapath": (
         "journal",
@@ -404,7 +411,8 @@ def test_the_command_line_talks_to_the_daemon_and_does_not_load_it():
 def test_a_daemon_does_not_hold_what_most_do_not_use():
     loaded = loaded_by("alpha_trio.daemon")
     unused = ("alpha_trio.relaying", "alpha_trio.proto.relay", "alpha_trio.exporter")
-    for room in (*unused, "prometheus_client"):
+    of_sockets_of_pyroute2 = ("asyncio", "unittest", "multiprocessing")
+    for room in (*unused, *of_sockets_of_pyroute2, "prometheus_client"):
         assert not {name for name in loaded if name.startswith(room)}
 
 
@@ -421,6 +429,11 @@ def test_of_pyroute2_only_what_is_used_is_loaded():
     assert databases not in loaded_by("alpha_trio.daemon")
     assert databases not in loaded_after(LOOKING_UP)
     assert databases in loaded_after(f"{LOOKING_UP}\nfrom pyroute2 import NDB")
+
+
+def test_a_pyroute2_whose_parts_need_the_whole_is_loaded_as_a_whole():
+    empty = "import importlib.util as u; u.module_from_spec = lambda s: type(u)(s.name)"
+    assert "pyroute2.ndb.main" in loaded_after(f"{empty}\n{LOOKING_UP}")
 
 
 def test_only_the_commands_without_a_daemon_reach_beyond_rpc():

@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from alpha_trio.net.host import receive_buffer
 from alpha_trio.net.udp import grow_buffers
 
 MOST_WAITING = 100_000
@@ -50,7 +51,7 @@ class Channel:
         """Do what the other end calls, and have it do so, until it is gone."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send)
-            room = memoryview(bytearray(_ROOM))
+            room = receive_buffer(_ROOM)
             while size := await self._receive(room):
                 name, args, more = pickle.loads(room[:size])
                 handlers[name](*args, **more)

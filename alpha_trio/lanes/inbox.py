@@ -14,6 +14,7 @@ from struct import Struct
 
 from attrs import define, field
 
+from alpha_trio.net.host import receive_buffer
 from alpha_trio.net.udp import grow_buffers
 from alpha_trio.proto.batch import Buffer, Remote
 
@@ -53,7 +54,7 @@ class Inbox:
 
     own: socket.socket
     others: Sequence[socket.socket]  # by number; the own one is not used
-    _room: memoryview = field(factory=lambda: memoryview(bytearray(_ROOM)))
+    _room: memoryview = field(factory=lambda: receive_buffer(_ROOM))
 
     @staticmethod
     def pair() -> tuple[socket.socket, socket.socket]:

@@ -1,8 +1,9 @@
-"""The host this process runs on: its clock, its limits, what it may do there."""
+"""The host this process runs on: its clock, limits and memory, what it may do there."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import resource
 import time
@@ -22,7 +23,7 @@ _DESCRIPTORS = 4096
 What the daemon starts inherits the limit; some programs close all there may be.
 """
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h
 _KEPT_BYTES = 4 << 20
 
 _RESERVED = 2  # for one client, and what is opened for it
@@ -54,16 +55,29 @@ def _has(capability: int) -> bool:
     return False
 
 
+def receive_buffer(size: int) -> memoryview:
+    """A buffer of ``size`` bytes that takes memory only as far as it was ever filled.
+
+    A bytearray is filled with zeros, and so takes all of it from the beginning.
+    OSError if there is no memory for it.
+    """
+    return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 def keep_freed_memory() -> None:
     """Let memory of buffers that are freed be used again, not given back.
 
     Each round has a buffer of a hundred KB.  By default the C library returns such as
     soon as they are on top of its heap, and gets them back a page fault a page.
+
+    And it gives each thread memory of its own, where what that one leaves is of no use
+    to others; but ours work by turns.
     """
     library = ctypes.CDLL(None)
     with suppress(AttributeError):  # another C library
         library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_M_ARENA_MAX, 1)
 
 
 def raise_descriptor_limit() -> None:

@@ -19,6 +19,7 @@ import trio
 from attrs import define, field
 
 from alpha_trio.errors import StartError
+from alpha_trio.net.host import receive_buffer
 from alpha_trio.net.udp import Ancillary, Udp, UdpSocket, grow_buffers, set_transparent
 from alpha_trio.proto.batch import Remote
 from alpha_trio.settings import Backend, Offload, Settings
@@ -60,7 +61,7 @@ class TransitSocket:
     """Where one address family's transit arrives."""
 
     _socket: socket.socket
-    _buffer: memoryview = field(factory=lambda: memoryview(bytearray(_DATAGRAM_ROOM)))
+    _buffer: memoryview = field(factory=lambda: receive_buffer(_DATAGRAM_ROOM))
 
     @classmethod
     def open(

@@ -20,6 +20,7 @@ import trio
 from attrs import define, field
 
 from alpha_trio.errors import DeviceLost, StartError
+from alpha_trio.net.host import receive_buffer
 from alpha_trio.proto.batch import Buffer
 from alpha_trio.proto.packets import Train, frames
 from alpha_trio.settings import Offload
@@ -56,7 +57,7 @@ class Tun:
     _has_virtio: bool = False
     _takes_uso: bool = False
     _queued: bool = False  # whether there may be more queues
-    _buffer: memoryview = field(factory=lambda: memoryview(bytearray(_BUFFER_SIZE)))
+    _buffer: memoryview = field(factory=lambda: receive_buffer(_BUFFER_SIZE))
     _filled: int = 0
     _ahead: memoryview | None = None  # a frame that was read, and not asked for yet
     _left: int = 0  # reads of this batch

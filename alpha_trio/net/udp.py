@@ -27,6 +27,7 @@ from attrs import define, field
 
 from alpha_trio import holders
 from alpha_trio.errors import StartError
+from alpha_trio.net.host import receive_buffer
 from alpha_trio.net.source import prefer_stable
 from alpha_trio.proto.batch import Remote, Send
 from alpha_trio.settings import Offload
@@ -118,7 +119,7 @@ class UdpSocket:
     @cached_property
     def _buffer(self) -> memoryview:
         # Not before something is received: those of a relay's many senders only send.
-        return memoryview(bytearray(_DATAGRAM_ROOM))
+        return receive_buffer(_DATAGRAM_ROOM)
 
     @cached_property
     def _packet_info(self) -> tuple[int, int]:

@@ -10,7 +10,6 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from functools import cached_property, partial
 from ipaddress import IPv6Address, get_mixed_type_key, ip_address
 from pathlib import Path
@@ -501,6 +500,8 @@ def _read(
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches  # only who typed something wrong needs it
+
     names = [str(name) for name in known]
     close = get_close_matches(str(key), names, 1)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"

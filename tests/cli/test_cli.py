@@ -1,6 +1,7 @@
 """The command line in front of a node held in memory, over a real socket."""
 
 import fcntl
+import gc
 import grp
 import inspect
 import json
@@ -20,13 +21,14 @@ import tomllib
 from contextlib import ExitStack, suppress
 from math import inf, isnan
 from pathlib import Path
+from weakref import ref
 
 import alpha_trio_cli.main
 import attrs
 import click
 import pytest
 import trio
-from alpha_trio_cli import complete, local, words
+from alpha_trio_cli import complete, entry, local, words
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -1275,6 +1277,30 @@ def test_dead_daemon(tmp_path):
 
 def test_path_that_cannot_be_a_socket(tmp_path):
     call("--socket", str(tmp_path / ("x" * 120)), "status", code=1)
+
+
+class Cycle:
+    """Garbage that only the collector finds."""
+
+
+@pytest.mark.parametrize(("young", "is_found"), [(0, False), (100, True)])
+def test_importing_looks_for_garbage_only_among_what_is_young(young, is_found):
+    before, old = gc.get_threshold(), Cycle()
+    old.self, of_old = old, ref(old)
+    gc.collect()
+    del old
+    with entry.importing(young):
+        new = Cycle()
+        new.self, of_new = new, ref(new)
+        del new
+        kept = [[] for _ in range(10_000)]
+        assert (of_new() is None) is is_found
+    assert of_old() is not None
+    assert kept
+    assert gc.get_threshold() == before
+    gc.unfreeze()
+    gc.collect()
+    assert of_old() is None
 
 
 def by_nobody(path, *arguments, gid=65534):

@@ -5,21 +5,38 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
 from typing import Any
 
 from attrs import define, field, frozen
 
 from alpha_trio.errors import DeviceLost, RoutingError
+from alpha_trio.net.routing.conversation import (
+    ADD,
+    REPLACE,
+    Conversation,
+    linkmsg,
+    put,
+)
 from alpha_trio.net.routing.netlink import (
-    NLM_F_ACK,
-    NLM_F_REQUEST,
+    RTM_DELADDR,
+    RTM_DELROUTE,
+    RTM_DELRULE,
+    RTM_GETADDR,
+    RTM_GETLINK,
     RTM_GETROUTE,
-    IPRoute,
+    RTM_GETRULE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    RTM_NEWRULE,
     NetlinkError,
+    fibmsg,
+    ifaddrmsg,
     nlmsg,
+    rt_scope,
     rt_type,
     rtmsg,
 )
@@ -28,11 +45,11 @@ from alpha_trio.net.routing.questions import FIB_MATCH
 from alpha_trio.settings import IPAddress, IPInterface, IPNetwork
 
 _UDP = 17
-_DESCRIPTORS = 8  # twice what a conversation takes
 _INVERT = 2  # FIB_RULE_INVERT
 _NO_SUPPRESSION = 0xFFFFFFFF
 _LARGEST = 0xFFFF  # of an IP packet; "lo" says more
 _LOOPBACK = 1  # the index of "lo", in every network namespace
+_UP = 1  # IFF_UP
 _LOCK_MTU = 1 << 2  # 1 << RTAX_MTU
 _NO_OWN_ADDRESSES = 1  # IN6_ADDR_GEN_MODE_NONE
 _NODAD = 2  # IFA_F_NODAD
@@ -95,17 +112,14 @@ class _LookUp(nlmsg):  # type: ignore[misc]  # pyroute2 has no type information
 def connect(tag: int) -> Iterator[Kernel]:
     """Open a conversation about the routing of this thread's network namespace.
 
-    To be ended in the same thread, as pyroute2 keeps an event loop for each.  Then
-    comes the RoutingError for the first change that was refused; those after it were
-    tried nevertheless.  A question that is refused ends it at once, likewise.
+    At its end comes the RoutingError for the first change that was refused; those after
+    it were tried nevertheless.  A question that is refused ends it at once, likewise.
 
     OSError if there are no descriptors for it.
     """
-    _check_descriptors()
     try:
-        with IPRoute(ext_ack=True, strict_check=True) as ip:
-            _bind(ip)
-            kernel = Kernel(ip, tag)
+        with Conversation.open() as netlink:
+            kernel = Kernel(netlink, tag)
             yield kernel
     except NetlinkError as error:
         raise RoutingError(f"kernel routing: {_reason(error)}") from error
@@ -119,7 +133,7 @@ class Kernel:
     Each call blocks for up to a millisecond.
     """
 
-    _ip: Any  # pyroute2's IPRoute
+    _netlink: Conversation
     tag: int
     _links: dict[int, Link] = field(factory=dict)
     _rules: dict[int, list[tuple[Rule, int]]] = field(factory=dict)  # by family
@@ -128,7 +142,7 @@ class Kernel:
     @property
     def port(self) -> int:
         """The netlink port that notices of our changes name as their cause."""
-        return int(self._ip.epid)
+        return self._netlink.port
 
     def raise_refusal(self) -> None:
         """Raise RoutingError if a change was refused."""
@@ -140,19 +154,21 @@ class Kernel:
     def rules(self, family: int) -> list[tuple[Rule, int]]:
         """Return the rules of a family in the order of look-up, each with its tag."""
         if family not in self._rules:
-            found = self._dump(self._ip.rule, family)
+            found = self._dump(RTM_GETRULE, put(fibmsg(), {}, family=family))
             self._rules[family] = [_parse_rule(message) for message in found]
         return self._rules[family]
 
     def routes(self, family: int, table: int) -> list[Installed]:
         """Return the routes of a table."""
-        found = self._dump(self._ip.route, family, table=table)
+        of_table = put(rtmsg(), {"RTA_TABLE": table}, family=family)
+        found = self._dump(RTM_GETROUTE, of_table)
         return [_parse_route(message) for message in found]
 
     def link(self, interface: int) -> Link:
         """Return an interface as it was when first asked for."""
         if interface not in self._links:
-            (found,) = self._ip.link("get", index=interface)
+            which = put(linkmsg(), {}, index=interface)
+            (found,) = self._netlink.ask(RTM_GETLINK, which)
             name, mtu = found.get_attr("IFLA_IFNAME"), found.get_attr("IFLA_MTU")
             self._links[interface] = Link(name, mtu)
         return self._links[interface]
@@ -174,13 +190,12 @@ class Kernel:
 
     def addresses(self, interface: int) -> set[IPInterface]:
         """Return the addresses an interface has."""
-        found = self._dump(self._ip.addr, socket.AF_UNSPEC, index=interface)
-        return {_parse_address(message) for message in found}
+        return {_parse_address(message) for message in self._addresses(interface)}
 
     def homes(self, but: int) -> dict[IPAddress, set[int]]:
         """Return the addresses of all interfaces ``but`` one, and which have each."""
         homes: dict[IPAddress, set[int]] = {}
-        for message in self._dump(self._ip.addr, socket.AF_UNSPEC):
+        for message in self._addresses():
             if message["index"] != but:
                 at = homes.setdefault(_parse_address(message).ip, set())
                 at.add(message["index"])
@@ -188,8 +203,10 @@ class Kernel:
 
     def own_addresses(self, interface: int) -> set[OwnAddress]:
         """Return the same of one, as ``put_own_address`` sets them."""
-        found = self._dump(self._ip.addr, socket.AF_UNSPEC, index=interface)
-        return {_parse_own_address(message) for message in found}
+        return {_parse_own_address(message) for message in self._addresses(interface)}
+
+    def _addresses(self, interface: int = 0) -> list[Any]:
+        return self._dump(RTM_GETADDR, put(ifaddrmsg(), {}, index=interface))
 
     def look_up(self, address: IPAddress, port: int) -> Path:
         """Return the way of a UDP datagram from our ``port`` to ``address``.
@@ -206,23 +223,20 @@ class Kernel:
             raise RoutingError(f"no route to {address}: {_reason(error)}") from error
 
     def _ask(self, address: IPAddress, port: int, flags: int = 0) -> Any:
-        request, zone = _LookUp(), _zone_of(address)
-        request.setvalue(
+        question = put(
+            _LookUp(),
             {
-                "header": {"type": RTM_GETROUTE, "flags": NLM_F_REQUEST | NLM_F_ACK},
-                "family": family_of(address),
-                "dst_len": address.max_prefixlen,
-                "flags": flags,
-                "attrs": [
-                    ("RTA_DST", str(address).partition("%")[0]),
-                    ("RTA_IP_PROTO", _UDP),
-                    ("RTA_SPORT", port),
-                    ("RTA_DPORT", port),
-                    *zone,
-                ],
-            }
+                "RTA_DST": str(address).partition("%")[0],
+                "RTA_IP_PROTO": _UDP,
+                "RTA_SPORT": port,
+                "RTA_DPORT": port,
+                "RTA_OIF": _zone_of(address),
+            },
+            family=family_of(address),
+            dst_len=address.max_prefixlen,
+            flags=flags,
         )
-        (answer,) = self._ip.nlm_request_batch([request])
+        (answer,) = self._netlink.ask(RTM_GETROUTE, question)
         return answer
 
     def _parse_path(self, answer: Any, mtu: int) -> Path:
@@ -238,11 +252,9 @@ class Kernel:
             answer["type"] == rt_type["broadcast"],
         )
 
-    def _dump(self, request: Callable[..., Any], family: int, **fields: int) -> Any:
+    def _dump(self, kind: int, which: Any) -> list[Any]:
         try:
-            # No dump_filter: the kernel narrows the answer down, not pyroute2 after
-            # it has decoded all of the host's routes.
-            return list(request("dump", family=family, dump_filter=None, **fields))
+            return self._netlink.dump(kind, which)
         except NetlinkError as error:
             if error.code in _NOTHING:
                 return []
@@ -252,25 +264,18 @@ class Kernel:
 
     def add_rule(self, rule: Rule) -> None:
         """Add a rule unless there is one like it."""
-        self._rules.clear()
-        self._change(
-            f"routing rule of priority {rule.priority}",
-            _PRESENT,
-            self._ip.rule,
-            "add",
-            **self._rule_fields(rule),
-        )
+        self._change_rule(RTM_NEWRULE, rule, _PRESENT, ADD)
 
     def delete_rule(self, rule: Rule) -> None:
         """Remove a rule with our tag."""
+        self._change_rule(RTM_DELRULE, rule, _GONE)
+
+    def _change_rule(
+        self, kind: int, rule: Rule, harmless: tuple[int, ...], flags: int = 0
+    ) -> None:
         self._rules.clear()
-        self._change(
-            f"routing rule of priority {rule.priority}",
-            _GONE,
-            self._ip.rule,
-            "delete",
-            **self._rule_fields(rule),
-        )
+        what = f"routing rule of priority {rule.priority}"
+        self._change(what, harmless, kind, self._rule_message(rule), flags)
 
     def put_route(self, route: Route, interface: int) -> str | None:
         """Set a route, in place of one for the same prefix if there is one.
@@ -278,20 +283,17 @@ class Kernel:
         Through ``interface``, or, if it is a local one, to this host itself.  Return
         why it is refused, if it is: whether that matters to all is for the caller.
         """
-        metrics = {"mtu": route.mtu or None}
-        if route.prefix.version == 6 and not route.local:
-            # Else a change of the interface's MTU silently changes the route's; for
-            # IPv4 there is no such change, and a lock would stop path MTU discovery.
-            metrics["lock"] = _LOCK_MTU
         return self._try(
             f"route to {route.prefix} in table {route.table}",
             (),
-            self._ip.route,
-            "replace",
-            oif=_LOOPBACK if route.local else interface,
-            prefsrc=str(route.source) if route.source else None,
-            metrics=metrics,
-            **self._route_fields(route),
+            RTM_NEWROUTE,
+            self._route_message(
+                route,
+                RTA_OIF=_LOOPBACK if route.local else interface,
+                RTA_PREFSRC=str(route.source) if route.source else None,
+                RTA_METRICS=_metrics(route),
+            ),
+            REPLACE,
         )
 
     def delete_route(self, route: Route) -> None:
@@ -299,9 +301,8 @@ class Kernel:
         self._change(
             f"route to {route.prefix} in table {route.table}",
             _GONE,
-            self._ip.route,
-            "delete",
-            **self._route_fields(route),
+            RTM_DELROUTE,
+            self._route_message(route),
         )
 
     def set_no_own_addresses(self, interface: int) -> None:
@@ -311,32 +312,29 @@ class Kernel:
         """
         mode = {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _NO_OWN_ADDRESSES)]}
         families = {"attrs": [("AF_INET6", mode)]}
-        no_ipv6 = (errno.EAFNOSUPPORT,)
-        self._set_link(interface, no_ipv6, af_spec=families)
+        self._set_link(interface, {"IFLA_AF_SPEC": families}, (errno.EAFNOSUPPORT,))
 
     def set_queue(self, interface: int, packets: int, gso_bytes: int) -> None:
         """Set the transmit queue length and the largest super-packet."""
-        self._set_link(interface, txqlen=packets, gso_max_size=gso_bytes)
+        limits = {"IFLA_TXQLEN": packets, "IFLA_GSO_MAX_SIZE": gso_bytes}
+        self._set_link(interface, limits)
 
     def set_mtu(self, interface: int, mtu: int) -> None:
         """Set the MTU of an interface, in bytes."""
-        self._set_link(interface, mtu=mtu)
+        self._set_link(interface, {"IFLA_MTU": mtu})
 
     def set_up(self, interface: int) -> None:
         """Bring an interface up."""
-        self._set_link(interface, state="up")
+        self._set_link(interface, {}, flags=_UP, change=_UP)
 
     def add_address(self, interface: int, address: IPInterface) -> None:
         """Put an address on an interface; it may be there already."""
         self._change(
             f"address {address}",
             (),
-            self._ip.addr,
-            "replace",
-            index=interface,
-            address=str(address.ip),
-            prefixlen=address.network.prefixlen,
-            flags=_NODAD,
+            RTM_NEWADDR,
+            _address_message(interface, address, address.ip, _NODAD),
+            REPLACE,
         )
 
     def put_own_address(self, interface: int, own: OwnAddress) -> None:
@@ -344,9 +342,9 @@ class Kernel:
         self._change(
             f"address {own.address}",
             (),
-            self._ip.addr,
-            "replace",
-            **_own_address_fields(interface, own),
+            RTM_NEWADDR,
+            _own_address_message(interface, own),
+            REPLACE,
         )
 
     def delete_own_address(self, interface: int, own: OwnAddress) -> None:
@@ -354,108 +352,118 @@ class Kernel:
         self._change(
             f"address {own.address}",
             (*_GONE, errno.EADDRNOTAVAIL),
-            self._ip.addr,
-            "delete",
-            **_own_address_fields(interface, own),
+            RTM_DELADDR,
+            _own_address_message(interface, own),
         )
 
     def _set_link(
-        self, interface: int, harmless: tuple[int, ...] = (), **fields: Any
+        self,
+        interface: int,
+        attributes: Mapping[str, Any],
+        harmless: tuple[int, ...] = (),
+        **fields: int,
     ) -> None:
-        request = self._ip.link
-        self._change(
-            "network interface", harmless, request, "set", index=interface, **fields
-        )
+        link = put(linkmsg(), attributes, index=interface, **fields)
+        self._change("network interface", harmless, RTM_NEWLINK, link)
 
     def _change(
         self,
         what: str,
         harmless: tuple[int, ...],
-        request: Callable[..., Any],
-        command: str,
-        **fields: Any,
+        kind: int,
+        message: Any,
+        flags: int = 0,
     ) -> None:
-        if refusal := self._try(what, harmless, request, command, **fields):
+        if refusal := self._try(what, harmless, kind, message, flags):
             self.refusals.append(RoutingError(refusal))
 
     def _try(
         self,
         what: str,
         harmless: tuple[int, ...],
-        request: Callable[..., Any],
-        command: str,
-        **fields: Any,
+        kind: int,
+        message: Any,
+        flags: int,
     ) -> str | None:
         try:
-            request(command, **fields)
+            self._netlink.ask(kind, message, flags)
         except NetlinkError as refusal:
             if refusal.code not in harmless:
                 return f"{what}: {_reason(refusal)}"
         return None
 
-    def _rule_fields(self, rule: Rule) -> dict[str, Any]:
-        """Say it in pyroute2's words; None: not to be looked at."""
-        return {
-            "family": rule.family,
-            "priority": rule.priority,
-            "protocol": self.tag,
-            "action": int(rule.action),
-            "table": rule.target if rule.action is Action.LOOKUP else None,
-            "goto": rule.target if rule.action is Action.GOTO else None,
-            "dst": str(rule.to.network_address) if rule.to else None,
-            "dst_len": rule.to.prefixlen if rule.to else None,
-            "src": str(rule.source.network_address) if rule.source else None,
-            "src_len": rule.source.prefixlen if rule.source else None,
-            "iifname": rule.iif or None,
-            "flags": _INVERT if rule.inverted else None,
-            "ip_proto": rule.protocol or None,
-            "sport_range": _port_range(rule.sport),
-            "dport_range": _port_range(rule.dport),
-            "fwmark": rule.mark or None,
-            "fwmask": rule.mask or rule.mark or None,
-            "suppress_prefixlen": rule.suppress,
-        }
+    def _rule_message(self, rule: Rule) -> Any:
+        looks_up, goes = rule.action is Action.LOOKUP, rule.action is Action.GOTO
+        return put(
+            fibmsg(),
+            {
+                "FRA_PRIORITY": rule.priority,
+                "FRA_PROTOCOL": self.tag,
+                "FRA_TABLE": rule.target if looks_up else None,
+                "FRA_GOTO": rule.target if goes else None,
+                "FRA_DST": str(rule.to.network_address) if rule.to else None,
+                "FRA_SRC": str(rule.source.network_address) if rule.source else None,
+                "FRA_IIFNAME": rule.iif or None,
+                "FRA_IP_PROTO": rule.protocol or None,
+                "FRA_SPORT_RANGE": _port_range(rule.sport),
+                "FRA_DPORT_RANGE": _port_range(rule.dport),
+                "FRA_FWMARK": rule.mark or None,
+                "FRA_FWMASK": rule.mask or rule.mark or None,
+                "FRA_SUPPRESS_PREFIXLEN": rule.suppress,
+            },
+            family=rule.family,
+            action=int(rule.action),
+            dst_len=rule.to.prefixlen if rule.to else 0,
+            src_len=rule.source.prefixlen if rule.source else 0,
+            flags=_INVERT if rule.inverted else 0,
+        )
 
-    def _route_fields(self, route: Route) -> dict[str, Any]:
+    def _route_message(self, route: Route, **attributes: Any) -> Any:
         # Not of scope link, or a gateway that is a peer would be found in the tunnel,
         # and others' routes by it lead there.
-        prefix, scope = route.prefix, "host" if route.local else "universe"
-        return {
-            "family": family_of(prefix),
-            "dst": str(prefix),
-            "table": route.table,
-            "proto": self.tag,
-            "type": "local" if route.local else "unicast",
-            "scope": scope if prefix.version == 4 else "universe",
-        }
+        prefix = route.prefix
+        is_host = route.local and prefix.version == 4
+        return put(
+            rtmsg(),
+            {
+                "RTA_DST": str(prefix.network_address),
+                "RTA_TABLE": route.table,
+                **attributes,
+            },
+            family=family_of(prefix),
+            dst_len=prefix.prefixlen,
+            proto=self.tag,
+            type=rt_type["local" if route.local else "unicast"],
+            scope=rt_scope["host" if is_host else "universe"],
+        )
 
 
-def _own_address_fields(interface: int, own: OwnAddress) -> dict[str, Any]:
-    peer = own.peer or own.address
-    return {
-        "index": interface,
-        "family": family_of(own.address),
-        "local": str(own.address),
-        "address": str(peer),
-        "prefixlen": own.address.max_prefixlen,
-        "flags": _NODAD | _NO_PREFIX_ROUTE,
-    }
+def _metrics(route: Route) -> dict[str, Any] | None:
+    """Say which MTU a route has, if it has one of its own."""
+    metrics = [("RTAX_MTU", route.mtu)] if route.mtu else []
+    if route.prefix.version == 6 and not route.local:
+        # Else a change of the interface's MTU silently changes the route's; for
+        # IPv4 there is no such change, and a lock would stop path MTU discovery.
+        metrics.append(("RTAX_LOCK", _LOCK_MTU))
+    return {"attrs": metrics} if metrics else None
 
 
-def _bind(ip: Any) -> None:
-    """Have the kernel know us, so that our port is known before the first change."""
-    try:
-        ip.bind(groups=0)
-    except KeyError:  # pyroute2's word for whatever the kernel said
-        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS)) from None
+def _own_address_message(interface: int, own: OwnAddress) -> Any:
+    alone = ip_interface(own.address)
+    flags = _NODAD | _NO_PREFIX_ROUTE
+    return _address_message(interface, alone, own.peer or own.address, flags)
 
 
-def _check_descriptors() -> None:
-    """Raise OSError if there are too few: pyroute2 would come to harm half-way."""
-    with ExitStack() as opened:
-        for _ in range(_DESCRIPTORS):
-            file = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-            opened.callback(os.close, file)
+def _address_message(
+    interface: int, local: IPInterface, peer: IPAddress, flags: int
+) -> Any:
+    return put(
+        ifaddrmsg(),
+        {"IFA_LOCAL": str(local.ip), "IFA_ADDRESS": str(peer), "IFA_FLAGS": flags},
+        family=family_of(local),
+        prefixlen=local.network.prefixlen,
+        index=interface,
+    )
 
 
 def family_of(address: IPAddress | IPNetwork) -> int:
@@ -463,16 +471,16 @@ def family_of(address: IPAddress | IPNetwork) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _zone_of(address: IPAddress) -> list[tuple[str, int]]:
-    """Return the attribute that names the link of a link-local address, if it is one.
+def _zone_of(address: IPAddress) -> int | None:
+    """Return the index of a link-local address's link; None if it is no such.
 
     RoutingError if there is no such link.
     """
     zone = address.scope_id if isinstance(address, IPv6Address) else None
     if zone is None:
-        return []
+        return None
     try:
-        return [("RTA_OIF", socket.if_nametoindex(zone))]
+        return socket.if_nametoindex(zone)
     except OSError:
         raise RoutingError(f"{address}: there is no interface {zone}") from None
 
