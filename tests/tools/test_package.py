@@ -321,7 +321,8 @@ def of_the_host(machine, command):
 # A system, three packages and what they are made of: minutes where others work, too.
 @pytest.mark.timeout(300)
 @pytest.mark.netns
-def test_from_installation_to_purge(system, built, former):
+def test_from_installation_to_purge(system, built, former, monkeypatch):
+    monkeypatch.delenv("ALPHA_TRIO_ENGINE", raising=False)  # of a suite run by one
     with Lab() as lab, ExitStack() as stack:
         ways = (system.enter, system.enter_contained)
         vm1, vm2 = (
