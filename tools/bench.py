@@ -156,8 +156,9 @@ def with_relay_ping(
     return result
 
 
-def _relayed_name(options: argparse.Namespace) -> str:
-    return "1 relay" if options.relays == 1 else f"{options.relays} relays"
+def _relayed_name(options: argparse.Namespace, of: AlphaTrio | None = None) -> str:
+    name = "1 relay" if options.relays == 1 else f"{options.relays} relays"
+    return name if of is None else f"{name}, {of.name}"
 
 
 def machine(others: Iterable[Against]) -> dict[str, Any]:
@@ -241,7 +242,17 @@ def contenders_for(options: argparse.Namespace) -> list[Contender]:
         if isinstance(other, AlphaTrio):
             other = evolve(alpha_trio, name=other.name, program=other.program)
         contenders.append(other)
-    return contenders
+    relays = [  # the ends are ours, so that only the relays differ
+        Relayed(_relayed_name(options, other), alpha_trio, other.program)
+        for other in _other_relays(options)
+    ]
+    return contenders + relays
+
+
+def _other_relays(options: argparse.Namespace) -> list[AlphaTrio]:
+    """Return the versions of ours whose relays are measured as well."""
+    ours = [other for other in options.against if isinstance(other, AlphaTrio)]
+    return ours if options.relays else []
 
 
 def comparisons_for(options: argparse.Namespace) -> list[Comparison]:
@@ -250,7 +261,12 @@ def comparisons_for(options: argparse.Namespace) -> list[Comparison]:
     if options.peers:
         pairs.append(Comparison(f"{options.peers} peers", "alpha-trio"))
     if options.relays:
-        pairs.append(Comparison(_relayed_name(options), "alpha-trio"))
+        relayed = _relayed_name(options)
+        pairs.append(Comparison(relayed, "alpha-trio"))
+        pairs += [
+            Comparison(relayed, _relayed_name(options, other))
+            for other in _other_relays(options)
+        ]
     return pairs + [Comparison("alpha-trio", other.name) for other in options.against]
 
 

@@ -173,6 +173,7 @@ class Relayed:
 
     name: str
     ends: AlphaTrio
+    program: Path = PROGRAM  # of the relays
 
     @contextmanager
     def session(self, vm1: Host, vm2: Host, *routers: Host) -> Iterator[Session]:
@@ -180,7 +181,9 @@ class Relayed:
         options = [f"--no-offload={name}" for name in self.ends.disabled_offloads]
         with ExitStack() as stack:
             relays = [
-                stack.enter_context(Daemon(host, "--relay", *options))
+                stack.enter_context(
+                    Daemon(host, "--relay", *options, program=self.program)
+                )
                 for host in routers
             ]
             session = stack.enter_context(self.ends.session(vm1, vm2))

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from attrs import Factory, define, field
 
-from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.batch import Crossing, Remote
 from alpha_trio.proto.messages import (
     EARLY_ROUND,
     HEADER_SIZE,
@@ -183,7 +183,8 @@ class Scene:
         view, passed, at = memoryview(bytearray(data)), [], 0
         # The S1 that shows that what came before was false has passed itself.
         off = {w for w in self._witnesses() if w.early is RelayEarly.OFF}
-        ranges = self.relay.transit(view, stride, source, destination, self.world.now)
+        crossing = Crossing(source, destination)
+        ranges = self.relay.transit(view, stride, crossing, self.world.now)
         for start, end in ranges:
             insist(at <= start < end <= len(view), "ranges follow one another")
             insist(start % stride == 0, "a range begins with a datagram")

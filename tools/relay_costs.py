@@ -13,6 +13,7 @@ from random import Random
 
 from attrs import define, evolve, field
 
+from alpha_trio.proto.batch import Crossing
 from alpha_trio.proto.messages import (
     HEADER_SIZE,
     ROUND_HEAD_SIZE,
@@ -64,7 +65,8 @@ class Scene:
         ends = (_ONE, _TWO) if number == 0 else (_TWO, _ONE)
         view = memoryview(bytearray(datagram))
         link = _LINKS[number]
-        return bool(self.relay.transit(view, len(view), *ends, self.now, link))
+        crossing = Crossing(*ends, link)
+        return bool(self.relay.transit(view, len(view), crossing, self.now))
 
     # -- kinds, each an endless row ------------------------------------------------
 
@@ -142,8 +144,9 @@ def _seconds(name: str) -> float:
     number, row = kinds_of(scene)[name]
     ends = (_ONE, _TWO) if number == 0 else (_TWO, _ONE)
     views = [memoryview(bytearray(next(row))) for _ in range(_DATAGRAMS)]
-    transit, now, link = scene.relay.transit, scene.now, _LINKS[number]
+    transit, now = scene.relay.transit, scene.now
+    crossing = Crossing(*ends, _LINKS[number])
     begun = time.perf_counter()
     for view in views:
-        transit(view, len(view), *ends, now, link)
+        transit(view, len(view), crossing, now)
     return time.perf_counter() - begun

@@ -31,7 +31,7 @@ from rich.console import Console
 
 from alpha_trio.net.host import boottime
 from alpha_trio.net.udp import UdpSocket
-from alpha_trio.proto.batch import Outbox
+from alpha_trio.proto.batch import Crossing, Outbox
 from alpha_trio.proto.handshake.exchange import HalfOpen, Initiation
 from alpha_trio.proto.messages import SUITE_ALPHA
 from alpha_trio.proto.peers import PeerTable
@@ -374,7 +374,7 @@ def _seen_by_relay(handshakes: list[tuple[bytes, bytes, bytes]]) -> Relay:
         for message, back in ((syn, False), (ack, True), (ackack, False)):
             ends = (_RESPONDER, _INITIATOR) if back else (_INITIATOR, _RESPONDER)
             view = memoryview(bytearray(message))
-            if not relay.transit(view, len(message), *ends, now):
+            if not relay.transit(view, len(message), Crossing(*ends), now):
                 raise LabError(f"the relay refuses it: {relay.counters.drops}")
     relay.forget_idle(now + _LATER)
     if len(relay.sessions(now)) != len(handshakes):

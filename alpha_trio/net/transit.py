@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import socket
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from contextlib import suppress
+from functools import cached_property
 from struct import Struct
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from attrs import define, field
 from alpha_trio.errors import StartError
 from alpha_trio.net.host import receive_buffer
 from alpha_trio.net.udp import Ancillary, Udp, UdpSocket, grow_buffers, set_transparent
-from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.batch import Crossing, Remote
 from alpha_trio.settings import Backend, Offload, Settings
 
 _SOL_UDP, _UDP_GRO = 17, 104
@@ -33,6 +34,7 @@ _DESTINATION = frozenset({(0, _IP_ORIGDSTADDR), (41, _IPV6_ORIGDSTADDR)})
 
 _DATAGRAM_ROOM = 1 << 16
 _ANCILLARY_ROOM = 256
+_FLOWS_KEPT = 1024  # what is known of them; all go when there are more
 _OTHER_PORTS = 256  # senders with another port that have a socket at a time
 _INT = Struct("=i")
 _PKTINFO = Struct("=i4s4s")  # in_pktinfo: interface, source, destination
@@ -41,19 +43,30 @@ _SOCKADDR = Struct("!2xH4s")  # sockaddr_in: family, port, address
 _SOCKADDR6 = Struct("!2xH4x16sI")  # sockaddr_in6: family, port, flow, address, scope
 
 
+@define(eq=False)
+class Flow:
+    """What datagrams of one sender to one destination, both others, have alike."""
+
+    crossing: Crossing
+    hops: int  # as they arrived
+    traffic_class: int  # TOS, with the bits of ECN
+
+    @cached_property
+    def headers(self) -> Ancillary:
+        """To send them on with, one hop nearer to their end."""
+        # Not before something goes on: most flows of a flood never do.
+        return _headers(self.crossing.source, self.hops - 1, self.traffic_class)
+
+
 class Transit(NamedTuple):
-    """Datagrams of one sender to one destination, neither of them this host.
+    """Datagrams of a flow.
 
     ``stride`` bytes apart; the writable view is borrowed until the next.
     """
 
     view: memoryview
     stride: int
-    source: Remote
-    destination: Remote
-    hops: int  # as they arrived
-    traffic_class: int  # TOS, with the bits of ECN
-    interface: int  # index of the link they came by; 0: not known
+    flow: Flow
 
 
 @define(eq=False)
@@ -61,6 +74,7 @@ class TransitSocket:
     """Where one address family's transit arrives."""
 
     _socket: socket.socket
+    _flows: dict[Hashable, Flow] = field(factory=dict)  # by what the kernel says of it
     _buffer: memoryview = field(factory=lambda: receive_buffer(_DATAGRAM_ROOM))
 
     @classmethod
@@ -112,25 +126,19 @@ class TransitSocket:
             )
         except BlockingIOError:
             return None
-        stride, hops, traffic_class, interface = size, 0, 0, 0
-        destination: Remote = ("", 0)
-        for level, kind, data in ancillary:
-            if (level, kind) in _DESTINATION:
-                destination = _address(data)
-            elif (level, kind) in _HOPS:
-                hops = _INT.unpack_from(data)[0]
-            elif (level, kind) in _CLASS:
-                traffic_class = data[0]
-            elif (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
-                interface = _PKTINFO.unpack_from(data)[0]
-            elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
-                interface = _PKTINFO6.unpack_from(data)[1]
-            elif level == _SOL_UDP:
+        stride = size or 1
+        for at, (level, _, data) in enumerate(ancillary):
+            if level == _SOL_UDP:  # the first, if there is one
                 stride = _INT.unpack_from(data)[0]
-        view = self._buffer[:size]
-        return Transit(
-            view, stride or 1, source, destination, hops, traffic_class, interface
-        )
+                del ancillary[at]
+                break
+        told = source, *ancillary
+        flow = self._flows.get(told)
+        if flow is None:
+            if len(self._flows) >= _FLOWS_KEPT:
+                self._flows.clear()
+            flow = self._flows[told] = _flow(source, ancillary)
+        return Transit(self._buffer[:size], stride, flow)
 
     def close(self) -> None:
         """Close it."""
@@ -152,6 +160,23 @@ def _ask_for_everything(sock: socket.socket) -> None:
 def _group(sock: socket.socket) -> None:
     with suppress(OSError):  # an old kernel: datagrams come one by one
         sock.setsockopt(_SOL_UDP, _UDP_GRO, 1)
+
+
+def _flow(source: Remote, ancillary: Ancillary) -> Flow:
+    hops = traffic_class = interface = 0
+    destination: Remote = ("", 0)
+    for level, kind, data in ancillary:
+        if (level, kind) in _DESTINATION:
+            destination = _address(data)
+        elif (level, kind) in _HOPS:
+            hops = _INT.unpack_from(data)[0]
+        elif (level, kind) in _CLASS:
+            traffic_class = data[0]
+        elif (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            interface = _PKTINFO.unpack_from(data)[0]
+        elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+            interface = _PKTINFO6.unpack_from(data)[1]
+    return Flow(Crossing(source, destination, interface), hops, traffic_class)
 
 
 def _address(data: bytes) -> Remote:
@@ -185,9 +210,10 @@ class Forwarder:
         Return how many of them the kernel took: if its buffer is full, fewer.  Raises
         OSError if it refuses.
         """
-        sock = self._socket_for(run.source)
-        return sock.forward_nowait(
-            run.view[start:end], run.stride, _ancillary(run), run.destination
+        view, stride, flow = run
+        crossing = flow.crossing
+        return self._socket_for(crossing.source).forward_nowait(
+            view[start:end], stride, flow.headers, crossing.destination
         )
 
     def _socket_for(self, source: Remote) -> UdpSocket:
@@ -257,21 +283,21 @@ class Forwarder:
             self._others.popitem()[1].close()
 
 
-def _ancillary(run: Transit) -> Ancillary:
-    hops, traffic_class = _INT.pack(run.hops - 1), _INT.pack(run.traffic_class)
-    host = run.source[0].partition("%")[0]
-    if len(run.source) == 2:
-        source = _PKTINFO.pack(0, socket.inet_pton(socket.AF_INET, host), bytes(4))
+def _headers(source: Remote, hops: int, traffic_class: int) -> Ancillary:
+    left, marks = _INT.pack(hops), _INT.pack(traffic_class)
+    host = source[0].partition("%")[0]
+    if len(source) == 2:
+        sender = _PKTINFO.pack(0, socket.inet_pton(socket.AF_INET, host), bytes(4))
         return [
-            (socket.IPPROTO_IP, _IP_PKTINFO, source),
-            (socket.IPPROTO_IP, socket.IP_TTL, hops),
-            (socket.IPPROTO_IP, socket.IP_TOS, traffic_class),
+            (socket.IPPROTO_IP, _IP_PKTINFO, sender),
+            (socket.IPPROTO_IP, socket.IP_TTL, left),
+            (socket.IPPROTO_IP, socket.IP_TOS, marks),
         ]
-    source = _PKTINFO6.pack(socket.inet_pton(socket.AF_INET6, host), 0)
+    sender = _PKTINFO6.pack(socket.inet_pton(socket.AF_INET6, host), 0)
     return [
-        (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, source),
-        (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, hops),
-        (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, traffic_class),
+        (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, sender),
+        (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT, left),
+        (socket.IPPROTO_IPV6, socket.IPV6_TCLASS, marks),
     ]
 
 

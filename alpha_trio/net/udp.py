@@ -300,39 +300,34 @@ class UdpSocket:
         Return how many bytes of ``view`` the kernel took: all, or, if its buffer is
         full, whole datagrams only.  Raises OSError if it refuses.
         """
-        size = len(view)
-        if size <= stride:
-            return size if self._forward(view, ancillary, remote) else 0
-        if self.segments and remote not in self._unsegmented:
-            segmented = (_SOL_UDP, _UDP_SEGMENT, _STRIDE.pack(stride))
-            try:
-                sent = self._forward(view, [*ancillary, segmented], remote)
-            except OSError as error:
-                if error.errno not in _CANNOT_SEGMENT:
-                    raise
-                refusal = error
-            else:
-                return size if sent else 0
+        size, headers = len(view), ancillary
+        if size > stride:
+            if not self.segments or remote in self._unsegmented:
+                return self._forward_singly(view, stride, ancillary, remote)
+            headers = [*ancillary, (_SOL_UDP, _UDP_SEGMENT, _STRIDE.pack(stride))]
+        try:
+            self._socket.sendmsg((view,), headers, 0, remote)  # hot path
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if headers is ancillary or error.errno not in _CANNOT_SEGMENT:
+                raise
             # See _send: if they are too big, then this tells.
             done = self._forward_singly(view, stride, ancillary, remote)
-            self._stop_segmenting(remote, refusal)
+            self._stop_segmenting(remote, error)
             return done
-        return self._forward_singly(view, stride, ancillary, remote)
+        return size
 
     def _forward_singly(
         self, view: memoryview, stride: int, ancillary: Ancillary, remote: Remote
     ) -> int:
         for at in range(0, len(view), stride):
-            if not self._forward(view[at : at + stride], ancillary, remote):
+            try:
+                datagram = view[at : at + stride]
+                self._socket.sendmsg([datagram], ancillary, 0, remote)
+            except BlockingIOError:
                 return at
         return len(view)
-
-    def _forward(self, view: memoryview, ancillary: Ancillary, remote: Remote) -> bool:
-        try:
-            self._socket.sendmsg([view], ancillary, 0, remote)
-        except BlockingIOError:
-            return False
-        return True
 
     def _headers(self, send: Send) -> Ancillary:
         headers: Ancillary = []

@@ -15,7 +15,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen
 
 Buffer = bytes | bytearray | memoryview
 Remote = tuple[Any, ...]
@@ -28,6 +28,21 @@ class Place(NamedTuple):
 
     remote: Remote
     local: bytes = b""  # as the socket reported it; b"": whichever the kernel chooses
+
+
+@define(eq=False)
+class Crossing:
+    """How datagrams cross a relay: those of one flow alike."""
+
+    source: Remote
+    destination: Remote
+    interface: int = 0  # index of the link they came in by; 0: not known
+    origin: tuple[str, int] = field(init=False)  # address and port, of the source
+    goal: tuple[str, int] = field(init=False)  # likewise, of the destination
+
+    def __attrs_post_init__(self) -> None:
+        self.origin = self.source[0], self.source[1]
+        self.goal = self.destination[0], self.destination[1]
 
 
 # One UDP_SEGMENT send: 64 datagrams are what every kernel with the option takes

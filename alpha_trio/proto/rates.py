@@ -25,12 +25,15 @@ class TokenBucket:
 
     def take(self, now: float, events: float = 1) -> bool:
         """Whether one more event, or so many, are within the rate."""
-        grown = self._tokens + max(0.0, now - self._filled) * self.rate
-        self._tokens, self._filled = min(self.burst, grown), now
-        if self._tokens < events:
-            return False
-        self._tokens -= events
-        return True
+        tokens = self._tokens
+        if now > self._filled:
+            tokens += (now - self._filled) * self.rate
+            if tokens > self.burst:
+                tokens = self.burst
+        self._filled = now
+        enough = tokens >= events
+        self._tokens = tokens - events if enough else tokens
+        return enough
 
     def give_back(self, events: float) -> None:
         """They were not what the rate is for."""

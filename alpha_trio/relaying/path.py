@@ -24,9 +24,9 @@ import trio
 from alpha_trio.journal import Journal
 from alpha_trio.net import netfilter, tproxy
 from alpha_trio.net.host import boottime
-from alpha_trio.net.transit import Forwarder, Transit, TransitSocket
+from alpha_trio.net.transit import Flow, Forwarder, Transit, TransitSocket
 from alpha_trio.net.udp import Udp
-from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.batch import Crossing, Remote
 from alpha_trio.proto.packets import icmp
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.rates import TokenBucket
@@ -143,9 +143,8 @@ class RelayPath:
             run = sock.receive_nowait()
             if run is None:
                 break
-            view, stride, source, destination = run[:4]
-            ends = source, destination, now, run.interface
-            for start, end in transit(view, stride, *ends):
+            view, stride, flow = run
+            for start, end in transit(view, stride, flow.crossing, now):
                 self._send_on(run, start, end, now)
             if self._relay.traced:
                 self._answer_traces(run)
@@ -175,7 +174,8 @@ class RelayPath:
             self._answer(icmp.Problem.UNREACHABLE, run, start, now)
         else:
             self._count(Loss.SEND_FAILED, run, end - start)
-            host, why = run.destination[0], error.strerror or error
+            host = run.flow.crossing.destination[0]
+            why = error.strerror or error
             line = f"Cannot relay to {host} ({why}). Trying on."
             self._journal.failure(host, f"relaying failed ({why})", line)
 
@@ -190,23 +190,25 @@ class RelayPath:
         """Tell the sender of a datagram why it went no further, if not too often."""
         if not self._errors.take(now):
             return
+        view, stride, flow = run
+        source, destination = flow.crossing.source, flow.crossing.destination
         packet = icmp.udp_packet(
-            _packed(run.source),
-            _packed(run.destination),
-            run.hops,
-            run.traffic_class,
-            run.view[start : start + run.stride],
+            _packed(source),
+            _packed(destination),
+            flow.hops,
+            flow.traffic_class,
+            view[start : start + stride],
         )
         try:
             big = problem is icmp.Problem.TOO_BIG
-            mtu = self._forwarder.path_mtu(run.destination) if big else 0
+            mtu = self._forwarder.path_mtu(destination) if big else 0
             message = icmp.error(memoryview(packet), problem, mtu)
             if message is not None:
                 header = 20 if message[0] >> 4 == 4 else 40
-                self._forwarder.send_error(message[header:], run.source)
+                self._forwarder.send_error(message[header:], source)
         except OSError as error:
             line = (
-                f"Cannot answer {run.source[0]} by ICMP ({error.strerror}): senders do "
+                f"Cannot answer {source[0]} by ICMP ({error.strerror}): senders do "
                 "not learn which size the next link takes. Trying on."
             )
             self._journal.failure("relay", "answering by ICMP failed", line)
@@ -220,9 +222,10 @@ class RelayPath:
         traced, self._relay.traced = self._relay.traced, []
         for trace in traced:
             try:
-                report = memoryview(self._report(trace, run.hops))
-                ends = run.destination, trace.tracer
-                answer = Transit(report, len(report), *ends, _HOPS + 1, 0, 0)
+                report = memoryview(self._report(trace, run.flow.hops))
+                crossing = Crossing(run.flow.crossing.destination, trace.tracer)
+                flow = Flow(crossing, _HOPS + 1, 0)
+                answer = Transit(report, len(report), flow)
                 self._forwarder.send_nowait(answer, 0, len(report))
             except OSError as error:  # who asks will ask again
                 line = f"Cannot answer a trace of {trace.tracer[0]} ({error.strerror})."

@@ -10,6 +10,7 @@ from random import Random
 
 from attrs import define, evolve, field
 
+from alpha_trio.proto.batch import Crossing
 from alpha_trio.proto.handshake.exchange import HalfOpen, Initiation
 from alpha_trio.proto.messages import SUITE_ALPHA, Kind
 from alpha_trio.proto.primitives import Identity
@@ -37,7 +38,8 @@ class Watched:
     def through(self, data, stride, source, destination, now, link=0) -> list[bytes]:
         """The runs that go on, of those that came by a link; 0: it is not told."""
         view = memoryview(bytearray(data))
-        ranges = self.relay.transit(view, stride, source, destination, now, link)
+        crossing = Crossing(source, destination, link)
+        ranges = self.relay.transit(view, stride, crossing, now)
         at = 0
         for start, end in ranges:
             assert at <= start < end <= len(view)

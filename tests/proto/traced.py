@@ -9,6 +9,7 @@ from random import Random
 
 from attrs import define, field
 
+from alpha_trio.proto.batch import Crossing
 from alpha_trio.proto.messages import CONTROL, HEADER_SIZE, S2_SIZE, Control, Kind
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.relay import Relay, RelayPolicy, Unseen
@@ -115,8 +116,8 @@ class TracedPath(Simulation):
 
     def _cross(self, data, source, target, at, step):
         node, view = self.nodes[at - 1], memoryview(bytearray(data))
-        ends = remote_of(source), remote_of(target)
-        passes = node.relay.transit(view, len(data), *ends, self.now)
+        crossing = Crossing(remote_of(source), remote_of(target))
+        passes = node.relay.transit(view, len(data), crossing, self.now)
         traced, node.relay.traced = node.relay.traced, []
         if passes:
             self._travel(bytes(view), source, target, at, step)

@@ -218,6 +218,25 @@ def test_relays_are_compared_with_the_same_path_without():
     ]
 
 
+def test_relays_of_another_version_are_put_between_the_same_ends(tmp_path):
+    old = tmp_path / "alpha-trio"
+    options = bench.parse_arguments(["--relays=1", f"--against=alpha-trio={old}"])
+    ends = AlphaTrio()
+    assert bench.contenders_for(options) == [
+        PlainLink(),
+        ends,
+        Relayed("1 relay", ends),
+        AlphaTrio("alpha-trio 2", program=old),
+        Relayed("1 relay, alpha-trio 2", ends, old),
+    ]
+    assert [str(pair) for pair in bench.comparisons_for(options)] == [
+        "alpha-trio : plain link",
+        "1 relay : alpha-trio",
+        "1 relay : 1 relay, alpha-trio 2",
+        "alpha-trio : alpha-trio 2",
+    ]
+
+
 def test_each_relay_adds_its_share_to_the_round_trip():
     options = bench.parse_arguments(["--relays", "2"])
     figures = {

@@ -23,7 +23,7 @@ from alpha_trio.proto.engine.choice import (
     find,
 )
 from alpha_trio.proto.engine.face import Frame, Kernel, Span, round_place
-from alpha_trio.proto.engine.run import Run, check_run
+from alpha_trio.proto.engine.run import Run, check_run, is_whole, verdicts_on
 
 __all__ = [
     "NATIVE",
@@ -37,5 +37,7 @@ __all__ = [
     "choose",
     "chosen",
     "find",
+    "is_whole",
     "round_place",
+    "verdicts_on",
 ]

@@ -31,8 +31,7 @@ class Run:
     @property
     def whole(self) -> bool:
         """Whether all of them were promised, and they are as they were sent."""
-        follow = self.verdicts.count(FOLLOWS)
-        return follow == len(self.verdicts) - 1 and self.verdicts[0] == PROMISED
+        return is_whole(self.verdicts)
 
     def packet(self, number: int) -> memoryview:
         """Index, zero, offset and body of one."""
@@ -51,6 +50,12 @@ class Run:
         return self.view[begin : until * self.stride]
 
 
+def is_whole(verdicts: bytes) -> bool:
+    """Whether all of some packets were promised, and they are as they were sent."""
+    follow = verdicts.count(FOLLOWS)
+    return follow == len(verdicts) - 1 and verdicts[0] == PROMISED
+
+
 def check_run(
     kernel: Kernel,
     promise: Promise,
@@ -63,7 +68,21 @@ def check_run(
 
     Each has at least ``least`` bytes behind its branch; there may be none of them.
     """
-    verdicts = kernel.check(
+    verdicts = verdicts_on(kernel, promise, view, stride, head, least)
+    start = ROUND_HEAD_SIZE + promise.depth * NODE_SIZE
+    return Run(view[: len(verdicts) * stride], stride, start, verdicts)
+
+
+def verdicts_on(
+    kernel: Kernel,
+    promise: Promise,
+    view: memoryview,
+    stride: int,
+    head: bytes,
+    least: int,
+) -> bytes:
+    """The verdicts of such a run alone."""
+    return kernel.check(
         view,
         stride,
         head,
@@ -74,5 +93,3 @@ def check_run(
         promise.roots,
         promise.packets,
     )
-    start = ROUND_HEAD_SIZE + promise.depth * NODE_SIZE
-    return Run(view[: len(verdicts) * stride], stride, start, verdicts)

@@ -163,11 +163,10 @@ class ChainVerifier:
 
         Hashes at most MAX_SKIP times.  Accepts nothing yet: see ``accept``.
         """
-        if not 0 < position - self.position <= MAX_SKIP:
+        ahead = position - self.position
+        if not 0 < ahead <= MAX_SKIP or len(element) != ELEMENT_SIZE:
             raise BadPacket
-        if len(element) != ELEMENT_SIZE:
-            raise BadPacket
-        if self.derive(position, element, self.position) != self.element:
+        if not _descend(self.chain_id, position, element, ahead).endswith(self.element):
             raise BadPacket
 
     def derive(self, position: int, element: bytes, earlier: int) -> bytes:

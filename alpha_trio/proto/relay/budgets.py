@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.batch import Crossing, Remote
 from alpha_trio.proto.rates import TokenBucket, bucket_named, bucket_of, network_of
-from alpha_trio.proto.relay.consent import Crossing
 from alpha_trio.proto.relay.verdict import Refused, RelayDrop
 
 # A second, and at once: SYNs of strangers, in all and of one source, behind which there

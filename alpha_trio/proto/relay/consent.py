@@ -13,9 +13,9 @@ chance decides, or copies that are sent elsewhere would displace the right one.
 
 from __future__ import annotations
 
-from attrs import define, frozen
+from attrs import define
 
-from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.batch import Crossing
 from alpha_trio.proto.primitives import RandomBytes, any_of
 from alpha_trio.proto.relay.verdict import Consent, Refused, RelayDrop
 
@@ -24,29 +24,20 @@ PLACES = 8  # to which one question went
 Place = tuple[str, int]  # address and port
 
 
-@frozen
-class Crossing:
-    """How a datagram crosses the relay."""
-
-    source: Remote
-    destination: Remote
-    interface: int = 0  # by which it came in; 0: not known
-
-
-def place_of(remote: Remote) -> Place:
-    """Address and port."""
-    return remote[0], remote[1]
-
-
 @define(eq=False)
 class Sides:
     """Where one question went, and by which link it came in."""
 
     _known: tuple[tuple[Place, int], ...] = ()
 
+    @classmethod
+    def of(cls, crossing: Crossing) -> Sides:
+        """It passes for the first time."""
+        return cls(((crossing.goal, crossing.interface),))
+
     def add(self, crossing: Crossing, random: RandomBytes) -> None:
         """It passes, once more perhaps."""
-        side = place_of(crossing.destination), crossing.interface
+        side = crossing.goal, crossing.interface
         if side in self._known:
             return
         kept = list(self._known)
@@ -54,22 +45,22 @@ class Sides:
             del kept[any_of(PLACES, random)]
         self._known = *kept, side
 
-    def went_to(self, destination: Remote) -> bool:
+    def went_to(self, goal: Place) -> bool:
         """Whether it went there."""
-        return any(place == place_of(destination) for place, _ in self._known)
+        return any(place == goal for place, _ in self._known)
 
     def check_untrusted(self, answer: Crossing, consent: Consent) -> None:
         """Raises WrongSide unless an answer may come so."""
         if consent is Consent.ANY:
             return
-        source = place_of(answer.source)
-        links = [link for place, link in self._known if place == source]
-        if not links:
-            raise WrongSide
-        if consent is Consent.ADDRESS or not answer.interface:
-            return
-        if all(link == answer.interface for link in links):
-            raise WrongSide(same_link=True)
+        own = 0 if consent is Consent.ADDRESS else answer.interface
+        asked = False
+        for place, link in self._known:
+            if place == answer.origin:
+                if not own or link != own:
+                    return
+                asked = True
+        raise WrongSide(same_link=asked)
 
 
 class WrongSide(Refused):

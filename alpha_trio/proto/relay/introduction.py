@@ -32,7 +32,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.batch import Crossing, Remote
 from alpha_trio.proto.messages import (
     HALF_OPEN_LIFETIME,
     Ack,
@@ -46,13 +46,7 @@ from alpha_trio.proto.messages import (
 )
 from alpha_trio.proto.primitives import RandomBytes, any_of, digest_of, verify_untrusted
 from alpha_trio.proto.relay.budgets import About, Budgets
-from alpha_trio.proto.relay.consent import (
-    Crossing,
-    Place,
-    Sides,
-    WrongSide,
-    place_of,
-)
+from alpha_trio.proto.relay.consent import Place, Sides, WrongSide
 from alpha_trio.proto.relay.verdict import Consent, Refused, RelayDrop
 from alpha_trio.proto.relay.watched import Repeats
 
@@ -114,9 +108,8 @@ class Asked:
         """Bytes, estimated."""
         return COST + ANSWER_COST * len(self.answers)
 
-    def note_source(self, source: Remote, random: RandomBytes) -> None:
+    def note_source(self, place: Place, random: RandomBytes) -> None:
         """Answers may go there."""
-        place = place_of(source)
         if place in self.sources:
             self.sources.remove(place)
         elif len(self.sources) >= SOURCES:
@@ -156,7 +149,7 @@ class Introductions:
             asked = Asked(said, syn, now)
             self._remember(asked)
         asked.sides.add(crossing, self.random)
-        asked.note_source(crossing.source, self.random)
+        asked.note_source(crossing.origin, self.random)
         asked.until = now + HALF_OPEN_LIFETIME
 
     def _allow_untrusted(self, identity: bytes) -> None:
@@ -180,7 +173,7 @@ class Introductions:
     ) -> None:
         """Raises BadPacket unless it is for somebody who asked, of who was asked."""
         cookie = parse_cookie_untrusted(datagram)
-        destination = place_of(crossing.destination)
+        destination = crossing.goal
         for asked in self._by_id.get(cookie.receiver_id, ()):
             if asked.syn.nonce == cookie.nonce and destination in asked.sources:
                 asked.sides.check_untrusted(crossing, self.consent)
@@ -345,9 +338,9 @@ class Introductions:
         self._look_untrusted(crossing, now)
         source, destination = crossing.source, crossing.destination
         for asked in reversed(self.asked.values()):
-            if asked.answers or place_of(source) not in asked.sources:
+            if asked.answers or crossing.origin not in asked.sources:
                 continue
-            if asked.sides.went_to(destination):
+            if asked.sides.went_to(crossing.goal):
                 answer, syn = Answer(asked, responder_id, None), asked.syn
                 ids = syn.sender_id, responder_id
                 return Introduction(*ids, source, destination, syn, None, answer)

@@ -39,7 +39,7 @@ from struct import Struct
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Remote
+from alpha_trio.proto.batch import Crossing, Remote
 from alpha_trio.proto.messages import (
     CONTROL_MESSAGE,
     HEADER,
@@ -58,7 +58,7 @@ from alpha_trio.proto.messages import (
 )
 from alpha_trio.proto.primitives import RandomBytes, any_of
 from alpha_trio.proto.rates import TokenBucket, network_of
-from alpha_trio.proto.relay.consent import Crossing, WrongSide
+from alpha_trio.proto.relay.consent import WrongSide
 from alpha_trio.proto.relay.crowd import Crowd
 from alpha_trio.proto.relay.introduction import (
     ANSWER_COST,
@@ -101,6 +101,9 @@ HANDSHAKE_COST = 150
 
 _LIMIT, _LIMIT_AT, _MARKS_AT = Struct("!H"), 12, 14
 
+_S1, _A1, _S2, _A2 = map(int, (Kind.S1, Kind.A1, Kind.S2, Kind.A2))
+"""As numbers: a member of an enumeration is looked up in Python each time."""
+
 
 @define(eq=False)
 class Run:
@@ -111,14 +114,6 @@ class Run:
     crossing: Crossing
     now: float
     ranges: list[tuple[int, int]] = field(factory=list)
-
-    def forward(self, start: int, end: int) -> int:
-        """Let these bytes go on; returns how many datagrams they are."""
-        count = -(-(end - start) // self.stride)
-        if self.ranges and self.ranges[-1][1] == start:
-            start = self.ranges.pop()[0]
-        self.ranges.append((start, end))
-        return count
 
 
 @define(eq=False)
@@ -170,28 +165,22 @@ class Relay:
     # -- datagrams -------------------------------------------------------------------
 
     def transit(
-        self,
-        view: memoryview,
-        stride: int,
-        source: Remote,
-        destination: Remote,
-        now: float,
-        interface: int = 0,
+        self, view: memoryview, stride: int, crossing: Crossing, now: float
     ) -> list[tuple[int, int]]:
-        """Which bytes of ``view`` go on to ``destination``.
+        """Which bytes of ``view`` go on to where they are addressed.
 
         ``view`` holds datagrams of one UDP flow, ``stride`` bytes apart, of which the
         last may be shorter.  It is borrowed, and must be writable for the limit of
-        roots.  ``interface`` is the index of the link it came in by; 0: not known.
-        Returns ranges of bytes in order, none of them next to another, each of
+        roots.  Returns ranges of bytes in order, none of them next to another, each of
         whole datagrams; all others are dropped and counted.
         """
-        run = Run(view, stride, Crossing(source, destination, interface), now)
+        run = Run(view, stride, crossing, now)
         at, end = 0, len(view)
         if not end:  # that is a datagram, too
             self._drop(run, self._stray, None, RelayDrop.MALFORMED, 1)
         while at < end:
-            size = min(stride, end - at)
+            left = end - at
+            size = stride if stride < left else left
             try:
                 size = self._pass_untrusted(run, at, size)
             except BadPacket as error:
@@ -207,7 +196,7 @@ class Relay:
         kind, version, suite, receiver = HEADER.unpack_from(run.view, at)
         if version != VERSION:
             raise Refused(RelayDrop.VERSION)
-        if Kind.S1 <= kind <= Kind.A2 and not suite:  # hot path
+        if _S1 <= kind <= _A2 and not suite:  # hot path
             ends = self._ends.get(receiver)
             if ends is not None:
                 return self._on_round(run, at, size, kind, ends)
@@ -230,26 +219,25 @@ class Relay:
         for end in ends:
             meter, before = end.session.meter, end.session.meter.held
             try:
-                size = self._take_untrusted(run, at, size, kind, end)
+                if kind == _S2:
+                    size = self._on_s2_untrusted(run, at, end)
+                else:
+                    self._on_message_untrusted(run, at, size, kind, end)
             except BadPacket as error:
                 refusal = refusal or error
                 continue
             finally:  # its key may have freed something, whether it passes or not
-                self._held += meter.held - before
-            self._make_room()
+                grown = meter.held - before
+                self._held += grown
+            if grown > 0 or self._traces:
+                self._make_room()
             return size
         assert refusal is not None
         self._note(refusal)
-        if kind == Kind.S2:
+        if kind == _S2:
             self._drop_s2s(run, ends[0], reason_of(refusal), 1)
         else:
             self._drop(run, ends[0].tally, ends[0].session, reason_of(refusal), 1)
-        return size
-
-    def _take_untrusted(self, run: Run, at: int, size: int, kind: int, end: End) -> int:
-        if kind == Kind.S2:
-            return self._on_s2_untrusted(run, at, end)
-        self._on_message_untrusted(run, at, size, kind, end)
         return size
 
     def _on_s2_untrusted(self, run: Run, at: int, end: End) -> int:
@@ -257,7 +245,7 @@ class Relay:
         witness, session = end.incoming, end.session
         stride, before = run.stride, end.tally.packets
         size, passed, forged, replayed = witness.on_s2_untrusted(
-            run.view[at:], stride, run.crossing.destination, run.now
+            run.view[at:], stride, run.crossing.goal, run.now
         )
         for start, until in passed:
             self._forward(run, at + start, at + until, end.tally)
@@ -289,9 +277,9 @@ class Relay:
     ) -> None:
         datagram, now = bytes(run.view[at : at + size]), run.now
         crossing = run.crossing
-        if kind == Kind.S1:
+        if kind == _S1:
             new = end.incoming.on_s1_untrusted(datagram, crossing, now)
-        elif kind == Kind.A1:
+        elif kind == _A1:
             new = end.outgoing.on_a1_untrusted(datagram, crossing, now)
         else:
             new = end.outgoing.on_a2_untrusted(datagram, crossing, now)
@@ -371,11 +359,15 @@ class Relay:
         self._forward(run, at, at + size, self._stray)
 
     def _forward(self, run: Run, start: int, end: int, tally: Tally) -> None:
-        count = run.forward(start, end)
+        size, ranges, counters = end - start, run.ranges, self.counters
+        count = -(-size // run.stride)
+        if ranges and ranges[-1][1] == start:
+            start = ranges.pop()[0]
+        ranges.append((start, end))
         tally.packets += count
-        tally.bytes += end - start
-        self.counters.forwarded_packets += count
-        self.counters.forwarded_bytes += end - start
+        tally.bytes += size
+        counters.forwarded_packets += count
+        counters.forwarded_bytes += size
 
     def _note(self, error: BadPacket) -> None:
         if isinstance(error, WrongSide):
@@ -564,7 +556,8 @@ class Relay:
 
     @property
     def _count(self) -> int:
-        return sum(crowd.count for crowd in self._crowds)
+        unverified, verified = self._crowds
+        return unverified.count + verified.count
 
     def _make_room(self) -> None:
         while self._count > self.policy.sessions:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Buffer
+from alpha_trio.proto.batch import Buffer, Crossing
 from alpha_trio.proto.messages import BadPacket
 from alpha_trio.proto.primitives import RandomBytes
 from alpha_trio.proto.rates import TokenBucket
-from alpha_trio.proto.relay.consent import Crossing, Sides
+from alpha_trio.proto.relay.consent import Sides
 from alpha_trio.proto.relay.verdict import Consent
 from alpha_trio.proto.traces import (
     MAX_HOPS,

@@ -58,14 +58,14 @@ class Repeats:
         self.take_untrusted(digest, now, random)
 
 
-_OF_NOTHING = Repeats()  # of rounds that are over, in which it is not asked any more
+_OF_NOTHING = Repeats()  # of rounds in which it is not asked, not yet or not any more
 
 
 @define(eq=False)
 class Said:
     """What an S1 or A1 that passed says."""
 
-    digest: bytes  # of the message without its tag
+    digest: bytes  # of the message without its tag; of an A1 that message itself
     shape: int
     packets: int
     roots: bytes  # of an A1: that of the acknowledgment tree
@@ -119,9 +119,9 @@ class WatchedRound:
     begun: float  # s
     sides: Sides  # where its S1 went
     s1s: tuple[Said, ...]  # the first and some others, until an A1 came
-    s1_repeats: Repeats = field(factory=Repeats)
+    s1_repeats: Repeats
     a1s: tuple[Said, ...] = ()  # the first and some others
-    a1_repeats: Repeats = field(factory=Repeats)
+    a1_repeats: Repeats = _OF_NOTHING  # its own since there is one
     a2_repeats: Repeats | None = None
     answered: bool = False  # an A1 passed
     key: bytes = b""  # of its S2s, once that is known
@@ -133,7 +133,10 @@ class WatchedRound:
     @property
     def finished(self) -> bool:
         """Whether all of it has passed, and nothing may pass again."""
-        return self.key != b"" and all(each.promise is None for each in self.opened)
+        for each in self.opened:
+            if each.promise is not None:
+                return False
+        return self.key != b""
 
     def of_shape(self, shape: int) -> Opened | None:
         """What may pass of this shape, once the key is known."""
@@ -178,9 +181,11 @@ class WatchedAssociation:
 
     def round(self, number: int) -> WatchedRound | None:
         """The round with that number, if its S1 passed not long ago."""
-        for candidate in (self.current, self.previous):
-            if candidate is not None and candidate.number == number:
-                return candidate
+        current, previous = self.current, self.previous
+        if current is not None and current.number == number:
+            return current
+        if previous is not None and previous.number == number:
+            return previous
         return None
 
 

@@ -48,8 +48,8 @@ from operator import or_
 
 from attrs import define, field
 
-from alpha_trio.proto.batch import Remote
-from alpha_trio.proto.engine import Kernel, Run, check_run, chosen
+from alpha_trio.proto.batch import Crossing
+from alpha_trio.proto.engine import Kernel, Run, chosen, is_whole, verdicts_on
 from alpha_trio.proto.messages import (
     A1,
     A1_SIZE,
@@ -86,13 +86,7 @@ from alpha_trio.proto.primitives import (
     verdicts_untrusted,
 )
 from alpha_trio.proto.rates import TokenBucket
-from alpha_trio.proto.relay.consent import (
-    Crossing,
-    Place,
-    Sides,
-    WrongSide,
-    place_of,
-)
+from alpha_trio.proto.relay.consent import Place, Sides, WrongSide
 from alpha_trio.proto.relay.verdict import (
     Consent,
     Refused,
@@ -125,7 +119,7 @@ ASSOCIATION_COST = 600
 EARLY_COST = 350  # of its buckets for early data
 ROUND_COST = 2_600
 FINISHED_COST = 900
-SAID_COST = 250  # of an S1 or A1 beside the first
+SAID_COST = 350  # of an S1 or A1 beside the first
 ROOT_COST = 64
 
 _ZERO_AT = 3  # in an opening
@@ -176,11 +170,12 @@ class Witness:
         said = self._promise_untrusted(message, shape)
         if not self.fresh.take(now):
             raise Refused(RelayDrop.S1_RATE)
-        self._let_early_untrusted(association, said, now, first=True)
-        round_ = self._begin(association, index, element, said, now)
-        whole = _whole(said.digest, datagram)
-        round_.s1_repeats.take_untrusted(whole, now, self.random)
-        round_.sides.add(crossing, self.random)
+        if said.early:
+            self._let_early_untrusted(association, said, now, first=True)
+        repeats = Repeats({_whole(said.digest, datagram): now})
+        sides = Sides.of(crossing)
+        round_ = WatchedRound(index, element, now, sides, (said,), repeats)
+        self._begin(association, round_)
         return True
 
     def _promise_untrusted(self, message: bytes, shape: int) -> Said:
@@ -197,8 +192,6 @@ class Witness:
         self, association: WatchedAssociation, said: Said, now: float, *, first: bool
     ) -> None:
         """Raises Refused if the early data of an S1 may not pass, or not now."""
-        if not said.early:
-            return
         if self.early is RelayEarly.OFF:
             raise Refused(RelayDrop.EARLY)
         if association.early is None:
@@ -230,15 +223,9 @@ class Witness:
                 raise Refused(RelayDrop.S1_RATE)
         chain.check_untrusted(position, element)
 
-    def _begin(
-        self,
-        association: WatchedAssociation,
-        index: int,
-        element: bytes,
-        said: Said,
-        now: float,
-    ) -> WatchedRound:
-        signatures, position = association.signatures, 2 * index + 1
+    def _begin(self, association: WatchedAssociation, round_: WatchedRound) -> None:
+        signatures, element = association.signatures, round_.element
+        position = 2 * round_.number + 1
         assert signatures is not None
         self._forget(association.previous)
         before, association.previous = association.current, None
@@ -246,23 +233,18 @@ class Witness:
             # Its key follows from the new element: what was overtaken may still come.
             if not before.key:
                 key = signatures.derive(position, element, 2 * before.number + 2)
-                self._open(association, before, key)
+                self._open(association, before, key, _candidates(before))
             association.previous = before
         else:
             self._forget(before)
         signatures.accept(position, element)
-        round_ = WatchedRound(index, element, now, Sides(), (said,))
         association.current = round_
-        self._hold(round_, ROUND_COST + ROOT_COST * (len(said.roots) // NODE_SIZE))
-        return round_
+        roots = len(round_.s1s[0].roots) // NODE_SIZE
+        self._hold(round_, ROUND_COST + ROOT_COST * roots)
 
     def _agreed(self, round_: WatchedRound) -> bool:
         """Whether its S2s may pass."""
         return bool(round_.key or round_.a1s) or not self.strict
-
-    def _candidates(self, round_: WatchedRound) -> list[Said]:
-        """The S1s that the receiver may have agreed to; in lenient mode the first."""
-        return [s1 for s1 in round_.s1s if s1.agreed] or [round_.s1s[0]]
 
     def _repeat_s1_untrusted(
         self,
@@ -276,7 +258,7 @@ class Witness:
             raise Refused(RelayDrop.REPLAYED)
         message = datagram[:-TAG_SIZE]
         digest = digest_of(message)
-        said = next((s1 for s1 in known.s1s if s1.digest == digest), None)
+        said = _found(known.s1s, digest)
         other = said is None
         if said is None:
             if self._agreed(known):
@@ -284,7 +266,8 @@ class Witness:
             said = self._promise_untrusted(message, shape)
         whole = _whole(digest, datagram)
         known.s1_repeats.again_untrusted(whole, self.spare, now, self.random)
-        self._let_early_untrusted(association, said, now, first=False)
+        if said.early:
+            self._let_early_untrusted(association, said, now, first=False)
         if other:
             self._keep_s1(known, said)
 
@@ -315,7 +298,7 @@ class Witness:
             raise Refused(RelayDrop.REPLAYED)
         if round_ is None or round_.number != index or zero:
             raise BadPacket
-        s1 = next((s1 for s1 in round_.s1s if s1.digest == digest), None)
+        s1 = _found(round_.s1s, digest)
         if s1 is None or s1.shape != shape or (any(root) and not shape & RELIABLE):
             raise BadPacket
         first = not round_.a1s
@@ -368,27 +351,32 @@ class Witness:
         self, round_: WatchedRound, s1: Said, datagram: bytes, root: bytes, now: float
     ) -> None:
         """Keep an A1 beside others; the first stays, chance decides about the rest."""
-        digest = digest_of(datagram[:-TAG_SIZE])
-        whole = _whole(digest, datagram)
-        if round_.a1s and now - round_.begun > REPEAT_FOR:
-            raise Refused(RelayDrop.REPLAYED)
-        if round_.a1s:
-            round_.a1_repeats.again_untrusted(whole, self.spare, now, self.random)
-        else:
-            round_.a1_repeats.take_untrusted(whole, now, self.random)
-        s1.agreed = round_.answered = True
-        if any(a1.digest == digest for a1 in round_.a1s):
+        message = datagram[:-TAG_SIZE]  # so short that a digest would save nothing
+        said = Said(message, s1.shape, s1.packets, root, s1)
+        if not round_.a1s:
+            round_.a1_repeats = Repeats({datagram: now})
+            s1.agreed = round_.answered = True
+            round_.a1s = (said,)
             return
-        a1s, said = list(round_.a1s), Said(digest, s1.shape, s1.packets, root, s1)
+        if now - round_.begun > REPEAT_FOR:
+            raise Refused(RelayDrop.REPLAYED)
+        round_.a1_repeats.again_untrusted(datagram, self.spare, now, self.random)
+        s1.agreed = True
+        if _found(round_.a1s, message) is None:
+            self._keep_a1(round_, said)
+
+    def _keep_a1(self, round_: WatchedRound, other: Said) -> None:
+        """Beside the first A1, in the place of another one if there are too many."""
+        a1s = [*round_.a1s]
         if len(a1s) >= VARIANTS:
             del a1s[1 + any_of(VARIANTS - 1, self.random)]
         else:
-            self._hold(round_, SAID_COST * bool(a1s))
-        round_.a1s = *a1s, said
+            self._hold(round_, SAID_COST)
+        round_.a1s = *a1s, other
 
     def _note_place(self, crossing: Crossing, now: float) -> None:
         """Who is there agrees to be sent packets."""
-        places, place = self.places, place_of(crossing.source)
+        places, place = self.places, crossing.origin
         if place not in places and len(places) >= PLACES:
             del places[min(places, key=lambda known: places[known])]
         places[place] = now
@@ -412,7 +400,7 @@ class Witness:
     # -- S2 ------------------------------------------------------------------------
 
     def on_s2_untrusted(
-        self, view: memoryview, stride: int, destination: Remote, now: float
+        self, view: memoryview, stride: int, goal: Place, now: float
     ) -> tuple[int, list[tuple[int, int]], int, int]:
         """Check the S2s at the head of ``view`` that belong to one round.
 
@@ -421,39 +409,43 @@ class Witness:
         Raises BadPacket if the first one belongs to no round, or not with this key, or
         goes to where nobody agreed to it.
         """
-        round_, opened = self._round_untrusted(view[:stride], destination)
+        round_, opened = self._round_untrusted(view, stride, goal)
         if opened.shape & EARLY_ROUND:
             return self._take_proof_untrusted(view[:stride], round_, opened)
         # hot path
-        if opened.promise is None:
-            late = take_run(view, stride, opened.prefix, 0, opened.least)
+        prefix, promise, least = opened.prefix, opened.promise, opened.least
+        if promise is None:
+            late = take_run(view, stride, prefix, 0, least)
             if not late.packets:
                 raise Refused(RelayDrop.FORGED)
             return late.size, [], 0, len(late.packets)
-        judged = self.kernel, opened.promise
-        run = check_run(*judged, view, stride, opened.prefix, opened.least)
-        if not run.count:  # fits its round but not the key, or is cut short
+        verdicts = verdicts_on(self.kernel, promise, view, stride, prefix, least)
+        count = len(verdicts)
+        if not count:  # fits its round but not the key, or is cut short
             raise Refused(RelayDrop.FORGED)
-        first, _ = run.head(0)
-        new = ((1 << run.count) - 1) << first
-        if run.whole and not opened.seen & new:
-            self._on_new(round_, opened, new, run.packet(0))
-            return run.size, [(0, run.size)], 0, 0
-        sifted = self._sift(round_, opened, run, stride, now)  # cold path
-        return run.size, *sifted
+        size = min(count * stride, len(view))
+        start = ROUND_HEAD_SIZE + NODE_SIZE * promise.depth
+        index, _, _ = S2_TAIL.unpack_from(view, start)
+        new = ((1 << count) - 1) << index
+        if is_whole(verdicts) and not opened.seen & new:
+            self._on_new(round_, opened, new, view[start:size])
+            return size, [(0, size)], 0, 0
+        run = Run(view[:size], stride, start, verdicts)  # cold path
+        return size, *self._sift(round_, opened, run, stride, now)
 
     def _round_untrusted(
-        self, datagram: memoryview, destination: Remote
+        self, view: memoryview, stride: int, goal: Place
     ) -> tuple[WatchedRound, Opened]:
-        if len(datagram) < S2_SIZE:
+        """What the first datagram belongs to."""
+        if min(stride, len(view)) < S2_SIZE:
             raise Refused(RelayDrop.MALFORMED)
-        number, shape, _, index, key = ROUND.unpack_from(datagram, HEADER_SIZE)
+        number, shape, _, index, key = ROUND.unpack_from(view, HEADER_SIZE)
         association = self.associations.get(number)
         round_ = None if association is None else association.round(index)
         if association is None or round_ is None or not self._agreed(round_):
             raise Refused(RelayDrop.UNSOLICITED)
         # Where the receiver was before the round began may be somebody else's by now.
-        if round_.answered and not self._is_asked_for(round_, destination):
+        if round_.answered and not self._is_asked_for(round_, goal):
             raise WrongSide
         if not round_.key:
             self._take_key_untrusted(association, round_, shape, key)
@@ -462,11 +454,10 @@ class Witness:
             raise Refused(RelayDrop.FORGED)
         return round_, opened
 
-    def _is_asked_for(self, round_: WatchedRound, place: Remote) -> bool:
+    def _is_asked_for(self, round_: WatchedRound, place: Place) -> bool:
         """Whether an A1 came from there since the round began."""
-        if self.consent is Consent.ANY:
-            return True
-        return self.places.get(place_of(place), -inf) >= round_.begun
+        asked = self.places.get(place, -inf) >= round_.begun
+        return asked or self.consent is Consent.ANY
 
     def _take_key_untrusted(
         self,
@@ -477,40 +468,57 @@ class Witness:
     ) -> None:
         signatures, position = association.signatures, 2 * round_.number + 2
         assert signatures is not None
-        if all(s1.shape != shape for s1 in self._candidates(round_)):
+        candidates = _candidates(round_)
+        if shape not in [s1.shape for s1 in candidates]:
             raise BadPacket
         signatures.check_untrusted(position, key)
         signatures.accept(position, key)
-        self._open(association, round_, key)
+        self._open(association, round_, key, candidates)
 
     def _open(
-        self, association: WatchedAssociation, round_: WatchedRound, key: bytes
+        self,
+        association: WatchedAssociation,
+        round_: WatchedRound,
+        key: bytes,
+        candidates: list[Said],
     ) -> None:
         """The key is known, and what passes from now on is decided by it alone.
 
         Of several S1s that were agreed to, each root counts: one that was made up
         without the key fits nothing, and a packet may fit one of which only others are.
         """
-        assert association.signatures is not None
-        name, number = association.signatures.chain_id, round_.number
-        candidates, round_.key = self._candidates(round_), key
-        for shape in dict.fromkeys(s1.shape for s1 in candidates):
-            prefix = self.word + ROUND.pack(association.number, shape, 0, number, key)
-            alike = [s1 for s1 in candidates if s1.shape == shape]
-            first, *others = (_promise(s1, name, number, key) for s1 in alike)
-            packets = max(s1.packets for s1 in alike)
-            least = S2_TAIL.size + (0 if shape & CONTROL else _LEAST_BODY)
-            opened = Opened(shape, prefix, first, tuple(others), packets, least)
-            if shape & EARLY_ROUND:
-                promises = zip(alike, (first, *others), strict=True)
-                opened.early = self._prove_early(association, round_, [*promises])
-            round_.opened = *round_.opened, opened
-        self._judge_early(round_)
+        round_.key = key
+        round_.opened = tuple(
+            [self._opened(association, round_, s1s) for s1s in _by_shape(candidates)]
+        )
+        if candidates[0].shape & EARLY_ROUND:
+            self._judge_early(round_)
+        if len(round_.s1s) > 1 or len(round_.a1s) > 1:
+            roots = sum([len(s1.roots) for s1 in candidates]) // NODE_SIZE
+            more = max(0, len(round_.a1s) - 1) + len(candidates) - 1
+            cost = ROUND_COST + ROOT_COST * roots + SAID_COST * more
+            self._hold(round_, cost - round_.weight)
         round_.s1s = ()
-        roots = sum(len(s1.roots) for s1 in candidates) // NODE_SIZE
-        more = max(0, len(round_.a1s) - 1) + len(candidates) - 1
-        cost = ROUND_COST + ROOT_COST * roots + SAID_COST * more
-        self._hold(round_, cost - round_.weight)
+
+    def _opened(
+        self,
+        association: WatchedAssociation,
+        round_: WatchedRound,
+        alike: list[Said],
+    ) -> Opened:
+        """What may pass of some S1s of one shape."""
+        assert association.signatures is not None
+        name, number, key = association.signatures.chain_id, round_.number, round_.key
+        shape = alike[0].shape
+        prefix = self.word + ROUND.pack(association.number, shape, 0, number, key)
+        first, *others = [_promise(s1, name, number, key) for s1 in alike]
+        packets = max([s1.packets for s1 in alike])
+        least = S2_TAIL.size + (0 if shape & CONTROL else _LEAST_BODY)
+        opened = Opened(shape, prefix, first, tuple(others), packets, least)
+        if shape & EARLY_ROUND:
+            promises = zip(alike, (first, *others), strict=True)
+            opened.early = self._prove_early(association, round_, [*promises])
+        return opened
 
     def _prove_early(
         self,
@@ -561,7 +569,7 @@ class Witness:
     def _on_new(
         self, round_: WatchedRound, opened: Opened, new: int, packet: memoryview
     ) -> None:
-        """Packets pass for the first time; ``packet`` is one of them."""
+        """Packets pass for the first time; ``packet`` begins with one of them."""
         opened.seen |= new
         if opened.shape & CONTROL:  # a round of one packet
             self.controls.append(bytes(packet[S2_TAIL.size :]))
@@ -585,7 +593,7 @@ class Witness:
         authentic = run.verdicts
         for other in opened.others:
             where = run.view, stride, opened.prefix, opened.least
-            also = check_run(self.kernel, other, *where).verdicts
+            also = verdicts_on(self.kernel, other, *where)
             authentic = bytes(map(or_, authentic, also))
         late = now - round_.begun > REPEAT_FOR
         for place, good in enumerate(authentic):
@@ -646,7 +654,7 @@ class Witness:
         try:
             round_.sides.check_untrusted(crossing, self.consent)
         except WrongSide as error:  # unless it has moved since
-            if error.same_link or not self._is_asked_for(round_, crossing.source):
+            if error.same_link or not self._is_asked_for(round_, crossing.origin):
                 raise
 
     def _repeat_a2_untrusted(
@@ -704,6 +712,27 @@ class Witness:
     def _forget(self, round_: WatchedRound | None) -> None:
         if round_ is not None:
             self.meter.held -= round_.weight
+
+
+def _candidates(round_: WatchedRound) -> list[Said]:
+    """The S1s that the receiver may have agreed to; in lenient mode the first."""
+    return [s1 for s1 in round_.s1s if s1.agreed] or [round_.s1s[0]]
+
+
+def _by_shape(s1s: list[Said]) -> list[list[Said]]:
+    """The same, in groups of one shape each."""
+    if len(s1s) == 1:  # as nearly always
+        return [s1s]
+    shapes = dict.fromkeys([s1.shape for s1 in s1s])
+    return [[s1 for s1 in s1s if s1.shape == shape] for shape in shapes]
+
+
+def _found(said: tuple[Said, ...], digest: bytes) -> Said | None:
+    """The one with this digest."""
+    for each in said:
+        if each.digest == digest:
+            return each
+    return None
 
 
 def _whole(digest: bytes, datagram: bytes) -> bytes:

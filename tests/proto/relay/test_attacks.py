@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from alpha_trio.proto.batch import Crossing
 from alpha_trio.proto.messages import CONTROL_MESSAGE, ROUND_HEAD_SIZE, Control, Kind
 from alpha_trio.proto.primitives.chain import MAX_SKIP
 from alpha_trio.proto.relay import RelayPolicy, Unseen
@@ -385,4 +386,4 @@ def test_no_random_bytes_raise(tail, kind, lenient):
     relay = relay_of(LENIENT if lenient else STRICT)
     for head_ in (bytes([kind, 1, 0, 0]), bytes([kind, 1, 0, 1]), b""):
         view = memoryview(bytearray(head_ + tail))
-        relay.transit(view, len(view), HERE, THERE, 1.0)
+        relay.transit(view, len(view), Crossing(HERE, THERE), 1.0)

@@ -5,6 +5,7 @@ from random import Random
 import pytest
 from attrs import evolve
 
+from alpha_trio.proto.batch import Crossing
 from alpha_trio.proto.handshake import exchange
 from alpha_trio.proto.messages import (
     MAC_SIZE,
@@ -178,7 +179,7 @@ def test_spoofed_syns_of_many_sources_fill_no_more_than_their_place():
         flood = evolve(syn, nonce=number.to_bytes(16), sender_id=number + 9).pack()
         source = (f"10.{number >> 14}.{number >> 7 & 127}.{number & 127}", 9)
         view = memoryview(bytearray(flood))
-        path.relay.transit(view, len(view), source, THERE, path.now)
+        path.relay.transit(view, len(view), Crossing(source, THERE), path.now)
     assert path.relay.memory < STRICT.memory / 4
     path.introduce()
     path.carry()
@@ -567,14 +568,14 @@ def test_drops_are_told_once_a_second_for_each_session_and_reason():
 def test_events_nobody_takes_are_counted():
     relay = relay_of(STRICT)
     for number in range(2 * EVENTS_KEPT):
-        relay.transit(memoryview(bytearray(8)), 8, HERE, THERE, 2.0 * number)
+        relay.transit(memoryview(bytearray(8)), 8, Crossing(HERE, THERE), 2.0 * number)
     assert len(relay.events) == EVENTS_KEPT
     assert relay.counters.untold == EVENTS_KEPT
 
 
 def test_what_is_no_message_is_told_apart():
     path = introduced()
-    path.relay.transit(memoryview(bytearray()), 1, HERE, THERE, path.now)
+    path.relay.transit(memoryview(bytearray()), 1, Crossing(HERE, THERE), path.now)
     path.to_two(b"\x05\x01", bytes([Kind.S1, 2, 0, 0]) + bytes(60))
     path.to_two(bytes([77, 1, 0, 0]) + bytes(60))
     path.to_two(bytes([Kind.S1, 1, 0, 9, 0, 0, 0, 1]) + bytes(60))

@@ -9,11 +9,11 @@ from attrs import evolve
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from alpha_trio.proto.batch import Drop, EventKind
+from alpha_trio.proto.batch import Crossing, Drop, EventKind
 from alpha_trio.proto.messages import REFUSE_AFTER, BadPacket, Kind
 from alpha_trio.proto.peers.session import REKEY_AFTER
 from alpha_trio.proto.primitives import Identity
-from alpha_trio.proto.relay.consent import Crossing, WrongSide
+from alpha_trio.proto.relay.consent import WrongSide
 from alpha_trio.proto.relay.traces import PassingTraces
 from alpha_trio.proto.relay.verdict import Consent, RelayDrop
 from alpha_trio.proto.traces import (
@@ -547,8 +547,8 @@ def test_a_relay_drops_what_nobody_asked_for():
     for datagram in (report.signed(KEY), report.signed(KEY)[:-1]):
         view = memoryview(bytearray(datagram))
         relay = path.nodes[0].relay
-        ends = remote_of("192.0.2.7"), remote_of(path.one.address)
-        assert relay.transit(view, len(view), *ends, path.now) == []
+        crossing = Crossing(remote_of("192.0.2.7"), remote_of(path.one.address))
+        assert relay.transit(view, len(view), crossing, path.now) == []
     assert relay.counters.drops == {RelayDrop.BAD_REPORT: 2}
 
 
