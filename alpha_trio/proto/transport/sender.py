@@ -64,7 +64,7 @@ from alpha_trio.proto.primitives import (
 )
 from alpha_trio.proto.traces import Counts
 from alpha_trio.proto.transport.controls import Controls
-from alpha_trio.proto.transport.conversation import Conversations
+from alpha_trio.proto.transport.conversation import NOTICED, Conversations
 from alpha_trio.proto.transport.early import Early, EarlyState, room_for_early
 from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group, Opening
 from alpha_trio.proto.transport.line import Line
@@ -213,16 +213,14 @@ class Sender:
 
     def outgoing(self, cut: Cut, now: float) -> None:
         """Queue the segments of ``cut``; ``start`` sends them."""
-        word, headers, payload, size, _ = cut
-        waiting = Waiting(
-            word, headers, payload, size, now, flow_of(headers or payload)
-        )
-        if self.early.usable:
+        word, headers, payload, size, _, begin = cut
+        flow = flow_of(headers or payload)
+        waiting = Waiting(word, headers, payload, size, now, flow, begin=begin)
+        if self.early.usable and self.rtt.least >= NOTICED:
             waiting.may_go_early = self.talks.may_go_early(
                 waiting,
                 room_for_early(self.line.datagram_size),
-                self.rtt.least,
-                queued=self.queue.has_more(waiting.flow),
+                queued=self.queue.has_more(flow),
             )
         self._queue(waiting)
 
@@ -233,7 +231,7 @@ class Sender:
             self.queue.append(waiting)
         self.queued_bytes += waiting.held
         self.queued_count += waiting.count
-        while self.queue and self.queued_bytes + self.under_way_bytes > HELD_BYTES:
+        while self.queued_bytes + self.under_way_bytes > HELD_BYTES and self.queue:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
