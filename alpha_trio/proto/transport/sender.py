@@ -99,6 +99,9 @@ QUEUE_AGE = 2.0  # s, likewise
 # round-trip time tells how many the way itself holds; the present one would count that
 # queue as well.
 MOST_ROUNDS = 5
+# Nor than have so many packets if they are full; but two, so that the peer has one to
+# work at while the answer to the other is on its way.
+MOST_ASKED = 420
 ROUNDS_MORE_EVERY = 0.0005  # s of the least round-trip time
 
 LIGHT = 4  # bytes held by small packets for each that they have
@@ -253,7 +256,7 @@ class Sender:
         if self._better_wait(room, now):
             return
         flags = RELIABLE if self.reliable else 0
-        most = MOST_ROUNDS + int(min(self.rtt.least, 1.0) / ROUNDS_MORE_EVERY)
+        most = self._most_rounds(room)
         for association in self.associations.values():
             if self.under_way >= most or self.under_way_bytes > UNDER_WAY_BYTES:
                 return
@@ -405,6 +408,11 @@ class Sender:
             # A node for each two packets costs less than what is done once a round.
             depth = min(depth, int(self.queued_count > roots))
         return min(roots << depth, most), roots
+
+    def _most_rounds(self, room: int) -> int:
+        """How many rounds may be under way, of so many packets each."""
+        more = int(min(self.rtt.least, 1.0) / ROUNDS_MORE_EVERY)
+        return max(2, min(MOST_ROUNDS, MOST_ASKED // room)) + more
 
     def _take(self, room: int, now: float) -> list[Waiting]:
         spare = room // LEAST_SHARE
