@@ -159,7 +159,8 @@ class DataPath:
                 packetlog.received(view, stride, remote)
             self._table.incoming(view, stride, remote, local, now, out, ecn)
             self._flush(out, now)
-            self._drop_waiting(out)
+            if out.sends:  # cold path
+                self._drop_waiting(out)
         self._steer()
 
     def _steer(self) -> None:

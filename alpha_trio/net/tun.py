@@ -41,6 +41,7 @@ TunTraits = tuple[str, tuple[str, ...], bool, bool]
 
 _FRAME_ROOM = 65_536 + frames.VIRTIO_SIZE
 _BUFFER_SIZE = 1 << 20
+_LARGE = 1 << 15  # bytes of a frame that is not worth to be copied
 
 
 @define(eq=False)
@@ -61,6 +62,7 @@ class Tun:
     _filled: int = 0
     _ahead: memoryview | None = None  # a frame that was read, and not asked for yet
     _left: int = 0  # reads of this batch
+    _after_large: bool = False  # whether the last frame was
     drained: bool = False  # whether the kernel had no more in this batch
 
     @classmethod
@@ -174,14 +176,17 @@ class Tun:
     def read_nowait(self) -> memoryview | None:
         """The next frame (virtio header and packet) of this batch, or None.
 
-        Equal datagrams of a flow that follow one another come as one super-packet.
-        The view holds until ``start_batch``.  Raises DeviceLost if the interface
-        was deleted, OSError if the host has no memory for it.
+        Equal datagrams of a flow that follow one another come as one super-packet, and
+        its acknowledgments in one frame.  The view holds until ``start_batch``, or
+        longer if it is one of bytes.  Raises DeviceLost if the interface was deleted,
+        OSError if the host has no memory for it.
         """
         frame = self._read() if self._ahead is None else self._ahead
         self._ahead = None
-        train = Train.of(frame) if frame is not None and self._takes_uso else None
-        if frame is None or train is None:
+        if frame is None:
+            return None
+        train = Train.of(frame, datagrams=self._takes_uso)
+        if train is None:
             return frame
         start = self._filled - len(frame)
         while (other := self._read_on()) is not None:
@@ -209,9 +214,8 @@ class Tun:
         if len(room) < _FRAME_ROOM or not self._left:
             return None
         self._left -= 1
-        skip = 0 if self._has_virtio else frames.VIRTIO_SIZE
         try:
-            size = os.readv(self._fd, [room[skip:]])
+            frame = self._fill(room)
         except BlockingIOError:
             self.drained, self._left = True, 0
             return None
@@ -219,9 +223,27 @@ class Tun:
             if error.errno in _LOST:
                 raise DeviceLost(_lost(self.name, error)) from None
             raise
+        self._filled = start + len(frame)
+        return frame
+
+    def _fill(self, room: memoryview) -> memoryview:
+        """Read a frame, if nothing speaks against it into ``room``.
+
+        Large ones come one after the other, and are kept until they are sent; so after
+        one the next is read into bytes of its own, which need not be copied for that.
+        """
+        if self._after_large:
+            read = os.read(self._fd, _FRAME_ROOM)
+            if len(read) >= _LARGE:
+                return memoryview(read)
+            self._after_large = False
+            room[: len(read)] = read
+            return room[: len(read)]
+        skip = 0 if self._has_virtio else frames.VIRTIO_SIZE
+        size = os.readv(self._fd, [room[skip:]])
+        self._after_large = size >= _LARGE and not skip
         if skip:
             room[:skip] = bytes(skip)
-        self._filled = start + skip + size
         return room[: skip + size]
 
     def write_nowait(self, parts: list[Buffer]) -> bool:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ctypes import addressof, create_string_buffer
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from struct import Struct
 from typing import NamedTuple
 
@@ -39,6 +39,15 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER = 10, 23
 _PMTUDISC_PROBE, _PMTUDISC_INTERFACE = 3, 4
 _IP_PKTINFO, _IP_RECVTOS = 8, 13
 _IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75
+# By IP version.
+_PACKET_INFO = {
+    4: (socket.IPPROTO_IP, _IP_PKTINFO),
+    6: (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO),
+}
+_CLASS_OPTION = {
+    4: (socket.IPPROTO_IP, socket.IP_TOS),
+    6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS),
+}
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SO_ATTACH_REUSEPORT_CBPF, _SO_MEMINFO = 51, 55
 _BUFFER_BYTES = 8 << 20
@@ -92,7 +101,8 @@ def _refusal(code: int, port: int) -> str:
 # What is said of the receive itself, and not of something sent before.
 _NOT_OF_SENDS = frozenset({errno.EBADF, errno.ENOMEM, errno.ENOBUFS})
 
-Ancillary = list[tuple[int, int, bytes]]
+Message = tuple[int, int, bytes]
+Ancillary = list[Message]
 UdpTraits = tuple[bool, bool, int]
 
 
@@ -122,10 +132,8 @@ class UdpSocket:
         return receive_buffer(_DATAGRAM_ROOM)
 
     @cached_property
-    def _packet_info(self) -> tuple[int, int]:
-        if self._socket.family == socket.AF_INET:
-            return socket.IPPROTO_IP, _IP_PKTINFO
-        return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO
+    def _version(self) -> int:
+        return _version(self._socket.family)
 
     @classmethod
     def open(
@@ -155,7 +163,7 @@ class UdpSocket:
             sock.setblocking(False)
             _configure(sock)
             if dscp:
-                sock.setsockopt(*_class_option(sock), dscp << 2)
+                sock.setsockopt(*_CLASS_OPTION[_version(family)], dscp << 2)
             if mark:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             if transparent:
@@ -227,20 +235,8 @@ class UdpSocket:
             if error.errno in _NOT_OF_SENDS:
                 raise
             return Received(self._buffer[:0], 1, ("", 0), b"", 0)
-        stride, local, ecn = size, b"", 0
-        for level, kind, data in ancillary:
-            if level == _SOL_UDP:
-                stride = _INT.unpack_from(data)[0]
-            elif kind == _IP_PKTINFO and level == socket.IPPROTO_IP:
-                local = bytes(4) + data[8:12] + bytes(4)
-            elif kind == socket.IP_TOS:
-                ecn = data[0] & _ECN
-            elif kind == socket.IPV6_TCLASS:
-                ecn = _INT.unpack_from(data)[0] & _ECN
-            else:
-                scope = data[16:20] if data[:2] == _LINK_LOCAL else bytes(4)
-                local = data[:16] + scope
-        return Received(self._buffer[:size], stride, remote, local, ecn)
+        stride, local, ecn = _told_by(tuple(ancillary))
+        return Received(self._buffer[:size], stride or size, remote, local, ecn)
 
     def send_nowait(self, send: Send) -> bool:
         """Send a run; False if the kernel's buffer is full and nothing was sent.
@@ -260,9 +256,7 @@ class UdpSocket:
     def _send(self, send: Send) -> bool:
         if send.count > 1 and (not self.segments or send.remote in self._unsegmented):
             return self._send_singly(send)
-        ancillary = self._headers(send)
-        if send.count > 1:
-            ancillary.append((_SOL_UDP, _UDP_SEGMENT, _STRIDE.pack(send.stride)))
+        ancillary = self._headers(send, send.stride if send.count > 1 else 0)
         try:
             self._socket.sendmsg(send.parts, ancillary, 0, send.remote)
         except BlockingIOError:
@@ -329,14 +323,9 @@ class UdpSocket:
                 return at
         return len(view)
 
-    def _headers(self, send: Send) -> Ancillary:
-        headers: Ancillary = []
-        if send.local:
-            headers.append((*self._packet_info, send.local))
-        if send.traffic_class:
-            value = _INT.pack(self._traffic_class | send.traffic_class)
-            headers.append((*_class_option(self._socket), value))
-        return headers
+    def _headers(self, send: Send, stride: int = 0) -> Sequence[Message]:
+        own = self._traffic_class if send.traffic_class else 0
+        return _telling(self._version, send.local, own | send.traffic_class, stride)
 
     def _stop_segmenting(self, remote: Remote, error: OSError) -> None:
         if len(self._unsegmented) >= _UNSEGMENTED_KEPT:
@@ -509,6 +498,45 @@ def no_family(family: socket.AddressFamily, error: OSError) -> None:
     _log.info("No %s here (%s).", family.name, error.strerror)
 
 
+def _version(family: int) -> int:
+    return 4 if family == socket.AF_INET else 6
+
+
+# The same few messages come and go again and again: made once, and read once.
+@lru_cache(maxsize=256)
+def _told_by(ancillary: tuple[Message, ...]) -> tuple[int, bytes, int]:
+    """What came with datagrams: their stride, 0 if it is one; our address; ECN."""
+    stride, local, ecn = 0, b"", 0
+    for level, kind, data in ancillary:
+        if level == _SOL_UDP:
+            stride = _INT.unpack_from(data)[0]
+        elif kind == _IP_PKTINFO and level == socket.IPPROTO_IP:
+            local = bytes(4) + data[8:12] + bytes(4)
+        elif kind == socket.IP_TOS:
+            ecn = data[0] & _ECN
+        elif kind == socket.IPV6_TCLASS:
+            ecn = _INT.unpack_from(data)[0] & _ECN
+        else:
+            scope = data[16:20] if data[:2] == _LINK_LOCAL else bytes(4)
+            local = data[:16] + scope
+    return stride, local, ecn
+
+
+@lru_cache(maxsize=256)
+def _telling(
+    version: int, local: bytes, traffic_class: int, stride: int
+) -> tuple[Message, ...]:
+    """What goes with datagrams; of what is empty or 0, nothing."""
+    messages: list[Message] = []
+    if local:
+        messages.append((*_PACKET_INFO[version], local))
+    if traffic_class:
+        messages.append((*_CLASS_OPTION[version], _INT.pack(traffic_class)))
+    if stride:
+        messages.append((_SOL_UDP, _UDP_SEGMENT, _STRIDE.pack(stride)))
+    return tuple(messages)
+
+
 _Instruction = tuple[int, int, int, int]
 
 
@@ -560,12 +588,6 @@ def _configure(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         prefer_stable(sock)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
-
-
-def _class_option(sock: socket.socket) -> tuple[int, int]:
-    if sock.family == socket.AF_INET:
-        return socket.IPPROTO_IP, socket.IP_TOS
-    return socket.IPPROTO_IPV6, socket.IPV6_TCLASS
 
 
 def _has(sock: socket.socket, option: int, value: int) -> bool:

@@ -9,9 +9,10 @@ import trio
 
 from alpha_trio.net.tun import Tun
 from alpha_trio.proto.packets import frames
-from tests.proto.inner import UDP, Packet
+from tests.proto.inner import TCP, UDP, Packet
 
 MOST = 64
+SUPER = Packet(protocol=TCP, payload=bytes(range(250)) * 200, segment_size=1000)
 
 
 def datagram(size: int) -> bytes:
@@ -82,3 +83,34 @@ def test_a_train_that_was_read_is_not_lost_when_the_host_refuses_the_next(
     assert bytes(tun.read_nowait() or b"") == datagram(9)
     with pytest.raises(OSError, match="no memory"):
         tun.read_nowait()
+
+
+def test_large_frames_are_kept_as_they_are_read_and_small_ones_between_them_joined(
+    link,
+):
+    tun, other = link
+    large = bytes(SUPER.frame())
+    sent = [large, large, datagram(9), datagram(9), large, large]
+    for frame in sent:
+        other.send(frame)
+    read = list(iter(tun.read_nowait, None))
+    assert [frames.packets(frame) for frame in read] == [50, 50, 2, 50, 50]
+    assert [bytes(frame) for frame in read if len(frame) > 100] == 4 * [large]
+    tun.start_batch(MOST)
+    other.send(bytes(len(large)))
+    tun.read_nowait()
+    # What lies in the buffer is gone; bytes of their own are nobody else's.
+    assert [bytes(frame) == large for frame in (read[1], read[4])] == [True, True]
+    assert frames.cut(read[1], 1400).payload is read[1].obj
+
+
+def test_a_batch_of_large_frames_ends_as_soon(link):
+    tun, other = link
+    large, count = bytes(SUPER.frame()), 0
+    while count <= (1 << 20) // len(large):
+        other.send(large)
+        if tun.read_nowait() is None:
+            break
+        count += 1
+    assert 10 < count <= (1 << 20) // len(large)
+    assert not tun.drained

@@ -118,11 +118,7 @@ def _lay_out(frames: list[Frame], gap: int) -> tuple[bytearray, list[Span]]:
     for word, headers, payload, start, stop, size, traffic_class in frames:
         payload = payload[start:stop]
         segments = split(payload, 0, size) if payload else [b""]
-        if headers:
-            piece = join_frames(gap, word, headers, segments)
-        else:  # packets of their own, all with the same word
-            each = [join_frames(gap, word, b"", [packet]) for packet in segments]
-            piece = b"".join(each)
+        piece = join_frames(gap, word, headers, segments)
         pieces.append(piece)
         until, end = index + len(segments), begin + len(piece)
         stride = gap + FRAME_WORD_SIZE + len(headers) + len(segments[0])

@@ -82,14 +82,16 @@ def join_frames(
 ) -> bytes:
     """Packets one after the other: a gap, frame word, headers, segment of each.
 
-    The segments have one size, but for the last; frame words count up.
+    The segments have one size, but for the last.  Frame words count up; without headers
+    these are whole packets, which all have the same.
     """
     count = len(segments) - 1
-    last = bytes(gap) + _WORD.pack(word + count) + headers + segments[-1]
+    words = range(word, word + count + 1) if headers else [word] * (count + 1)
+    last = bytes(gap) + _WORD.pack(words[-1]) + headers + segments[-1]
     if not count:
         return last
     fields: list[int | bytes] = [headers] * (3 * count)
-    fields[::3] = range(word, word + count)
+    fields[::3] = words[:-1]
     fields[2::3] = segments[:-1]
     layout = _frame_layout(count, gap, len(headers), len(segments[0]))
     return layout.pack(*fields) + last

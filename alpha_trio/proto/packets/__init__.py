@@ -5,7 +5,7 @@ and back; and the ICMP errors an inner sender is answered with.
 
     frames      super-packets taken apart, and joined again
     joining     which that arrived make one super-packet
-    train       datagrams that were read one by one, as a super-packet
+    train       packets of one flow that were read one by one, as one frame
     icmp        errors, as packets for the TUN
     fragments   packets in pieces, where a path takes less than IPv6 may count on
     tcp         what a packet is to its connection

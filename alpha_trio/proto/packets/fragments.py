@@ -45,10 +45,10 @@ def split_frame(frame: memoryview, room: int, number: int) -> list[bytes] | None
     whole = cut(frame, largest)
     if whole is None:
         return None
-    data = whole.headers + whole.payload
-    first = len(whole.headers) + min(whole.size, len(whole.payload))
+    segments = whole.segments
+    first = len(whole.headers) + len(segments[0])
     try:
-        packets = finished(join_untrusted(whole.word, len(whole.segments), first, data))
+        packets = finished(join_untrusted(whole.word, len(segments), first, whole.data))
     except BadPacket:  # a super-packet with headers that no kernel makes
         return None
     pieces: list[bytes] = []

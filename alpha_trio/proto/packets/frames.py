@@ -42,6 +42,10 @@ NOT_ECT, ECT_1, ECT_0, CE = range(4)  # the two bits of ECN, RFC 3168
 
 NEEDS_CSUM = 1
 GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
+GSO_WHOLE = 0x40
+"""Not virtio's: packets that stay whole, gso size bytes each, one behind the other.
+
+A frame of the TUN may be such (see train.py), a body never is."""
 
 _TCP, _UDP = 6, 17
 UDP_HEADER_SIZE = 8
@@ -60,14 +64,20 @@ class Cut(NamedTuple):  # attrs' frozen classes take three times as long to make
 
     word: int  # frame word of segment 0
     headers: bytes  # before every segment; empty for a packet that stays whole
-    payload: bytes  # all segments, one after the other
+    payload: bytes  # ends with all segments, one after the other
     size: int  # bytes of every segment but the last
     packet_bytes: int  # of the inner IP packets this frame stands for
+    begin: int = 0  # where in the payload the first segment begins
 
     @property
     def segments(self) -> list[bytes]:
         """The payload as it is cut."""
-        return split(self.payload, 0, self.size) if self.payload else [b""]
+        return split(self.payload, self.begin, self.size) if self.payload else [b""]
+
+    @property
+    def data(self) -> bytes:
+        """The first body and the segments of the others, without frame words."""
+        return self.headers + self.payload[self.begin :]
 
 
 def flow_of(head: bytes) -> bytes:
@@ -131,11 +141,14 @@ def cut(frame: memoryview, room: int) -> Cut | None:
     super-packet is cut smaller than the kernel asked where the path wants that;
     a UDP one is not, since its segments are datagrams of their own.  The kernel
     is trusted to hand over well-formed super-packets.
+
+    What is borrowed is copied; of a view of bytes, which nobody changes, they are kept.
     """
     flags, gso_type, _, gso_size, csum_start, csum_offset = VIRTIO.unpack_from(frame)
     packet = frame[VIRTIO_SIZE:]
-    if gso_type == GSO_NONE:
-        return _whole(packet, flags, csum_start, csum_offset, room)
+    if gso_type in (GSO_NONE, GSO_WHOLE):
+        size = gso_size or len(packet)
+        return _whole(packet, size, flags, csum_start, csum_offset, room)
     kind = gso_type & ~GSO_ECN
     length = _headers_length(packet, kind, csum_start)
     size = gso_size
@@ -146,9 +159,12 @@ def cut(frame: memoryview, room: int) -> Cut | None:
     if length > _MAX_BYTE:
         return None  # IPv6 extension headers beyond all use; TSO never makes them
     word = _word(gso_type, length, csum_start, csum_offset | _CSUM_FLAG, size)
-    payload = bytes(packet[length:])
-    inner = len(payload) + length * -(-len(payload) // size)
-    return Cut(word, bytes(packet[:length]), payload, size, inner)
+    segments = len(packet) - length
+    inner = segments + length * -(-segments // size)
+    headers, kept = bytes(packet[:length]), frame.obj
+    if type(kept) is bytes and len(kept) == len(frame):  # hot path
+        return Cut(word, headers, kept, size, inner, VIRTIO_SIZE + length)
+    return Cut(word, headers, bytes(packet[length:]), size, inner)
 
 
 def packets(frame: memoryview) -> int:
@@ -156,8 +172,9 @@ def packets(frame: memoryview) -> int:
     _, gso_type, _, gso_size, csum_start, _ = VIRTIO.unpack_from(frame)
     if gso_type == GSO_NONE:
         return 1
-    packet = frame[VIRTIO_SIZE:]
-    headers = _headers_length(packet, gso_type & ~GSO_ECN, csum_start)
+    packet, headers = frame[VIRTIO_SIZE:], 0
+    if gso_type != GSO_WHOLE:
+        headers = _headers_length(packet, gso_type & ~GSO_ECN, csum_start)
     segments: int = -(-(len(packet) - headers) // gso_size)
     return max(1, segments)
 
@@ -170,18 +187,24 @@ def _headers_length(packet: memoryview, kind: int, csum_start: int) -> int:
 
 
 def _whole(
-    packet: memoryview, flags: int, csum_start: int, csum_offset: int, room: int
+    packets: memoryview,
+    size: int,
+    flags: int,
+    csum_start: int,
+    csum_offset: int,
+    room: int,
 ) -> Cut | None:
-    if len(packet) > room:
+    """Packets of ``size`` bytes, mostly one, as they are."""
+    if size > room:
         return None
     word = 0
-    body = bytes(packet)
+    body = bytes(packets)
     if flags & NEEDS_CSUM:
         if csum_start > _MAX_BYTE or csum_offset >= _CSUM_FLAG:
-            body = _complete_checksum(packet, csum_start, csum_offset)
+            body = _complete_checksum(packets, csum_start, csum_offset)
         else:
             word = _word(GSO_NONE, 0, csum_start, csum_offset | _CSUM_FLAG, 0)
-    return Cut(word, b"", body, len(packet), len(packet))
+    return Cut(word, b"", body, size, len(body))
 
 
 @lru_cache(maxsize=256)  # those of packets that stay whole are few
@@ -189,8 +212,10 @@ def _word(gso_type: int, length: int, start: int, offset: int, size: int) -> int
     return int.from_bytes(_WORD.pack(gso_type, length, start, offset, size, 0))
 
 
+# Of whole packets that may be datagrams of one super-packet.
 _UDP_OVER_IPV4 = _word(GSO_NONE, 0, 20, 6 | _CSUM_FLAG, 0)
 _UDP_OVER_IPV6 = _word(GSO_NONE, 0, 40, 6 | _CSUM_FLAG, 0)
+DATAGRAMS = frozenset({_UDP_OVER_IPV4, _UDP_OVER_IPV6})
 
 
 def join_untrusted(word: int, count: int, first: int, data: Buffer) -> list[Buffer]:
@@ -201,13 +226,12 @@ def join_untrusted(word: int, count: int, first: int, data: Buffer) -> list[Buff
     Raises BadPacket if the words do not describe a packet; what is inside a well-formed
     one is the kernel's to judge.
     """
+    if not word >> 56:
+        virtio, least = _virtio_whole_untrusted(word)
+        if count != 1 or len(data) < least:
+            raise BadPacket
+        return [virtio, data]
     gso_type, length, start, offset, size, number = _WORD.unpack(word.to_bytes(8))
-    if gso_type == GSO_NONE:
-        if length or size or number or count != 1:
-            raise BadPacket
-        if offset & _CSUM_FLAG and start + (offset & ~_CSUM_FLAG) + 2 > len(data):
-            raise BadPacket
-        return [_virtio_whole(start, offset), data]
     headers, payload = bytearray(data[:length]), len(data) - length
     _check_headers_untrusted(headers, gso_type, length, start, offset, size)
     if not 0 < first - length <= size or not 0 <= size * count - payload < size:
@@ -283,10 +307,16 @@ def finished(parts: list[Buffer]) -> list[Buffer]:
     return packets
 
 
-def _virtio_whole(start: int, offset: int) -> bytes:
+@lru_cache(maxsize=256)
+def _virtio_whole_untrusted(word: int) -> tuple[bytes, int]:
+    """The virtio header of a packet that stays whole, and its least size in bytes."""
+    _, length, start, offset, size, number = _WORD.unpack(word.to_bytes(8))
+    if length or size or number:
+        raise BadPacket
     if not offset & _CSUM_FLAG:
-        return _NO_GSO
-    return VIRTIO.pack(NEEDS_CSUM, 0, 0, 0, start, offset & ~_CSUM_FLAG)
+        return _NO_GSO, 0
+    at = offset & ~_CSUM_FLAG
+    return VIRTIO.pack(NEEDS_CSUM, 0, 0, 0, start, at), start + at + 2
 
 
 def _check_headers_untrusted(

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from alpha_trio.proto.messages import Bodies, Pieces
-from alpha_trio.proto.packets.frames import GSO_NONE, UDP_HEADER_SIZE, same_flow
+from alpha_trio.proto.packets.frames import (
+    DATAGRAMS,
+    GSO_NONE,
+    UDP_HEADER_SIZE,
+    same_flow,
+)
 
 
 def is_segment(word: int) -> bool:
@@ -35,10 +40,13 @@ def joined(
         word, first = words[at], bodies[at]
         if is_segment(word):
             until = at + 1 + _segments_after(words, at)
-        else:
+        elif word in DATAGRAMS:
             until = _end_of_flow(words, bodies, at, most_packets, most_bytes)
-        tails = bodies.tails(at + 1, until, common_headers(word))
-        data = b"".join([first, *tails])
+        else:
+            until = at + 1
+        data = bytes(first)
+        if until > at + 1:
+            data = b"".join([data, *bodies.tails(at + 1, until, common_headers(word))])
         frames.append((at, until, word, len(first), data))
         at = until
     return frames

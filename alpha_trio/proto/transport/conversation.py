@@ -42,17 +42,15 @@ class Conversations:
 
     _alone: dict[bytes, int] = field(factory=dict)  # packets in a row, by flow
 
-    def may_go_early(
-        self, waiting: Waiting, room: int, round_trip: float, *, queued: bool
-    ) -> bool:
+    def may_go_early(self, waiting: Waiting, room: int, *, queued: bool) -> bool:
         """Whether this frame may go so; to be asked once for each.
 
-        ``room`` is that of an S1, bytes, ``round_trip`` the least there was, s;
-        ``queued``: more of its flow waits.
+        On a way where the least round trip there was is NOTICED.  ``room`` is that of
+        an S1, bytes; ``queued``: more of its flow waits.
         """
-        if not waiting.flow or waiting.flow[0] != TCP or round_trip < NOTICED:
+        if not waiting.flow or waiting.flow[0] != TCP:
             return True
-        if waiting.count > 1:
+        if waiting.headers:
             return self._is_bulk(waiting.flow)
         role = role_of(waiting.head, waiting.size)
         if role is not Role.DATA:

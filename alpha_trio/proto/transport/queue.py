@@ -212,9 +212,12 @@ class FlowQueue:
         return [some for some in packed if some]
 
     def has_single(self, room: int) -> bool:
-        """Whether a packet that came alone, and fits, may be among those in front."""
+        """Whether a packet that came alone, and fits, may be among those in front.
+
+        Or some acknowledgments, which came one by one.
+        """
         return any(
-            waiting.count == 1 and len(waiting.payload) < room and waiting.may_go_early
+            not waiting.headers and len(waiting.payload) < room and waiting.may_go_early
             for waiting in islice(self._front, MOST_LOOKED_AT)
         )
 

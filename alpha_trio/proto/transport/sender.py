@@ -64,7 +64,7 @@ from alpha_trio.proto.primitives import (
 )
 from alpha_trio.proto.traces import Counts
 from alpha_trio.proto.transport.controls import Controls
-from alpha_trio.proto.transport.conversation import Conversations
+from alpha_trio.proto.transport.conversation import NOTICED, Conversations
 from alpha_trio.proto.transport.early import Early, EarlyState, room_for_early
 from alpha_trio.proto.transport.layout import HEADS_SIZE, Datagrams, Group, Opening
 from alpha_trio.proto.transport.line import Line
@@ -99,6 +99,9 @@ QUEUE_AGE = 2.0  # s, likewise
 # round-trip time tells how many the way itself holds; the present one would count that
 # queue as well.
 MOST_ROUNDS = 5
+# Nor more than have room for so many packets together; but two, so that the peer has
+# one to work at while the answer to the other is on its way.
+MOST_ASKED = 420
 ROUNDS_MORE_EVERY = 0.0005  # s of the least round-trip time
 
 LIGHT = 4  # bytes held by small packets for each that they have
@@ -213,16 +216,14 @@ class Sender:
 
     def outgoing(self, cut: Cut, now: float) -> None:
         """Queue the segments of ``cut``; ``start`` sends them."""
-        word, headers, payload, size, _ = cut
-        waiting = Waiting(
-            word, headers, payload, size, now, flow_of(headers or payload)
-        )
-        if self.early.usable:
+        word, headers, payload, size, _, begin = cut
+        flow = flow_of(headers or payload)
+        waiting = Waiting(word, headers, payload, size, now, flow, begin=begin)
+        if self.early.usable and self.rtt.least >= NOTICED:
             waiting.may_go_early = self.talks.may_go_early(
                 waiting,
                 room_for_early(self.line.datagram_size),
-                self.rtt.least,
-                queued=self.queue.has_more(waiting.flow),
+                queued=self.queue.has_more(flow),
             )
         self._queue(waiting)
 
@@ -233,7 +234,7 @@ class Sender:
             self.queue.append(waiting)
         self.queued_bytes += waiting.held
         self.queued_count += waiting.count
-        while self.queue and self.queued_bytes + self.under_way_bytes > HELD_BYTES:
+        while self.queued_bytes + self.under_way_bytes > HELD_BYTES and self.queue:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
@@ -255,7 +256,7 @@ class Sender:
         if self._better_wait(room, now):
             return
         flags = RELIABLE if self.reliable else 0
-        most = MOST_ROUNDS + int(min(self.rtt.least, 1.0) / ROUNDS_MORE_EVERY)
+        most = self._most_rounds(room)
         for association in self.associations.values():
             if self.under_way >= most or self.under_way_bytes > UNDER_WAY_BYTES:
                 return
@@ -407,6 +408,11 @@ class Sender:
             # A node for each two packets costs less than what is done once a round.
             depth = min(depth, int(self.queued_count > roots))
         return min(roots << depth, most), roots
+
+    def _most_rounds(self, room: int) -> int:
+        """How many rounds may be under way, of so many packets each."""
+        more = int(min(self.rtt.least, 1.0) / ROUNDS_MORE_EVERY)
+        return max(2, min(MOST_ROUNDS, MOST_ASKED // room)) + more
 
     def _take(self, room: int, now: float) -> list[Waiting]:
         spare = room // LEAST_SHARE

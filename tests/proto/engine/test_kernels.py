@@ -190,8 +190,8 @@ def packet_frames():
 def test_packets_are_opened_alike(given_frames, depth, data):
     waiting = []
     for frame in given_frames:
-        word, headers, payload, size, _ = cut(frame, 60_000)
-        waiting.append((word, headers, payload, 0, len(payload), size, 0))
+        word, headers, payload, size, _, begin = cut(frame, 60_000)
+        waiting.append((word, headers, payload, begin, len(payload), size, 0))
     buffer, spans, _ = sealed(reference, depth, waiting)
     before = ROUND_HEAD_SIZE + depth * NODE_SIZE
     for _, _, begin, end, stride, _ in spans:

@@ -88,7 +88,8 @@ def test_what_was_joined_is_taken_apart_again(fixed, word, headers, segments, la
     plain = join_frames(fixed + S2_TAIL.size, word, headers, segments)
     size = HEADS + len(headers) + len(segments[0])
     frames, bodies = take_bodies(memoryview(plain)[fixed:], fixed + size, size)
-    assert frames == tuple(range(word, word + len(segments)))
+    step = 1 if headers else 0  # segments are numbered, packets that stay whole are not
+    assert frames == tuple(word + step * i for i in range(len(segments)))
     assert [bodies[i] for i in range(len(frames))] == [headers + s for s in segments]
     assert bodies.tails(1, len(frames), len(headers)) == segments[1:]
 

@@ -133,8 +133,8 @@ def test_a_super_packet_is_marked_whole(version, protocol, ecn, traffic_class):
         traffic_class=traffic_class,
     )
     cut = frames.cut(packet.frame(), 1400)
-    first, data = len(cut.headers) + cut.size, cut.headers + cut.payload
-    parts = frames.join_untrusted(cut.word, len(cut.segments), first, data)
+    first = len(cut.headers) + cut.size
+    parts = frames.join_untrusted(cut.word, len(cut.segments), first, cut.data)
     assert frames.mark(parts, ecn)
     found = [parse(bytes(whole)) for whole in frames.finished(parts)]
     assert {p.traffic_class for p in found} == {traffic_class & 0xFC | ecn}

@@ -86,11 +86,11 @@ def test_a_transfer_in_it_makes_it_prove_that_again(bulk):
 def test_small_packets_that_come_together_prove_nothing_and_disprove_nothing():
     talks = Conversations()
     for _ in range(3 * PROVEN):
-        assert not talks.may_go_early(waiting(), ROOM, 0.1, queued=True)
+        assert not talks.may_go_early(waiting(), ROOM, queued=True)
     for _ in range(PROVEN):
-        assert not talks.may_go_early(waiting(), ROOM, 0.1, queued=False)
+        assert not talks.may_go_early(waiting(), ROOM, queued=False)
     for queued in (False, True, True):
-        assert talks.may_go_early(waiting(), ROOM, 0.1, queued=queued)
+        assert talks.may_go_early(waiting(), ROOM, queued=queued)
 
 
 @pytest.mark.parametrize(
@@ -127,15 +127,15 @@ def test_a_renewed_session_knows_the_conversations():
 def test_connections_without_end_cost_no_memory_and_forget_the_oldest():
     talks = Conversations()
     for _ in range(PROVEN):
-        talks.may_go_early(waiting(1), ROOM, 0.1, queued=False)
+        talks.may_go_early(waiting(1), ROOM, queued=False)
     for port in range(2, 3 * MOST_CONNECTIONS):
-        assert not talks.may_go_early(waiting(port), ROOM, 0.1, queued=False)
+        assert not talks.may_go_early(waiting(port), ROOM, queued=False)
         if port % 100 == 0:  # who goes on is not forgotten
-            assert talks.may_go_early(waiting(1), ROOM, 0.1, queued=False)
+            assert talks.may_go_early(waiting(1), ROOM, queued=False)
     assert len(talks._alone) == MOST_CONNECTIONS
     for port in range(MOST_CONNECTIONS):
-        talks.may_go_early(waiting(1000 + port), ROOM, 0.1, queued=False)
-    assert not talks.may_go_early(waiting(1), ROOM, 0.1, queued=False)
+        talks.may_go_early(waiting(1000 + port), ROOM, queued=False)
+    assert not talks.may_go_early(waiting(1), ROOM, queued=False)
 
 
 def waiting(port: int = 1) -> Waiting:

@@ -212,6 +212,19 @@ def test_no_round_begins_while_too_much_is_under_way():
     assert sender.under_way_bytes <= UNDER_WAY_BYTES + max(sizes)
 
 
+def test_on_a_short_way_two_full_rounds_are_under_way_and_the_rest_waits():
+    ends = Ends.make()
+    first = ends.one.send(b"first")
+    ends.one.send(b"so that associations are opened")
+    ends.settle(*first)
+    for _ in range(20):
+        ends.one.emit(LARGE)
+    sender = ends.one.sender
+    assert len(sender.associations) > 2
+    assert [round_.packets for round_ in sender.order] == [60, 168]
+    assert sender.queued_count == 20 * 60 - 228
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_packets_are_conserved_whatever_is_lost(seed):
     """Handed in: delivered, lost as S2, waiting, or counted as dropped."""
