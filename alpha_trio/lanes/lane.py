@@ -10,7 +10,6 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -74,8 +73,7 @@ async def run(
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        with suppress(OSError):
-            sock.send(pickle.dumps(("failed", (error,), {})))
+        channel.call_last("failed", error)
 
 
 class Lane:
