@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Any
@@ -84,7 +85,8 @@ class Lanes:
             task_status.started()
 
     async def _attend(self, lane: int) -> None:
-        self._equip(lane)
+        with suppress(ConnectionError):  # it is gone already
+            self._equip(lane)
         await self._channels[lane].run(
             {
                 "seen": self._on_seen,
