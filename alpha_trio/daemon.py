@@ -431,11 +431,13 @@ class Node:
         It is asked again when it was given up.  Raises UnknownPeer.
         """
         async with self._journal.hub.subscribe() as events:
+            await self._carrier.refresh(name)
             while not self._registry.connect(name):
                 await events.receive()
 
-    def walk(self, name: str) -> list[dict[str, Any]]:
+    async def walk(self, name: str) -> list[dict[str, Any]]:
         """The steps of ``doctor NAME``.  Raises UnknownPeer."""
+        await self._carrier.refresh(name)
         return walk(self._registry.find(name), boottime())
 
     async def trace(self, name: str, seconds: float) -> dict[str, Any]:
@@ -445,6 +447,7 @@ class Node:
         to trace, or TimedOut if nobody answered.
         """
         async with self._journal.hub.subscribe() as events:
+            await self._carrier.refresh(name)
             trace = self._registry.trace(name, seconds)
             session = self._registry.find(name).session
             try:

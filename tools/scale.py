@@ -312,7 +312,9 @@ def _loaded(world: World, payloads: Sequence[bytes], times: int) -> World:
 def _hand_in(world: World, full: Sequence[memoryview], times: int) -> None:
     for _ in range(times):
         for end, frame in zip(world.ends, full, strict=True):
-            end.table.outgoing(frame, world.now, end.out)
+            # Each is read into bytes of its own, which are kept as long as it waits.
+            own = memoryview(bytes(frame))
+            end.table.outgoing(own, world.now, end.out)
             end.table.push(world.now, end.out)
             world.wait(0.0)
 

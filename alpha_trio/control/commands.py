@@ -87,7 +87,7 @@ class NodeAPI(Protocol):
     async def wait_established(self, name: str) -> None:
         """Ask the peer for a session, return when there is one; raise UnknownPeer."""
 
-    def walk(self, name: str) -> list[dict[str, Any]]:
+    async def walk(self, name: str) -> list[dict[str, Any]]:
         """The steps of ``doctor NAME``; raise UnknownPeer."""
 
     async def trace(self, name: str, seconds: float) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class Handlers:
         yield {"event": "established", "peer": name}
 
     async def doctor(self, args: Args) -> dict[str, Any]:
-        return {"steps": self._node.walk(_name(args))}
+        return {"steps": await self._node.walk(_name(args))}
 
     async def trace(self, args: Args) -> AsyncGenerator[Event, None]:
         """A stream of one event, too: nobody waits for the answers in vain."""

@@ -1,4 +1,4 @@
-"""Calls from one process of the daemon to another: each one message, in order.
+"""Calls from one process of the daemon to another, in order.
 
 They are pickled, since both ends are one program, forked from one process, and nobody
 else has the socket: who could write to it could as well write to their memory.
@@ -9,18 +9,24 @@ from __future__ import annotations
 import pickle
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import trio
 
-from alpha_trio.net.host import receive_buffer
 from alpha_trio.net.udp import grow_buffers
 
 MOST_WAITING = 100_000
-"""Calls that may wait for the other end; it takes them as they come."""
+"""Messages that may wait for the other end; it takes them as they come."""
 
-_ROOM = 1 << 20  # bytes of the largest call: a trace of a long path
+_PIECE = 1 << 15
+"""Bytes of a call in one message: for larger ones the kernel needs memory in one piece,
+which a host may not have.  A peer's prefixes may take megabytes."""
+
+_RETRY = 0.1  # s until a host without memory for a message is asked again
+
+_MORE, _LAST = 0, 1  # what a message begins with: whether others follow it
 
 
 class Channel:
@@ -44,17 +50,27 @@ class Channel:
         if len(self._waiting) >= MOST_WAITING:
             self.lost += 1
             return
-        self._waiting.append(pickle.dumps((name, args, more)))
+        self._waiting.extend(_pieces(pickle.dumps((name, args, more))))
         self._wanted.set()
+
+    def call_last(self, name: str, *args: Any) -> None:
+        """The same when ``run`` has ended; what does not fit is lost."""
+        self.call(name, *args)
+        with suppress(OSError):
+            while self._waiting:
+                self._sock.send(self._waiting.popleft())
 
     async def run(self, handlers: Mapping[str, Callable[..., None]]) -> None:
         """Do what the other end calls, and have it do so, until it is gone."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send)
-            room = receive_buffer(_ROOM)
+            room, whole = memoryview(bytearray(1 + _PIECE)), bytearray()
             while size := await self._receive(room):
-                name, args, more = pickle.loads(room[:size])
-                handlers[name](*args, **more)
+                whole += room[1:size]
+                if room[0] == _LAST:
+                    name, args, more = pickle.loads(whole)
+                    whole.clear()
+                    handlers[name](*args, **more)
             nursery.cancel_scope.cancel()
 
     async def _receive(self, room: memoryview) -> int:
@@ -74,9 +90,17 @@ class Channel:
                     self._sock.send(self._waiting[0])
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(self._sock)
-                except OSError:  # the other end is gone: the receiver ends this
+                except ConnectionError:  # it is gone: the receiver ends this
                     await trio.sleep_forever()
+                except OSError:
+                    await trio.sleep(_RETRY)
                 else:
                     self._waiting.popleft()
             self._wanted = trio.Event()
             await self._wanted.wait()
+
+
+def _pieces(call: bytes) -> Iterator[bytes]:
+    last = (len(call) - 1) // _PIECE * _PIECE
+    for at in range(0, len(call), _PIECE):
+        yield bytes([_LAST if at == last else _MORE]) + call[at : at + _PIECE]

@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
 from time import monotonic
@@ -93,6 +94,8 @@ def _be(number: int, settings: Settings, sock: socket.socket, inbox: Inbox) -> N
             Path("/proc/self/comm").write_text(f"alpha-trio:{number}")
         trio.run(lane.run, number, settings, sock, inbox)
         code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Any
@@ -84,7 +85,8 @@ class Lanes:
             task_status.started()
 
     async def _attend(self, lane: int) -> None:
-        self._equip(lane)
+        with suppress(ConnectionError):  # it is gone already
+            self._equip(lane)
         await self._channels[lane].run(
             {
                 "seen": self._on_seen,
@@ -237,8 +239,8 @@ class Lanes:
         """See PeerTable.add; its lane is the one with the fewest peers."""
         load = Counter(session.lane for session in self._sessions.values())
         lane = min(range(len(self._channels)), key=load.__getitem__)
-        number, call = next(self._numbers), self._channels[lane].call
-        session = FarSession(name, number, lane, call)
+        number = next(self._numbers)
+        session = FarSession(name, number, lane, self._call)
         self._sessions[name] = self._numbered[number] = session
         for channel in self._channels:
             channel.call("add", number, name, lane)
@@ -259,30 +261,32 @@ class Lanes:
 
     def remove(self, name: str) -> None:
         """See PeerTable.remove."""
-        number = self._sessions.pop(name).number
+        session = self._sessions.pop(name)
+        session.end_trace()
+        number = session.number
         del self._numbered[number], self._how[name]
         for channel in self._channels:
             channel.call("remove", number)
 
     def connect(self, session: FarSession, now: float) -> None:
         """See PeerTable.connect."""
-        self._call(session, "connect", now)
+        self._call("connect", session.number, now)
 
     def ask(self, session: FarSession, now: float) -> None:
         """See PeerTable.ask."""
-        self._call(session, "ask", now)
+        self._call("ask", session.number, now)
 
     def readdress(self, session: FarSession, now: float, *, lost: bool) -> None:
         """See PeerTable.readdress."""
-        self._call(session, "readdress", now, lost=lost)
+        self._call("readdress", session.number, now, lost=lost)
 
     def route_changed(self, session: FarSession, now: float) -> None:
         """See PeerTable.route_changed."""
-        self._call(session, "route_changed", now)
+        self._call("route_changed", session.number, now)
 
     def allow(self, session: FarSession, ceiling: int, fixed: int, now: float) -> None:
         """See PeerTable.allow."""
-        self._call(session, "allow", ceiling, fixed, now)
+        self._call("allow", session.number, ceiling, fixed, now)
 
     def trace(self, session: FarSession, seconds: float, now: float) -> Trace | None:
         """See PeerTable.trace."""
@@ -293,11 +297,14 @@ class Lanes:
             self.identity.public, session.key, 0, now, seconds, 0.0, os.urandom
         )
         session.tracing = trace
-        self._call(session, "trace", seconds, now)
+        session.traces += 1
+        self._call("trace", session.number, seconds, now)
         return trace
 
-    def _call(self, session: FarSession, method: str, *args: Any, **more: Any) -> None:
-        self._channels[session.lane].call(method, session.number, *args, **more)
+    def _call(self, method: str, number: int, *args: Any, **more: Any) -> None:
+        session = self._numbered.get(number)
+        if session is not None:  # or it was removed, and somebody still has it
+            self._channels[session.lane].call(method, number, *args, **more)
 
 
 _DEFAULTS: tuple[Any, ...] = (

@@ -10,7 +10,6 @@ import os
 import pickle
 import socket
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ from alpha_trio.lanes.table import LaneTable
 from alpha_trio.net.host import boottime
 from alpha_trio.net.tun import Tun, TunTraits
 from alpha_trio.net.udp import Udp, UdpSocket, UdpTraits
-from alpha_trio.proto.batch import Event, Outbox
+from alpha_trio.proto.batch import Event, EventKind, Outbox
 from alpha_trio.proto.peers import Session
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.traces import Trace
@@ -74,8 +73,7 @@ async def run(
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
-        with suppress(OSError):
-            sock.send(pickle.dumps(("failed", (error,), {})))
+        channel.call_last("failed", error)
 
 
 class Lane:
@@ -108,8 +106,8 @@ class Lane:
             lanes=lanes,
             inbox=inbox,
         )
-        journal = _FarJournal(channel.call, self._tell_of)
-        self._path = _LanePath(tun, self._udp, self._table, journal, inbox)
+        self._journal = _FarJournal(channel.call, self._tell_of)
+        self._path = _LanePath(tun, self._udp, self._table, self._journal, inbox)
         self._held: dict[int, _Held] = {}  # by the front's numbers
         self._numbers: dict[str, int] = {}  # by name
 
@@ -160,8 +158,11 @@ class Lane:
     def trace(self, number: int, seconds: float, now: float) -> None:
         """See PeerTable.trace."""
         held = self._held[number]
+        held.traces += 1
         held.trace = self._table.trace(held.session, seconds, now)
         self._path.rearm()
+        if held.trace is None:  # the session has ended meanwhile, and so this has
+            self._journal.record(Event(EventKind.TRACED, held.session.name))
 
     def refresh(self, token: int, numbers: Collection[int]) -> None:
         """Tell how these sessions stand, and then that this was all."""
@@ -190,7 +191,7 @@ class Lane:
         if held is None or held.session in self._table.elsewhere:
             return
         session, trace = held.session, held.trace
-        told = Told.of(session, held.configured, held.resets, boottime())
+        told = Told.of(session, boottime(), held.done)
         self._channel.call("seen", number, told, trace)
         if trace is not None and trace.done:
             held.trace = None
@@ -224,8 +225,14 @@ class _Held:
     session: Session
     configured: int = 0  # how often it was
     resets: int = 0
+    traces: int = 0
     trace: Trace | None = None  # under way, or not told of to its end
     _mark: tuple[float, ...] = ()
+
+    @property
+    def done(self) -> tuple[int, int, int]:
+        """What was done to it, as ``Told`` has it."""
+        return self.configured, self.resets, self.traces
 
     def has_moved(self) -> bool:
         """Whether anything was sent, received or dropped since the last call."""

@@ -64,6 +64,7 @@ class FarSession:
     last: Statistics = field(factory=_nothing_yet)
     configured: int = 0  # how often it was; what the lane tells may be older
     resets: int = 0
+    traces: int = 0
 
     def statistics(self, now: float) -> Statistics:
         """What the lane told last; it has grown older since then."""
@@ -83,6 +84,7 @@ class FarSession:
         self.key, self.heard, self.local = None, -inf, b""
         self.last = evolve(self.last, state=State.IDLE)
         self.resets += 1
+        self._trace_ended()
         self._call("reset", self.number)
 
     def stop_asking(self) -> None:
@@ -91,7 +93,13 @@ class FarSession:
 
     def end_trace(self) -> None:
         """See Session.end_trace."""
+        self._trace_ended()
         self._call("end_trace", self.number)
+
+    def _trace_ended(self) -> None:
+        if self.tracing is not None:
+            self.tracing.done = True
+            self.tracing = None
 
     def configure(self, remotes: Sequence[Remote], key: bytes | None) -> None:
         """What follows at once from what is about to be done in the lane."""
@@ -113,12 +121,16 @@ class FarSession:
             if name not in stale:
                 setattr(self, name, value)
         self.counters = self.last.counters
+        if told.traces == self.traces:
+            self._follow_trace(trace)
+        return before != (self.remote, self.local, self.mtu_limit)
+
+    def _follow_trace(self, trace: Trace | None) -> None:
         if trace is not None and self.tracing is not None:
             for each in fields(Trace):  # who asked looks at this one
                 setattr(self.tracing, each.name, getattr(trace, each.name))
-            if trace.done:
-                self.tracing = None
-        return before != (self.remote, self.local, self.mtu_limit)
+        if trace is None or trace.done:
+            self._trace_ended()
 
 
 _TOLD = (
@@ -144,18 +156,19 @@ _WITH_SESSION = frozenset({State.ESTABLISHED, State.SILENT})
 
 @frozen
 class Told:
-    """What a lane tells of a session, and how often that was configured and reset."""
+    """What a lane tells of a session, and how often it did what to it until then."""
 
     values: dict[str, Any]
     configured: int
     resets: int
+    traces: int
 
     @classmethod
-    def of(cls, session: Session, configured: int, resets: int, now: float) -> Self:
-        """As it stands now."""
+    def of(cls, session: Session, now: float, done: tuple[int, int, int]) -> Self:
+        """As it stands now; ``done``: how often configured, reset, and traced."""
         values = {name: getattr(session, name) for name in _TOLD}
         values |= {"at": now, "last": session.statistics(now)}
-        return cls(values, configured, resets)
+        return cls(values, *done)
 
 
 def _older(age: float | None, passed: float) -> float | None:

@@ -577,7 +577,7 @@ class Registry:
             found = [ip_address(host)]
         except ValueError:
             if host:
-                resolved = partial(self._resolved, peer)
+                resolved = partial(self._resolved, peer, host)
                 silence = partial(_silence_of, peer)
                 search = Search(host, resolved, silence)
                 peer.search = self._resolver.watch(search)
@@ -632,13 +632,15 @@ class Registry:
             peer.search.stop()
             peer.search = None
 
-    async def _resolved(self, peer: Peer, found: list[IPAddress]) -> None:
+    async def _resolved(self, peer: Peer, host: str, found: list[IPAddress]) -> None:
         """Reach a peer at what its name stands for now; what works is not replaced.
 
         Raises ConfigError or PeerError if that is of no use, RoutingError if routing
         refuses it; then the peer stays where it was.
         """
         async with self._lock:
+            if peer.search is None or peer.search.host != host:
+                return  # removed, or elsewhere, since this was asked
             usable = usable_addresses(peer, found, self.peers, self._families)
             if set(usable) == set(peer.addresses):
                 return

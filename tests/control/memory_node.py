@@ -144,7 +144,7 @@ class MemoryNode:
             )
         await self.established[name].wait()
 
-    def walk(self, name):
+    async def walk(self, name):
         if name not in self._peers:
             raise UnknownPeer(
                 f"no peer is called {name!r}: see 'alpha-trio peers list'"

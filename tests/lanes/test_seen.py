@@ -8,6 +8,7 @@ from attrs import evolve
 from alpha_trio.lanes.seen import FarSession, Told
 from alpha_trio.proto.peers import PeerTable, State
 from alpha_trio.proto.primitives import Identity
+from alpha_trio.proto.traces import Trace
 
 FIRST, SECOND = ("192.168.10.61", 1234), ("192.168.10.62", 1234)
 KEY = bytes(range(32))
@@ -31,7 +32,7 @@ def here():
 def test_the_front_knows_what_the_lane_has_told(here, there):
     (far, _), (table, session) = here, there
     table.connect(session, 1.0)
-    assert not far.update(Told.of(session, 1, 0, 1.0), None)  # it is where it was
+    assert not far.update(Told.of(session, 1.0, (1, 0, 0)), None)  # it is where it was
     for name in ("remote", "key", "attempts", "places", "mtu", "heard", "local"):
         assert getattr(far, name) == getattr(session, name)
     assert far.state(1.0) is session.state(1.0) is State.HANDSHAKING
@@ -40,7 +41,7 @@ def test_the_front_knows_what_the_lane_has_told(here, there):
 
 def test_a_place_it_was_told_of_does_not_hold_after_another_was_wished(here, there):
     (far, _), (_, session) = here, there
-    old = Told.of(session, 1, 0, 1.0)
+    old = Told.of(session, 1.0, (1, 0, 0))
     far.configure([SECOND], None)
     assert not far.update(old, None)
     assert far.remote == SECOND
@@ -49,19 +50,19 @@ def test_a_place_it_was_told_of_does_not_hold_after_another_was_wished(here, the
 def test_nothing_it_was_told_before_a_reset_holds(here, there):
     (far, calls), (table, session) = here, there
     table.configure(session, [FIRST], [], key=KEY)
-    old = Told.of(session, 1, 0, 1.0)
+    old = Told.of(session, 1.0, (1, 0, 0))
     far.reset()
     assert calls == [("reset", 0)]
     assert not far.update(old, None)
     assert far.key is None
-    assert far.update(Told.of(session, 1, 1, 2.0), None) is False
+    assert far.update(Told.of(session, 2.0, (1, 1, 0)), None) is False
     assert far.key == KEY
 
 
 def test_routes_follow_where_a_peer_is(here, there):
     (far, _), (table, session) = here, there
     table.configure(session, [SECOND], [])
-    assert far.update(Told.of(session, 1, 0, 1.0), None)
+    assert far.update(Told.of(session, 1.0, (1, 0, 0)), None)
     assert far.remote == SECOND
 
 
@@ -70,3 +71,37 @@ def test_what_was_told_grows_older():
     far.at, far.last = 10.0, evolve(far.last, receive_age=1.5)
     found = far.statistics(12.0)
     assert (found.receive_age, found.handshake_age) == (3.5, None)
+
+
+@pytest.fixture
+def traced(here):
+    """What the front gives to who asked for a trace."""
+    far, _ = here
+    far.tracing = Trace(bytes(32), KEY, 0, 1.0, 0.0, 0.0, Random(1).randbytes)
+    far.traces += 1
+    return far.tracing
+
+
+def test_a_trace_is_over_that_the_lane_could_not_begin(here, there, traced):
+    (far, _), (_, session) = here, there
+    far.update(Told.of(session, 1.0, (1, 0, 0)), None)
+    assert not traced.done  # nor has it heard of it
+    far.update(Told.of(session, 1.0, (1, 0, 1)), None)
+    assert traced.done
+    assert far.tracing is None
+
+
+def test_the_end_of_a_trace_does_not_end_the_next_one(here, there, traced):
+    (far, _), (_, session) = here, there
+    far.end_trace()
+    assert traced.done
+    second = far.tracing = evolve(traced, started=2.0, done=False)
+    far.traces += 1
+    far.update(Told.of(session, 2.0, (1, 0, 1)), traced)
+    assert not second.done
+
+
+def test_a_trace_ends_with_its_session(here, traced):
+    far, _ = here
+    far.reset()
+    assert traced.done

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 
@@ -231,6 +232,48 @@ def test_forged_datagrams_reach_no_peer(three):
         assert peer(one, "vm2")["rx_packets"] == received
     for other in (two, three):
         ping(one.host, other.host.address)
+
+
+def test_a_peer_may_go_while_the_way_to_it_is_traced(three):
+    one, two, three = three
+    for other in (two, three):
+        ping(one.host, other.host.address)
+    command = str(one.program), "trace", "vm2", "--seconds"
+    quiet = {"env": one.environment, "stdout": DEVNULL, "stderr": DEVNULL}
+    with one.host.popen(*command, "60", **quiet) as tracing:
+        wait_until(
+            lambda: "is under way" in one.cli(*command[1:], "0", check=False).stderr,
+            "a trace",
+        )
+        one.request("peers.remove", name="vm2")
+        wait_until(lambda: tracing.poll() is not None, "its end")
+    ping(one.host, three.host.address)
+
+
+def test_a_peer_that_falls_silent_is_told_of_at_once(three):
+    one, two, _ = three
+    ping(one.host, two.host.address)
+    one.host.lose(1)
+    ping(one.host, two.host.address, "-W", "1", check=False)
+
+    def is_silent():
+        return "is silent" in one.cli("doctor", "vm2", check=False).stdout
+
+    wait_until(is_silent, "its silence")
+    one.host.lose(0)
+
+
+@pytest.mark.parametrize("lane", [0, 1])
+def test_a_process_that_is_lost_at_the_start_ends_all_of_them(lab, lane):
+    (vm1,) = lab.lan(1)
+    one = Daemon(vm1, config=CORES)
+    with one.log_file.open("a") as log:
+        one._process = one._launch(log)
+    wait_until(lambda: len(lanes(one)) == 2, "its processes")
+    os.kill(lanes(one)[lane], signal.SIGKILL)
+    assert one.wait() == 1
+    assert f"process {lane} of those that carry packets has ended" in one.log
+    assert "Traceback" not in one.log
 
 
 @pytest.mark.parametrize("lane", [0, 1])

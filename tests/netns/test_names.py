@@ -133,3 +133,26 @@ def test_a_slow_resolver_holds_up_nobody(lab):
         ping(vm1, vm2.address)
         assert one.stop() == 0
         one.start()
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_an_answer_that_comes_late_changes_nothing(lab, cores):
+    vm1, vm2, vm3 = lab.lan(3)
+    config = f"cores = {cores}\n"
+    names = {"p1.example": ["192.168.10.101"], "p2.example": ["192.168.10.102"]}
+    with (
+        NameServer(vm3, names, delay=0.7) as server,
+        resolving(vm1, vm2, vm3, config) as (one, _),
+    ):
+        for name in names:
+            add(one, name, name)
+        wait_until(lambda: len(server.asked) == 4, "all questions, for both families")
+        one.request("peers.remove", name="p1.example")
+        settings = {"endpoint": vm2.address}
+        one.request("peers.set", name="p2.example", settings=settings)
+        add(one, "p3.example", "p3.example")
+        wait_until(lambda: "p3.example" in server.asked, "the next question")
+        one.wait_log("Cannot resolve p3.example")
+        ping(vm1, vm2.address)
+        assert peer(one, "p2.example")["endpoint"] == f"{vm2.address}:1234"
+        assert " is 192.168.10." not in one.log
