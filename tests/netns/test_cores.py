@@ -12,6 +12,7 @@ from subprocess import DEVNULL
 
 import pytest
 
+from alpha_trio.proto.messages import Kind
 from tests.netns.test_addresses import renumber
 from tests.netns.traffic import (
     PORT,
@@ -20,6 +21,7 @@ from tests.netns.traffic import (
     Tap,
     add,
     assert_only_tunnel,
+    datagrams,
     drops,
     peer,
     ping,
@@ -238,13 +240,16 @@ def test_a_peer_may_go_while_the_way_to_it_is_traced(three):
     one, two, three = three
     for other in (two, three):
         ping(one.host, other.host.address)
-    command = str(one.program), "trace", "vm2", "--seconds"
+    command = str(one.program), "trace", "vm2", "--seconds", "60"
     quiet = {"env": one.environment, "stdout": DEVNULL, "stderr": DEVNULL}
-    with one.host.popen(*command, "60", **quiet) as tracing:
-        wait_until(
-            lambda: "is under way" in one.cli(*command[1:], "0", check=False).stderr,
-            "a trace",
-        )
+    with one.host.popen(*command, **quiet) as tracing, Tap(one.host) as tap:
+        said = []
+
+        def is_traced():  # nothing else is said again and again
+            said.extend(datagrams(tap.packets(), one.host.address))
+            return [datagram[0] for datagram in said].count(Kind.S1) > 5
+
+        wait_until(is_traced, "a trace")
         one.request("peers.remove", name="vm2")
         wait_until(lambda: tracing.poll() is not None, "its end")
     ping(one.host, three.host.address)
