@@ -286,7 +286,7 @@ class Lanes:
 
     def allow(self, session: FarSession, ceiling: int, fixed: int, now: float) -> None:
         """See PeerTable.allow."""
-        self._call("allow", session.number, ceiling, fixed, now)
+        session.allow(ceiling, fixed, now)
 
     def trace(self, session: FarSession, seconds: float, now: float) -> Trace | None:
         """See PeerTable.trace."""
