@@ -135,6 +135,7 @@ MAY_USE = {
     "lanes": (
         "errors",
         "settings",
+        "slices",
         "journal",
         "datapath",
         "net.host",
