@@ -12,6 +12,8 @@ from subprocess import DEVNULL
 
 import pytest
 
+from alpha_trio.errors import StartError
+from alpha_trio.net.tun import Tun
 from tests.netns.test_addresses import renumber
 from tests.netns.traffic import (
     PORT,
@@ -336,6 +338,18 @@ def test_a_port_that_is_taken_is_told_in_one_line(lab):
     assert done.returncode == 1
     assert f"UDP port {PORT} is taken" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_an_interface_is_not_shared_with_somebody_else(lab):
+    (vm1,) = lab.lan(1)
+    # Where /sys shows other interfaces, as here, only the kernel knows.
+    ours = vm1.call(lambda: Tun.open("alpha7", queued=True))
+    try:
+        with pytest.raises(StartError, match="in use by another process"):
+            vm1.call(lambda: Tun.open("alpha7", queued=True))
+        vm1.call(ours.another).close()
+    finally:
+        ours.close()
 
 
 def test_a_relay_has_one_core(lab):
