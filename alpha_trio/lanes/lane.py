@@ -107,7 +107,7 @@ class Lane:
             lanes=lanes,
             inbox=inbox,
         )
-        self._journal = _FarJournal(channel.call, self._tell_of)
+        self._journal = _FarJournal(number, channel.call, self._tell_of)
         self._path = _LanePath(tun, self._udp, self._table, self._journal, inbox)
         self._nursery: trio.Nursery
         self._held: dict[int, _Held] = {}  # by the front's numbers
@@ -303,9 +303,13 @@ class _FarJournal(Journal):
     """What happens in a lane is told by the front; here is only what is going on."""
 
     def __init__(
-        self, call: Callable[..., None], tell_session: Callable[[str], None]
+        self,
+        lane: int,
+        call: Callable[..., None],
+        tell_session: Callable[[str], None],
     ) -> None:
         super().__init__()
+        self._lane = lane
         self._call = call
         self._tell_session = tell_session
 
@@ -332,5 +336,6 @@ class _FarJournal(Journal):
         self._call("journal", "recovered", subject)
 
     def woke(self, seconds: float) -> None:
-        """See Journal."""
-        self._call("journal", "woke", seconds)
+        """See Journal; all lanes hear of it, and one tells."""
+        if self._lane == 0:
+            self._call("journal", "woke", seconds)
