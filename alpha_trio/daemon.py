@@ -301,6 +301,10 @@ class Node:
         """By the peers' names the key that counts for each, and who says so."""
         return {n: key_document(peer) for n, peer in self._registry.peers.items()}
 
+    async def refresh(self) -> None:
+        """Have what carries packets tell how its sessions stand."""
+        await self._carrier.refresh()
+
     def status_of_daemon(self) -> dict[str, Any]:
         """What metrics read of the status document, but for the peers."""
         return self._status((), None if self._relay is None else self._relay.figures())
