@@ -44,20 +44,26 @@ class Crew:
 
         Call it with one thread and outside of trio.  Raises StartError.
         """
-        count = settings.cores
-        channels = [Channel.pair() for _ in range(count)]
-        inboxes = [Inbox.pair() for _ in range(count)]
+        crew = cls([], [])
+        try:
+            crew._fork(settings)
+        except OSError as error:
+            crew.end()
+            raise StartError(
+                f"cannot make {settings.cores} processes ({error.strerror}): set cores "
+                "to less"
+            ) from None
+        return crew
+
+    def _fork(self, settings: Settings) -> None:
+        channels, inboxes = [], []
+        for _ in range(settings.cores):
+            channels.append(Channel.pair())
+            self.channels.append(channels[-1][0])
+            inboxes.append(Inbox.pair())
         gc.freeze()  # what all of them have is not to be copied by being looked at
-        crew = cls([here for here, _ in channels], [])
-        for number in range(count):
-            try:
-                pid = os.fork()
-            except OSError as error:
-                crew.end()
-                raise StartError(
-                    f"cannot make process {number + 1} of {count} ({error.strerror}): "
-                    "set cores to less"
-                ) from None
+        for number in range(settings.cores):
+            pid = os.fork()
             if pid == 0:
                 for each, (here, there) in enumerate(channels):
                     here.close()  # or nobody would see that the front is gone
@@ -66,13 +72,12 @@ class Crew:
                 others = [write for _, write in inboxes]
                 inbox = Inbox(inboxes[number][0], others)
                 _be(number, settings, channels[number][1], inbox)
-            crew.pids.append(pid)
+            self.pids.append(pid)
         for _, there in channels:
             there.close()
         for ends in inboxes:
             for end in ends:
                 end.close()
-        return crew
 
     def end(self) -> None:
         """Leave the lanes, and see that they end; after this they are gone."""
