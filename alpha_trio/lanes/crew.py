@@ -1,7 +1,8 @@
 """The lanes' processes: forked from the front before it runs anything.
 
 They share its memory as far as nobody writes to it, need no interpreter of their own,
-and end when it does: then nobody has the other end of their channel.
+and end when it does: then nobody has the other end of their channel.  One that is stuck
+would not notice; but the kernel does.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from alpha_trio.errors import StartError
 from alpha_trio.lanes import lane
 from alpha_trio.lanes.channel import Channel
 from alpha_trio.lanes.inbox import Inbox
+from alpha_trio.net.host import end_with_parent
 from alpha_trio.settings import Settings
 
 _LEAVE = 1.0  # s a lane may take to end when the front has left it
@@ -93,6 +95,7 @@ def _be(number: int, settings: Settings, sock: socket.socket, inbox: Inbox) -> N
     """Be a lane until the front is gone; never returns."""
     code = 1
     try:
+        end_with_parent()
         for each in _OF_THE_FRONT:
             signal.signal(each, signal.SIG_IGN)
         with suppress(OSError):  # for who looks at the processes

@@ -240,15 +240,19 @@ def test_a_peer_may_go_while_the_way_to_it_is_traced(three):
     one, two, three = three
     for other in (two, three):
         ping(one.host, other.host.address)
-    command = str(one.program), "trace", "vm2", "--seconds"
+    command = str(one.program), "trace", "vm2", "--seconds", "60"
     quiet = {"env": one.environment, "stdout": DEVNULL, "stderr": DEVNULL}
-    with one.host.popen(*command, "60", **quiet) as tracing:
-        wait_until(
-            lambda: "is under way" in one.cli(*command[1:], "0", check=False).stderr,
-            "a trace",
-        )
+    with (
+        one.host.popen(*command, **quiet) as first,
+        one.host.popen(*command, **quiet) as second,
+    ):
+
+        def running():
+            return [first.poll(), second.poll()].count(None)
+
+        wait_until(lambda: running() == 1, "one refused, as the other is under way")
         one.request("peers.remove", name="vm2")
-        wait_until(lambda: tracing.poll() is not None, "its end")
+        wait_until(lambda: running() == 0, "the other's end")
     ping(one.host, three.host.address)
 
 
@@ -303,6 +307,18 @@ def test_none_of_them_outlives_the_first_one(lab):
         add(one, "vm2", vm2.address)
         add(two, "vm1", vm1.address)
         ping(vm1, vm2.address)
+
+
+@pytest.mark.parametrize("lane", [0, 1])
+@pytest.mark.parametrize("end", [Daemon.kill9, Daemon.stop])
+def test_one_that_is_stuck_ends_with_the_others(lab, lane, end):
+    (vm1,) = lab.lan(1)
+    one = Daemon(vm1, config=CORES).start()
+    others = lanes(one)
+    os.kill(others[lane], signal.SIGSTOP)
+    assert not end(one)
+    wait_until(lambda: not any(map(is_alive, others)), "all of them gone")
+    assert "alpha0" not in vm1.run("ip", "link").stdout
 
 
 def test_signals_that_all_of_them_get_are_the_first_ones(lab):
