@@ -302,6 +302,10 @@ class Node:
         """By the peers' names the key that counts for each, and who says so."""
         return {n: key_document(peer) for n, peer in self._registry.peers.items()}
 
+    async def refresh(self) -> None:
+        """Have what carries packets tell how its sessions stand."""
+        await self._carrier.refresh()
+
     def status_of_daemon(self) -> dict[str, Any]:
         """What metrics read of the status document, but for the peers."""
         return self._status((), None if self._relay is None else self._relay.figures())
@@ -346,6 +350,7 @@ class Node:
     async def add_peer(self, peer: PeerSettings, take_over: bool) -> bool:
         """False if it was there already; see Registry.add."""
         added = await self._registry.add(peer, take_over=take_over)
+        await self._carrier.refresh(peer.name)
         if added:
             self._journal.publish("peer-added", peer.name)
         return added
@@ -357,6 +362,7 @@ class Node:
         summary = await self._registry.add_all(
             peers, take_over=take_over, replace=replace
         )
+        await self._carrier.refresh()
         for name in summary["added"]:
             self._journal.publish("peer-added", name)
         for name in summary["changed"]:
@@ -370,16 +376,19 @@ class Node:
     async def set_peer(self, peer: PeerSettings, take_over: bool) -> None:
         """See Registry.set."""
         if await self._registry.set(peer, take_over=take_over):
+            await self._carrier.refresh(peer.name)
             self._journal.publish("peer-changed", peer.name)
 
     async def remove_peer(self, name: str) -> None:
         """See Registry.remove."""
         await self._registry.remove(name)
+        await self._carrier.refresh(name)
         self._journal.publish("peer-removed", name)
 
     async def forget_pin(self, name: str) -> None:
         """See Registry.forget_pin."""
         if await self._registry.forget_pin(name):
+            await self._carrier.refresh(name)
             self._journal.publish("key-forgotten", name)
 
     async def reload(self) -> dict[str, list[str]]:
@@ -394,6 +403,7 @@ class Node:
             await in_thread(self._store.restore)
             wanted = load_settings(self.settings.config_file, {})
             summary = await self._registry.reload(wanted.peers)
+            await self._carrier.refresh()
         finally:
             notify("READY=1")
         for name in summary["removed"]:

@@ -142,6 +142,7 @@ MAY_USE = {
     "lanes": (
         "errors",
         "settings",
+        "slices",
         "journal",
         "datapath",
         "net.host",

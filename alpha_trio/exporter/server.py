@@ -56,6 +56,9 @@ _log = logging.getLogger("alpha_trio")
 class Source(Protocol):
     """What a page is made of."""
 
+    async def refresh(self) -> None:
+        """Have what follows tell how things stand now."""
+
     def status_of_daemon(self) -> Document:
         """The status document without the peers, and what ``health`` says of them."""
 
@@ -146,6 +149,7 @@ class Exporter:
         page = Page(request.accept)
         parts: list[bytes] = []
         async with self._turn as turn:
+            await self._source.refresh()
             await turn.take(_fill(page, self._source, parts))
         head = answer_head(HTTPStatus.OK, page.content_type, sum(map(len, parts)))
         return [head] if request.head else [head, *parts]

@@ -1,7 +1,8 @@
 """The lanes' processes: forked from the front before it runs anything.
 
 They share its memory as far as nobody writes to it, need no interpreter of their own,
-and end when it does: then nobody has the other end of their channel.
+and end when it does: then nobody has the other end of their channel.  One that is stuck
+would not notice; but the kernel does.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from alpha_trio.errors import StartError
 from alpha_trio.lanes import lane
 from alpha_trio.lanes.channel import Channel
 from alpha_trio.lanes.inbox import Inbox
+from alpha_trio.net.host import end_with_parent
 from alpha_trio.settings import Settings
 
 _LEAVE = 1.0  # s a lane may take to end when the front has left it
@@ -44,20 +46,26 @@ class Crew:
 
         Call it with one thread and outside of trio.  Raises StartError.
         """
-        count = settings.cores
-        channels = [Channel.pair() for _ in range(count)]
-        inboxes = [Inbox.pair() for _ in range(count)]
+        crew = cls([], [])
+        try:
+            crew._fork(settings)
+        except OSError as error:
+            crew.end()
+            raise StartError(
+                f"cannot make {settings.cores} processes ({error.strerror}): set cores "
+                "to less"
+            ) from None
+        return crew
+
+    def _fork(self, settings: Settings) -> None:
+        channels, inboxes = [], []
+        for _ in range(settings.cores):
+            channels.append(Channel.pair())
+            self.channels.append(channels[-1][0])
+            inboxes.append(Inbox.pair())
         gc.freeze()  # what all of them have is not to be copied by being looked at
-        crew = cls([here for here, _ in channels], [])
-        for number in range(count):
-            try:
-                pid = os.fork()
-            except OSError as error:
-                crew.end()
-                raise StartError(
-                    f"cannot make process {number + 1} of {count} ({error.strerror}): "
-                    "set cores to less"
-                ) from None
+        for number in range(settings.cores):
+            pid = os.fork()
             if pid == 0:
                 for each, (here, there) in enumerate(channels):
                     here.close()  # or nobody would see that the front is gone
@@ -66,13 +74,12 @@ class Crew:
                 others = [write for _, write in inboxes]
                 inbox = Inbox(inboxes[number][0], others)
                 _be(number, settings, channels[number][1], inbox)
-            crew.pids.append(pid)
+            self.pids.append(pid)
         for _, there in channels:
             there.close()
         for ends in inboxes:
             for end in ends:
                 end.close()
-        return crew
 
     def end(self) -> None:
         """Leave the lanes, and see that they end; after this they are gone."""
@@ -88,6 +95,7 @@ def _be(number: int, settings: Settings, sock: socket.socket, inbox: Inbox) -> N
     """Be a lane until the front is gone; never returns."""
     code = 1
     try:
+        end_with_parent()
         for each in _OF_THE_FRONT:
             signal.signal(each, signal.SIG_IGN)
         with suppress(OSError):  # for who looks at the processes

@@ -108,7 +108,10 @@ class Lanes:
         """See that every lane does its work."""
         while True:
             await trio.sleep(_LOOK_EVERY)
-            if silent := await self._ask({}, _SILENT_AFTER):
+            silent = await self._ask({}, _SILENT_AFTER)
+            # Nor can one go on that has not heard of something.
+            silent |= {n for n, channel in enumerate(self._channels) if channel.lost}
+            if silent:
                 raise DeviceLost(
                     f"process {min(silent)} of those that carry packets has done "
                     f"nothing for {_SILENT_AFTER:.0f} s: start alpha-trio again"
@@ -286,7 +289,7 @@ class Lanes:
 
     def allow(self, session: FarSession, ceiling: int, fixed: int, now: float) -> None:
         """See PeerTable.allow."""
-        self._call("allow", session.number, ceiling, fixed, now)
+        session.allow(ceiling, fixed, now)
 
     def trace(self, session: FarSession, seconds: float, now: float) -> Trace | None:
         """See PeerTable.trace."""

@@ -31,6 +31,7 @@ from alpha_trio.proto.peers import Session
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.traces import Trace
 from alpha_trio.settings import Settings
+from alpha_trio.slices import in_slices
 
 REPORT_EVERY = 1.0  # s from one word of how the sessions stand to the next
 _HANDED_AT_ONCE = 32
@@ -106,15 +107,17 @@ class Lane:
             lanes=lanes,
             inbox=inbox,
         )
-        self._journal = _FarJournal(channel.call, self._tell_of)
+        self._journal = _FarJournal(number, channel.call, self._tell_of)
         self._path = _LanePath(tun, self._udp, self._table, self._journal, inbox)
+        self._nursery: trio.Nursery
         self._held: dict[int, _Held] = {}  # by the front's numbers
         self._numbers: dict[str, int] = {}  # by name
 
     async def run(self) -> None:
         """Do everything until the front is gone.  Raises DeviceLost."""
         calls = self._calls()
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self._nursery:
+            nursery = self._nursery
             nursery.start_soon(self._path.run)
             nursery.start_soon(self._path.read_inbox)
             nursery.start_soon(self._report)
@@ -166,8 +169,10 @@ class Lane:
 
     def refresh(self, token: int, numbers: Collection[int]) -> None:
         """Tell how these sessions stand, and then that this was all."""
-        for number in numbers:
-            self._tell(number)
+        self._nursery.start_soon(self._refresh, token, numbers)
+
+    async def _refresh(self, token: int, numbers: Collection[int]) -> None:
+        await in_slices(map(self._tell, numbers))
         self._tell_figures()
         self._channel.call("refreshed", token)
 
@@ -207,9 +212,8 @@ class Lane:
         while True:
             await self._path.wait_active()
             await trio.sleep(REPORT_EVERY)
-            for number, held in self._held.items():
-                if held.has_moved():
-                    self._tell(number)
+            moved = [n for n, held in self._held.items() if held.has_moved()]
+            await in_slices(map(self._tell, moved))
             self._tell_figures()
 
     async def _watch_paths(self) -> None:
@@ -299,9 +303,13 @@ class _FarJournal(Journal):
     """What happens in a lane is told by the front; here is only what is going on."""
 
     def __init__(
-        self, call: Callable[..., None], tell_session: Callable[[str], None]
+        self,
+        lane: int,
+        call: Callable[..., None],
+        tell_session: Callable[[str], None],
     ) -> None:
         super().__init__()
+        self._lane = lane
         self._call = call
         self._tell_session = tell_session
 
@@ -328,5 +336,6 @@ class _FarJournal(Journal):
         self._call("journal", "recovered", subject)
 
     def woke(self, seconds: float) -> None:
-        """See Journal."""
-        self._call("journal", "woke", seconds)
+        """See Journal; all lanes hear of it, and one tells."""
+        if self._lane == 0:
+            self._call("journal", "woke", seconds)

@@ -65,6 +65,7 @@ class FarSession:
     configured: int = 0  # how often it was; what the lane tells may be older
     resets: int = 0
     traces: int = 0
+    _allowed: tuple[int, ...] = ()  # of its link, as the lane knows it
 
     def statistics(self, now: float) -> Statistics:
         """What the lane told last; it has grown older since then."""
@@ -87,6 +88,16 @@ class FarSession:
         self._trace_ended()
         self._call("reset", self.number)
 
+    def allow(self, ceiling: int, fixed: int, now: float) -> None:
+        """See Session.allow, for which nothing new is nothing to do.
+
+        It is asked of all peers whenever routes are looked at.
+        """
+        allowed = ceiling, fixed, len(self.remote or ())
+        if allowed != self._allowed:
+            self._allowed = allowed
+            self._call("allow", self.number, ceiling, fixed, now)
+
     def stop_asking(self) -> None:
         """See Session.stop_asking."""
         self._call("stop_asking", self.number)
@@ -104,6 +115,7 @@ class FarSession:
     def configure(self, remotes: Sequence[Remote], key: bytes | None) -> None:
         """What follows at once from what is about to be done in the lane."""
         self.configured += 1
+        self._allowed = ()  # the mode may be another
         self.key, self.places = key, len(remotes)
         if self.last.state not in _WITH_SESSION:
             self.remote = remotes[0] if remotes else None

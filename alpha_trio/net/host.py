@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import resource
+import signal
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Self
 
 from attrs import define, field
 
-_PR_SET_DUMPABLE = 4  # linux/prctl.h
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE = 1, 4  # linux/prctl.h
 
 _CAP_NET_ADMIN, _CAP_NET_RAW = 12, 13
 
@@ -97,6 +98,11 @@ def forbid_core_dumps() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # It fails only where a sandbox forbids it, and then the limit remains.
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the one that forked it has ended."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def spare_descriptors() -> int:

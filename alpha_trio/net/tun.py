@@ -30,7 +30,7 @@ _IFREQ = Struct("16sH22x")  # interface name, flags
 _TUNSETIFF, _TUNGETIFF = 0x400454CA, 0x800454D2
 _TUNSETOFFLOAD = 0x400454D0
 _IFF_TUN, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x1000, 0x4000
-_IFF_MULTI_QUEUE = 0x0100
+_IFF_MULTI_QUEUE, _IFF_TUN_EXCL = 0x0100, 0x8000
 _TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN = 0x01, 0x02, 0x04, 0x08
 _TUN_F_USO4, _TUN_F_USO6 = 0x20, 0x40  # since Linux 6.2
 
@@ -77,7 +77,9 @@ class Tun:
         if Path("/sys/class/net", name).exists():
             raise _taken(name)
         tun = cls(name, queued=queued)
-        tun._create(disabled)
+        # /sys may be that of other interfaces than ours, or this name just be taken: a
+        # queue more is what the kernel would make then of a device that has queues.
+        tun._create(disabled, _IFF_TUN_EXCL)
         return tun
 
     def another(self, disabled: Collection[Offload] = ()) -> Tun:
@@ -86,14 +88,14 @@ class Tun:
         tun._create(disabled)
         return tun
 
-    def _create(self, disabled: Collection[Offload]) -> None:
+    def _create(self, disabled: Collection[Offload], flags: int = 0) -> None:
         name = self.name
         try:
             self._fd = os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise _no_device(error) from None
         try:
-            self._attach(disabled)
+            self._attach(disabled, flags)
         except OSError as error:
             self.close()
             raise _not_attached(name, error) from None
@@ -113,8 +115,8 @@ class Tun:
         name, offloads, has_virtio, takes_uso = traits
         return cls(name, offloads, descriptor, has_virtio, takes_uso)
 
-    def _attach(self, disabled: Collection[Offload]) -> None:
-        flags = _IFF_TUN | _IFF_NO_PI
+    def _attach(self, disabled: Collection[Offload], flags: int) -> None:
+        flags |= _IFF_TUN | _IFF_NO_PI
         self._has_virtio = Offload.VNET_HDR not in disabled
         if self._has_virtio:
             flags |= _IFF_VNET_HDR

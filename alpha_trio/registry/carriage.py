@@ -83,7 +83,11 @@ class Table(Protocol):
 
 
 class Carrier(Protocol):
-    """The packets' way, as ``DataPath`` describes it."""
+    """The packets' way, as ``DataPath`` describes it.
+
+    After ``refresh`` all has been done that was asked for before it, and what is known
+    of the sessions, or of one, is as they stand.
+    """
 
     def rearm(self) -> None: ...
     async def refresh(self, name: str | None = None) -> None: ...

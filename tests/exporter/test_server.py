@@ -23,8 +23,13 @@ class Source:
         self.count = count
         self.broken = broken
         self.read = 0
+        self.fresh = False
+
+    async def refresh(self):
+        self.fresh = True
 
     def status_of_daemon(self):
+        assert self.fresh
         if self.broken:
             raise ValueError("a bug")
         return document(())

@@ -105,3 +105,16 @@ def test_a_trace_ends_with_its_session(here, traced):
     far, _ = here
     far.reset()
     assert traced.done
+
+
+def test_a_lane_is_told_of_a_link_once(here):
+    far, calls = here
+    for _ in range(2):
+        far.allow(1500, 0, 1.0)
+    far.allow(1400, 0, 2.0)
+    assert calls == [("allow", 0, 1500, 0, 1.0), ("allow", 0, 1400, 0, 2.0)]
+    far.configure([SECOND], None)  # with another mode, say
+    far.allow(1400, 0, 3.0)
+    far.remote = ("fd00::5", 1234, 0, 0)
+    far.allow(1400, 0, 4.0)
+    assert [call[-1] for call in calls] == [1.0, 2.0, 3.0, 4.0]

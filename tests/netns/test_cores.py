@@ -12,6 +12,8 @@ from subprocess import DEVNULL
 
 import pytest
 
+from alpha_trio.errors import StartError
+from alpha_trio.net.tun import Tun
 from alpha_trio.proto.messages import Kind
 from tests.netns.test_addresses import renumber
 from tests.netns.traffic import (
@@ -308,6 +310,18 @@ def test_none_of_them_outlives_the_first_one(lab):
         ping(vm1, vm2.address)
 
 
+@pytest.mark.parametrize("lane", [0, 1])
+@pytest.mark.parametrize("end", [Daemon.kill9, Daemon.stop])
+def test_one_that_is_stuck_ends_with_the_others(lab, lane, end):
+    (vm1,) = lab.lan(1)
+    one = Daemon(vm1, config=CORES).start()
+    others = lanes(one)
+    os.kill(others[lane], signal.SIGSTOP)
+    assert not end(one)
+    wait_until(lambda: not any(map(is_alive, others)), "all of them gone")
+    assert "alpha0" not in vm1.run("ip", "link").stdout
+
+
 def test_signals_that_all_of_them_get_are_the_first_ones(lab):
     (vm1,) = lab.lan(1)
     with Daemon(vm1, config=CORES) as one:
@@ -341,6 +355,18 @@ def test_a_port_that_is_taken_is_told_in_one_line(lab):
     assert done.returncode == 1
     assert f"UDP port {PORT} is taken" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_an_interface_is_not_shared_with_somebody_else(lab):
+    (vm1,) = lab.lan(1)
+    # Where /sys shows other interfaces, as here, only the kernel knows.
+    ours = vm1.call(lambda: Tun.open("alpha7", queued=True))
+    try:
+        with pytest.raises(StartError, match="in use by another process"):
+            vm1.call(lambda: Tun.open("alpha7", queued=True))
+        vm1.call(ours.another).close()
+    finally:
+        ours.close()
 
 
 def test_a_relay_has_one_core(lab):
