@@ -79,6 +79,42 @@ static uint64_t get64(const uint8_t *at) {
     return value;
 }
 
+/* -- arguments --------------------------------------------------------------------- */
+
+/* Each reads or compares something of a call's, and gives 0 with an exception set if it
+ * is not what it has to be. */
+
+static int has_size(Py_ssize_t size, Py_ssize_t wanted) {
+    if (size != wanted)
+        PyErr_SetString(PyExc_ValueError, "a part has not the size it must have");
+    return size == wanted;
+}
+
+static int has_count(Py_ssize_t count, Py_ssize_t wanted) {
+    if (count != wanted)
+        PyErr_SetString(PyExc_TypeError, "these are too few arguments, or too many");
+    return count == wanted;
+}
+
+static int take_bytes(PyObject *given, const uint8_t **bytes, Py_ssize_t *size) {
+    char *text = NULL;
+    int taken = PyBytes_AsStringAndSize(given, &text, size) == 0;
+    *bytes = (uint8_t *)text;
+    return taken;
+}
+
+static int take_part(PyObject *given, const uint8_t **bytes, Py_ssize_t wanted) {
+    Py_ssize_t size;
+    return take_bytes(given, bytes, &size) && has_size(size, wanted);
+}
+
+static int take_number(PyObject *given, size_t least, size_t most, size_t *number) {
+    *number = PyLong_AsSize_t(given);
+    if (*number == (size_t)-1 && PyErr_Occurred())
+        return 0;
+    return has_size(least <= *number && *number <= most, 1);
+}
+
 /* -- hashes ------------------------------------------------------------------------ */
 
 /* The state after one block: what all hashes of a round begin with. */
@@ -176,26 +212,22 @@ static void hash_root(const SHA256_CTX *keyed, const uint8_t *left,
 
 /* descend(chain id, position, element, count)
  * -> the ``count`` elements before this one, the nearest first */
-static PyObject *descend(PyObject *module, PyObject *args) {
+static PyObject *descend(PyObject *module, PyObject *const *args, Py_ssize_t given) {
     const uint8_t *name, *element;
-    Py_ssize_t name_size, element_size, count;
-    unsigned long position;
-    if (!PyArg_ParseTuple(args, "y#ky#n:descend", &name, &name_size, &position,
-                          &element, &element_size, &count))
+    size_t position, count;
+    if (!has_count(given, 4) || !take_part(args[0], &name, NODE) ||
+        !take_number(args[1], 0, UINT32_MAX, &position) ||
+        !take_part(args[2], &element, NODE) ||
+        !take_number(args[3], 0, position, &count))
         return NULL;
-    if (name_size != NODE || element_size != NODE || position > UINT32_MAX ||
-        count < 0 || (unsigned long)count > position) {
-        PyErr_SetString(PyExc_ValueError, "no such elements");
-        return NULL;
-    }
-    PyObject *result = PyBytes_FromStringAndSize(NULL, count * NODE);
+    PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(count * NODE));
     if (result == NULL)
         return NULL;
     uint8_t *to = (uint8_t *)PyBytes_AsString(result), message[1 + NODE + 4 + NODE];
     Py_BEGIN_ALLOW_THREADS
     memcpy(message + 1, name, NODE);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        uint32_t at = (uint32_t)(position - 1 - (unsigned long)i);
+    for (size_t i = 0; i < count; i++) {
+        uint32_t at = (uint32_t)(position - 1 - i);
         message[0] = at & 1 ? 'o' : 'k'; /* opens a round, or is its key */
         put32(message + 1 + NODE, at);
         memcpy(message + 1 + NODE + 4, i ? to + (i - 1) * NODE : element, NODE);
@@ -480,26 +512,20 @@ done:
     return result;
 }
 
-static int has_size(Py_ssize_t size, Py_ssize_t wanted) {
-    if (size != wanted)
-        PyErr_SetString(PyExc_ValueError, "a part has not the size it must have");
-    return size == wanted;
-}
-
 /* seal(cipher, place, head, leaf block, key block, depth, frames)
  * -> (buffer, [(first, until, begin, end, stride, traffic class)], roots) */
-static PyObject *seal(PyObject *module, PyObject *args) {
+static PyObject *seal(PyObject *module, PyObject *const *args, Py_ssize_t given) {
     Sealing with;
-    PyObject *capsule, *given;
-    Py_ssize_t place, head, leaf, key;
-    if (!PyArg_ParseTuple(args, "Oy#y#y#y#IO:seal", &capsule, &with.place, &place,
-                          &with.head, &head, &with.leaf_block, &leaf, &with.key_block,
-                          &key, &with.depth, &given) ||
-        !has_size(place, PLACE) || !has_size(head, HEAD) || !has_size(leaf, BLOCK) ||
-        !has_size(key, BLOCK) || !has_size(with.depth > MAX_DEPTH, 0))
+    size_t depth;
+    if (!has_count(given, 7) || !take_part(args[1], &with.place, PLACE) ||
+        !take_part(args[2], &with.head, HEAD) ||
+        !take_part(args[3], &with.leaf_block, BLOCK) ||
+        !take_part(args[4], &with.key_block, BLOCK) ||
+        !take_number(args[5], 0, MAX_DEPTH, &depth))
         return NULL;
-    with.context = PyCapsule_GetPointer(capsule, CIPHER);
-    PyObject *held = with.context ? PySequence_Tuple(given) : NULL;
+    with.depth = (unsigned)depth;
+    with.context = PyCapsule_GetPointer(args[0], CIPHER);
+    PyObject *held = with.context ? PySequence_Tuple(args[6]) : NULL;
     if (held == NULL)
         return NULL;
     Py_ssize_t count = PyTuple_Size(held);
@@ -628,26 +654,26 @@ static void judge(const Promise *to, const uint8_t *view, size_t size, size_t st
 
 /* check(view, stride, prefix, least, depth, leaf block, key block, roots, packets)
  * -> a verdict for each datagram of the run: FORGED, PROMISED, FOLLOWS */
-static PyObject *check(PyObject *module, PyObject *args) {
+static PyObject *check(PyObject *module, PyObject *const *args, Py_ssize_t given) {
     Promise to;
     Py_buffer view;
     const uint8_t *leaf_block, *key_block;
-    Py_ssize_t stride, prefix, leaf, key, roots, packets, least;
-    PyObject *result = NULL;
-    if (!PyArg_ParseTuple(args, "y*ny#nIy#y#y#n:check", &view, &stride, &to.prefix,
-                          &prefix, &least, &to.depth, &leaf_block, &leaf, &key_block,
-                          &key, &to.roots, &roots, &packets))
+    size_t stride, depth;
+    Py_ssize_t roots;
+    if (!has_count(given, 9) || !take_number(args[1], 1, LARGEST, &stride) ||
+        !take_part(args[2], &to.prefix, HEAD) ||
+        !take_number(args[3], TAIL, LARGEST, &to.least) ||
+        !take_number(args[4], 0, MAX_DEPTH, &depth) ||
+        !take_part(args[5], &leaf_block, BLOCK) ||
+        !take_part(args[6], &key_block, BLOCK) ||
+        !take_bytes(args[7], &to.roots, &roots) || !has_size(roots % NODE, 0) ||
+        !take_number(args[8], 0, MAX_PACKETS, &to.packets) ||
+        PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) < 0)
         return NULL;
-    if (!has_size(prefix, HEAD) || !has_size(leaf, BLOCK) || !has_size(key, BLOCK) ||
-        !has_size(to.depth > MAX_DEPTH, 0) || !has_size(stride > 0, 1) ||
-        !has_size(least >= TAIL, 1) || !has_size(packets >= 0, 1) ||
-        !has_size(roots % NODE, 0))
-        goto done;
     to.root_count = (size_t)roots / NODE;
-    to.packets = (size_t)packets;
-    to.least = (size_t)least;
-    size_t count = run_length(&to, view.buf, (size_t)view.len, (size_t)stride);
-    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+    to.depth = (unsigned)depth;
+    size_t count = run_length(&to, view.buf, (size_t)view.len, stride);
+    PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
     uint8_t *nodes = PyMem_Malloc(count * NODE + 1);
     if (result == NULL || nodes == NULL) {
         Py_CLEAR(result);
@@ -660,7 +686,7 @@ static PyObject *check(PyObject *module, PyObject *args) {
     to.keyed = started(key_block);
     to.start = to.depth ? started(leaf_block) : to.keyed;
     if (count)
-        judge(&to, view.buf, (size_t)view.len, (size_t)stride, count, nodes, verdicts);
+        judge(&to, view.buf, (size_t)view.len, stride, count, nodes, verdicts);
     Py_END_ALLOW_THREADS
     PyMem_Free(nodes);
 done:
@@ -776,19 +802,23 @@ static PyObject *frames_of(const Text *text, size_t most_count, size_t most_byte
 
 /* open(cipher, place, offset, view, stride, size, most packets, most bytes)
  * -> [(first packet, one past the last, frame word, bytes of the first, data)] */
-static PyObject *open_run(PyObject *module, PyObject *args) {
-    PyObject *capsule, *result = NULL;
+static PyObject *open_run(PyObject *module, PyObject *const *args, Py_ssize_t given) {
+    PyObject *result = NULL;
     const uint8_t *place;
-    unsigned long long offset;
+    size_t offset, stride, size, most_count, most_bytes;
     Py_buffer view;
-    Py_ssize_t place_size, stride, size, most_count, most_bytes;
-    if (!PyArg_ParseTuple(args, "Oy#Ky*nnnn:open", &capsule, &place, &place_size,
-                          &offset, &view, &stride, &size, &most_count, &most_bytes))
+    if (!has_count(given, 8) || !take_part(args[1], &place, PLACE) ||
+        !take_number(args[2], 0, UINT32_MAX, &offset) ||
+        !take_number(args[4], 1, LARGEST, &stride) ||
+        !take_number(args[5], 1, stride, &size) ||
+        !take_number(args[6], 0, LARGEST, &most_count) ||
+        !take_number(args[7], 0, LARGEST, &most_bytes))
         return NULL;
-    EVP_CIPHER_CTX *context = PyCapsule_GetPointer(capsule, CIPHER);
+    EVP_CIPHER_CTX *context = PyCapsule_GetPointer(args[0], CIPHER);
+    if (context == NULL || PyObject_GetBuffer(args[3], &view, PyBUF_SIMPLE) < 0)
+        return NULL;
     uint8_t *text = NULL;
-    if (context == NULL || !has_size(place_size, PLACE) || !has_size(stride > 0, 1) ||
-        !has_size(size > 0 && size <= stride, 1) || !has_size(view.len > LARGEST, 0))
+    if (!has_size(view.len > LARGEST, 0))
         goto done;
     text = PyMem_Malloc((size_t)view.len + 1);
     if (text == NULL) {
@@ -803,11 +833,11 @@ static PyObject *open_run(PyObject *module, PyObject *args) {
         PyErr_SetString(PyExc_RuntimeError, "libcrypto does not decrypt");
         goto done;
     }
-    Text all = {text, (size_t)view.len, (size_t)stride, (size_t)size, 0};
+    Text all = {text, (size_t)view.len, stride, size, 0};
     /* Those that have a body; what is no longer than its heads is a keepalive. */
     while (all.packet_size > TAIL + WORD && body_at(&all, all.count) < all.size)
         all.count++;
-    result = frames_of(&all, (size_t)most_count, (size_t)most_bytes);
+    result = frames_of(&all, most_count, most_bytes);
 done:
     PyMem_Free(text);
     PyBuffer_Release(&view);
@@ -823,13 +853,15 @@ static PyObject *pairs(PyObject *module, PyObject *wanted) {
     return PyBool_FromLong(by_pairs);
 }
 
+#define CALL(function) ((PyCFunction)(void (*)(void))(function))
+
 static PyMethodDef methods[] = {
     {"pairs", pairs, METH_O, NULL},
     {"cipher", make_cipher, METH_O, NULL},
-    {"descend", descend, METH_VARARGS, NULL},
-    {"seal", seal, METH_VARARGS, NULL},
-    {"check", check, METH_VARARGS, NULL},
-    {"open", open_run, METH_VARARGS, NULL},
+    {"descend", CALL(descend), METH_FASTCALL, NULL},
+    {"seal", CALL(seal), METH_FASTCALL, NULL},
+    {"check", CALL(check), METH_FASTCALL, NULL},
+    {"open", CALL(open_run), METH_FASTCALL, NULL},
     {NULL, NULL, 0, NULL},
 };
 
