@@ -20,12 +20,12 @@ from alpha_trio.proto.messages.data import NODE_SIZE, S1_FIXED_SIZE
 from alpha_trio.proto.messages.header import BadPacket
 
 EARLY_LENGTH = Struct("!H")
-_WORD = Struct("!Q")
+_HEADS = Struct("!HQ")  # length, frame word
 
 
 def join_early(bodies: Iterable[bytes]) -> bytes:
     """Early data of packets, each with its frame word in front."""
-    return b"".join(EARLY_LENGTH.pack(len(body)) + body for body in bodies)
+    return b"".join([EARLY_LENGTH.pack(len(body)) + body for body in bodies])
 
 
 def early_of(message: Buffer) -> Buffer:
@@ -52,15 +52,15 @@ def take_early_untrusted(text: memoryview) -> tuple[tuple[int, ...], Pieces]:
     """Frame words and packets of early data.  Raises BadPacket if it is cut short."""
     words: list[int] = []
     packets: list[memoryview] = []
-    at = 0
-    while at < len(text):
-        start = at + EARLY_LENGTH.size
-        if start > len(text):
+    at, end = 0, len(text)
+    while at < end:  # hot path
+        body = at + _HEADS.size
+        if body >= end:
             raise BadPacket
-        (size,) = EARLY_LENGTH.unpack_from(text, at)
-        at = start + size
-        if size <= _WORD.size or at > len(text):
+        size, word = _HEADS.unpack_from(text, at)
+        at += EARLY_LENGTH.size + size
+        if at <= body or at > end:
             raise BadPacket
-        words += _WORD.unpack_from(text, start)
-        packets.append(text[start + _WORD.size : at])
+        words.append(word)
+        packets.append(text[body:at])
     return tuple(words), Pieces(packets)

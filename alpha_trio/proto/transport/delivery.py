@@ -51,7 +51,9 @@ def deliver_untrusted(
             counters.drop(Drop.MALFORMED, count)
             refused += range(at, until)
         else:
-            size = len(data) + (count - 1) * common_headers(word)
+            size = len(data)
+            if count > 1:
+                size += (count - 1) * common_headers(word)
             out.deliver(parts, counters, count, size)
     return refused
 

@@ -10,7 +10,7 @@ from struct import Struct
 from attrs import define, evolve, field
 
 from alpha_trio.proto.engine import Frame
-from alpha_trio.proto.messages import EARLY_LENGTH
+from alpha_trio.proto.messages import EARLY_LENGTH, split
 from alpha_trio.proto.packets import (
     FRAME_WORD_SIZE,
     flow_of,
@@ -95,12 +95,17 @@ class Waiting:
         place = self.begin, self.end, self.segment
         return self.word, self.headers, self.payload, *place, self.traffic_class
 
-    def bodies(self) -> Iterator[bytes]:
-        """Each packet with its frame word in front."""
-        for number in range(self.count):
-            at = self.begin + number * self.segment
-            segment = self.payload[at : min(at + self.segment, self.end)]
-            yield _WORD.pack(self._word_of(number)) + self.headers + segment
+    def bodies(self) -> list[bytes]:
+        """Each packet with its frame word in front; not of a keepalive."""
+        segments = split(self.payload[: self.end], self.begin, self.segment)
+        if not self.headers:  # hot path
+            head = _WORD.pack(self.word)
+            return [head + segment for segment in segments]
+        words = map(_WORD.pack, range(self.word, self.word + self.count))
+        return [
+            word + self.headers + segment
+            for word, segment in zip(words, segments, strict=True)
+        ]
 
     def split(self, count: int) -> tuple[Waiting, Waiting]:
         """The first ``count`` packets, and the rest."""
