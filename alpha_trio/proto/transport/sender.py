@@ -622,7 +622,10 @@ class Sender:
         found = self.associations.get(association)
         if found is None or index >= found.next_round:
             raise BadPacket
-        return next((r for r in found.open_rounds if r.number == index), None)
+        for round_ in (found.round, found.settling):  # hot path
+            if round_ is not None and round_.number == index:
+                return round_
+        return None
 
     def _release(self, now: float, out: Outbox) -> None:
         """Disclose what is agreed, for each flow in the order in which it was sent."""

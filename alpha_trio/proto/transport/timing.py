@@ -93,5 +93,7 @@ class RoundTrip:
             margin = max(4 * self.variation, RTO_MARGIN * self.smoothed)
             base = max(MIN_RTO, self.smoothed + margin)
         base *= 2.0**self.doubts
+        if attempts == 1:  # hot path
+            return min(base, MAX_RTO)
         backed_off = min(base * RTO_GROWTH ** (attempts - 1), BACKED_OFF_RTO)
         return min(max(base, backed_off), MAX_RTO)
