@@ -22,13 +22,14 @@ from alpha_trio.proto.engine.choice import (
     chosen,
     find,
 )
-from alpha_trio.proto.engine.face import Frame, Kernel, Span, round_place
+from alpha_trio.proto.engine.face import Frame, Joined, Kernel, Span, round_place
 from alpha_trio.proto.engine.run import Run, check_run, is_whole, verdicts_on
 
 __all__ = [
     "NATIVE",
     "Choice",
     "Frame",
+    "Joined",
     "Kernel",
     "NoEngine",
     "Run",

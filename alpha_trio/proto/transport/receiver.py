@@ -24,7 +24,7 @@ from itertools import compress
 from attrs import define, field
 
 from alpha_trio.proto.batch import Drop, Outbox, Place, Remote
-from alpha_trio.proto.engine import Run, check_run, round_place
+from alpha_trio.proto.engine import Joined, Run, check_run, round_place
 from alpha_trio.proto.messages import (
     A1,
     CONTROL,
@@ -299,10 +299,14 @@ class Receiver:
         least = _HEAD if found.shape & CONTROL else _HEADS
         judged = self.line.kernel, found.promise
         run = check_run(*judged, view, stride, found.prefix, least)
-        if not run.count:  # fits its round but not the key, or is cut short
+        if not run.verdicts:  # fits its round but not the key, or is cut short
             self.line.drop(Drop.FORGED)
             return size, Arrival.NOTHING
-        arrived, authentic = self._check(run, found)
+        if run.whole and not found.shape & (CONTROL | RELIABLE):  # hot path
+            arrival = self._take_whole(association, found, run, owns_source, out)
+            if arrival > Arrival.NOTHING:
+                return run.size, arrival
+        arrived, authentic = self._sift(run, found)
         if arrived and found.shape & CONTROL:  # answered when it is carried out
             self._take_control(association, found, run.packet(arrived[0].first))
             return run.size, Arrival.KEEPALIVE
@@ -362,25 +366,35 @@ class Receiver:
             association.number, found.shape, 0, found.number, key
         )
 
-    def _check(self, run: Run, found: InRound) -> tuple[list[Stretch], Sequence[int]]:
-        """Sort packets of this round.
+    def _take_whole(
+        self,
+        association: InAssociation,
+        found: InRound,
+        run: Run,
+        owns_source: OwnsSource,
+        out: Outbox,
+    ) -> Arrival:
+        """Deliver a run that is as it was sent; NOTHING if not all of it is new.
+
+        Not of a reliable round: which packets are refused is not noted.
+        """
+        view, start, count = run.view, run.start, len(run.verdicts)
+        first, _, offset = S2_TAIL.unpack_from(view, start)
+        new = ((1 << count) - 1) << first
+        if found.seen & new:
+            return Arrival.NOTHING
+        found.seen |= new
+        self.passed += count
+        frames = self._opened(association, found, offset, view[start:], run)
+        deliver_untrusted(frames, owns_source, out, self.line.counters)
+        return Arrival.DATA if frames else Arrival.KEEPALIVE
+
+    def _sift(self, run: Run, found: InRound) -> tuple[list[Stretch], Sequence[int]]:
+        """Sort the packets of a run.
 
         Returns what is authentic and new, and, for their verdicts, the numbers of all
         that is authentic.
         """
-        count = run.count
-        first, offset = run.head(0)
-        new = ((1 << count) - 1) << first
-        if (
-            run.whole and not found.seen & new  # hot path: all as it was sent
-        ):
-            found.seen |= new
-            self.passed += count
-            return [Stretch(offset, 0, count)], range(first, first + count)
-        return self._sift(run, found)
-
-    def _sift(self, run: Run, found: InRound) -> tuple[list[Stretch], Sequence[int]]:
-        """The same of a run that has something else in it."""
         forged = repeated = 0
         arrived: list[Stretch] = []
         heads = [run.head(number) for number in range(run.count)]
@@ -416,19 +430,31 @@ class Receiver:
         owns_source: OwnsSource,
         out: Outbox,
     ) -> None:
-        """Decrypt a stretch in one call, hand it on, note what is refused."""
+        """Decrypt a stretch, hand it on, note what is refused."""
         first = stretch.first
-        frames = self.line.kernel.open(
-            self.line.opening,
-            round_place(association.number, found.number),
-            stretch.offset,
-            run.stretch(first, first + stretch.count),
-            run.stride,
-            len(run.packet(first)),
-            *LIMITS,
-        )
+        packets = run.stretch(first, first + stretch.count)
+        frames = self._opened(association, found, stretch.offset, packets, run)
         for i in deliver_untrusted(frames, owns_source, out, self.line.counters):
             found.refused |= 1 << run.head(first + i)[0]
+
+    def _opened(
+        self,
+        association: InAssociation,
+        found: InRound,
+        offset: int,
+        packets: memoryview,
+        run: Run,
+    ) -> list[Joined]:
+        """Packets of a run, decrypted in one call; the first one's ``offset``."""
+        return self.line.kernel.open(
+            self.line.opening,
+            round_place(association.number, found.number),
+            offset,
+            packets,
+            run.stride,
+            min(run.stride - run.start, len(packets)),
+            *LIMITS,
+        )
 
     # -- control messages and A2 -----------------------------------------------------
 

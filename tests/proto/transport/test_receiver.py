@@ -15,6 +15,7 @@ from alpha_trio.proto.messages import (
     S2_SIZE,
     Kind,
 )
+from alpha_trio.proto.packets import Cut
 from alpha_trio.proto.transport import Arrival
 from tests.proto.ends import (
     HERE,
@@ -46,6 +47,19 @@ def test_a_round_that_arrives_in_one_piece_is_one_write(mode):
     assert ends.two.received == packets_of(batch(mode))
     assert ends.two.arrival is Arrival.DATA
     assert ends.two.drops == {}
+
+
+def test_keepalives_that_come_together_are_keepalives():
+    """What is none would be answered by one, and these would never end."""
+    ends = Ends.make()
+    for _ in range(2):
+        ends.one.transport.outgoing(Cut(0, b"", b"", 0, 0), 0.0, ends.one.out)
+    ends.one.transport.push(0.0, ends.one.out)
+    s2 = ends.one.take(*ends.two.take(*ends.one.sent()))
+    assert len(s2) == 2
+    ends.two.take(b"".join(s2), stride=len(s2[0]))
+    assert ends.two.arrival is Arrival.KEEPALIVE
+    assert ends.two.received == []
 
 
 @pytest.mark.parametrize("order", list(permutations(range(4)))[::5])
