@@ -109,9 +109,10 @@ static int take_part(PyObject *given, const uint8_t **bytes, Py_ssize_t wanted) 
 }
 
 static int take_number(PyObject *given, size_t least, size_t most, size_t *number) {
-    *number = PyLong_AsSize_t(given);
-    if (*number == (size_t)-1 && PyErr_Occurred())
+    Py_ssize_t value = PyLong_AsSsize_t(given);
+    if (value == -1 && PyErr_Occurred())
         return 0;
+    *number = (size_t)value; /* more than any that may be, if it is negative */
     return has_size(least <= *number && *number <= most, 1);
 }
 
@@ -808,7 +809,7 @@ static PyObject *open_run(PyObject *module, PyObject *const *args, Py_ssize_t gi
     size_t offset, stride, size, most_count, most_bytes;
     Py_buffer view;
     if (!has_count(given, 8) || !take_part(args[1], &place, PLACE) ||
-        !take_number(args[2], 0, UINT32_MAX, &offset) ||
+        !take_number(args[2], 0, PY_SSIZE_T_MAX, &offset) ||
         !take_number(args[4], 1, LARGEST, &stride) ||
         !take_number(args[5], 1, stride, &size) ||
         !take_number(args[6], 0, LARGEST, &most_count) ||

@@ -214,6 +214,19 @@ def test_whatever_is_opened_is_opened_alike(view, stride, offset, data):
     assert opened == reference.open(reference.cipher(KEY), *opening)
 
 
+@pytest.mark.parametrize("skip", [0, 1, 15, 16, 255])
+def test_texts_of_every_length_are_encrypted_alike(skip):
+    """Around whole blocks, from anywhere on."""
+    cipher, expected = native.cipher(KEY), reference.cipher(KEY)
+    for size in (1, 15, 16, 17, 239, 240, 241, 255, 256, 257, 511, 512, 513, 1000):
+        view = bytes(i & 0xFF for i in range(TAIL_AND_WORD + size))
+        for offset in (skip, 2**32 + skip, 2**36 - 256 + skip):
+            opening = round_place(0xFFFF, 2**32 - 1), offset, view, len(view)
+            opened = native.open(cipher, *opening, len(view), *LIMITS)
+            assert len(opened[0][4]) == size
+            assert opened == reference.open(expected, *opening, len(view), *LIMITS)
+
+
 @fixed
 @given(st.lists(st.sampled_from([0, 1, 7, 0x0114_2814_9000_0000]), max_size=6))
 def test_frame_words_are_joined_alike(steps):
