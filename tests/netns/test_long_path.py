@@ -59,9 +59,10 @@ def test_a_transfer_behind_requests_keeps_its_slow_start(lab):
             wait_until(lambda: unacknowledged(client) == 0, "an acknowledgment")
         client.sendall(MEGABYTE)
     assert len(arrived.result()) == REQUESTS * len(REQUEST) + len(MEGABYTE)
-    # Segments; it begins to look with 16 of them, and a busy machine has real delays.
+    # Segments; it begins to look with 16 of them, and then leaves with 36 if early
+    # packets misled it.  A busy machine has real delays, later.
     left_with = counter(vm1, "TcpExtTCPHystartDelayCwnd")
-    assert not left_with or left_with > 10 * HYSTART_LOW_WINDOW
+    assert not left_with or left_with > 3 * HYSTART_LOW_WINDOW
 
 
 def unacknowledged(client: socket.socket) -> int:

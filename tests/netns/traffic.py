@@ -16,7 +16,7 @@ from tools.lab import Host, wait_until
 
 PORT = 1234
 IPV4, ARP, IPV6 = 0x0800, 0x0806, 0x86DD
-UDP, ICMPV6 = 17, 58
+IGMP, UDP, ICMPV6 = 2, 17, 58
 ALL_FRAMES = 3  # ETH_P_ALL
 RCVBUFFORCE = 33
 OVERHEAD = 20 + 8 + 64  # IPv4, UDP, and what S2 adds at most, bytes
@@ -246,9 +246,11 @@ class Packet:
 
     @property
     def is_of_the_link(self):
-        """ARP, and what IPv6 has in its place; an empty one was cut short."""
+        """ARP, and what IPv6 has in its place, and who listens to which groups."""
         if self.kind == IPV6 and self.protocol == 0:
             return True  # a hop-by-hop header: multicast listener reports
+        if self.kind == IPV4 and self.protocol == IGMP:
+            return True
         return self.kind == ARP or (
             self.protocol == ICMPV6 and self.payload[0] in LINK_ONLY_ICMPV6
         )
