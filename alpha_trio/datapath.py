@@ -63,10 +63,8 @@ class DataPath:
         self._steered = 0  # the bindings of the table that the sockets know
         self._failing: set[str] = set()  # hosts to which sending fails just now
 
-    async def run(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Carry packets until cancelled; started at once.  Raises DeviceLost."""
+    async def run(self) -> None:
+        """Carry packets until cancelled.  Raises DeviceLost."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.read_tun)
             for sock in self._udp:
@@ -75,7 +73,6 @@ class DataPath:
                 nursery.start_soon(self.receive, sock, SYNS_PER_WAKE)
             nursery.start_soon(self.run_timer)
             nursery.start_soon(self.watch_suspend)
-            task_status.started()
 
     # -- out -----------------------------------------------------------------
 

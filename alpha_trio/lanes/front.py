@@ -25,14 +25,13 @@ from alpha_trio.lanes.seen import FarSession, Told
 from alpha_trio.net.tun import Tun
 from alpha_trio.net.udp_lanes import UdpLanes
 from alpha_trio.proto.batch import Counters, Event, EventKind, Remote
-from alpha_trio.proto.peers import IPNetwork, Knock, State
+from alpha_trio.proto.peers import IPNetwork, Knock
 from alpha_trio.proto.primitives import Identity
 from alpha_trio.proto.traces import Trace
 from alpha_trio.proto.transport import ECN
 
 _ANSWER = 2.0  # s in which a lane tells how its sessions stand
 _LOOK_EVERY, _SILENT_AFTER = 10.0, 30.0  # s
-_WITH_SESSION = frozenset({State.ESTABLISHED, State.SILENT})
 
 
 class Lanes:
@@ -71,10 +70,8 @@ class Lanes:
 
     # -- running -----------------------------------------------------------------
 
-    async def run(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Have the lanes carry packets, until cancelled; reports started at once.
+    async def run(self) -> None:
+        """Have the lanes carry packets, until cancelled.
 
         Raises DeviceLost if a lane says so, or is gone.
         """
@@ -82,7 +79,6 @@ class Lanes:
             for lane in range(len(self._channels)):
                 nursery.start_soon(self._attend, lane)
             nursery.start_soon(self._watch)
-            task_status.started()
 
     async def _attend(self, lane: int) -> None:
         with suppress(ConnectionError):  # it is gone already
@@ -246,13 +242,12 @@ class Lanes:
         session = FarSession(name, number, lane, self._call)
         self._sessions[name] = self._numbered[number] = session
         for channel in self._channels:
-            channel.call("add", number, name, lane)
-        self.configure(session, remotes, prefixes)
+            channel.call("add", number, lane, name, remotes, tuple(prefixes))
         return session
 
     def configure(self, session: FarSession, *how: Any) -> None:
         """See PeerTable.configure."""
-        self._how[session.name] = [*how, *_DEFAULTS[len(how) :]]
+        self._how[session.name] = [*how]
         self._configure(session)
 
     def _configure(self, session: FarSession) -> None:
@@ -267,7 +262,8 @@ class Lanes:
         session = self._sessions.pop(name)
         session.end_trace()
         number = session.number
-        del self._numbered[number], self._how[name]
+        del self._numbered[number]
+        self._how.pop(name, None)
         for channel in self._channels:
             channel.call("remove", number)
 
@@ -293,7 +289,7 @@ class Lanes:
 
     def trace(self, session: FarSession, seconds: float, now: float) -> Trace | None:
         """See PeerTable.trace."""
-        if session.last.state not in _WITH_SESSION or session.key is None:
+        if not session.is_there or session.key is None:
             return None
         # The lane has the true one, of which this becomes a copy with all that it told.
         trace = Trace(
@@ -310,9 +306,6 @@ class Lanes:
             self._channels[session.lane].call(method, number, *args, **more)
 
 
-_DEFAULTS: tuple[Any, ...] = (
-    (), (), 0.0, None, "adaptive", False, False, None, True
-)  # fmt: skip
 _REMOTES, _, _KEEPALIVE, _KEY = range(4)
 
 

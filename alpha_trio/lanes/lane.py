@@ -134,9 +134,9 @@ class Lane:
 
     # -- what the front calls --------------------------------------------------
 
-    def add(self, number: int, name: str, lane: int) -> None:
+    def add(self, number: int, lane: int, name: str, *how: Any) -> None:
         """See PeerTable.add; the peer is that lane's, and called by this number."""
-        session = self._table.add(name, (), ())
+        session = self._table.add(name, *how)
         if lane != self._number:
             self._table.elsewhere[session] = lane
         self._held[number], self._numbers[name] = _Held(session), number

@@ -80,6 +80,11 @@ class FarSession:
         """How the peer stands."""
         return self.last.state
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a session, as far as the lane has told."""
+        return self.last.state in _WITH_SESSION
+
     def reset(self) -> None:
         """See Session.reset."""
         self.key, self.heard, self.local = None, -inf, b""
@@ -117,7 +122,7 @@ class FarSession:
         self.configured += 1
         self._allowed = ()  # the mode may be another
         self.key, self.places = key, len(remotes)
-        if self.last.state not in _WITH_SESSION:
+        if not self.is_there:
             self.remote = remotes[0] if remotes else None
 
     def update(self, told: Told, trace: Trace | None) -> bool:

@@ -28,13 +28,10 @@ class LaneTable(PeerTable):
     elsewhere: dict[Session, int] = field(factory=dict)  # their lanes
     _handed_by: By = By.NOBODY  # what is being taken
 
-    def _take_id(self, session: Session) -> int:
-        while True:
-            chosen = int.from_bytes(self.random(ID_SIZE))
-            chosen -= chosen % self.lanes - self.lane
-            if 0 < chosen < 1 << 8 * ID_SIZE and chosen not in self._by_id:
-                self._by_id[chosen] = session
-                return chosen
+    def _some_id(self) -> int:
+        chosen = super()._some_id()
+        chosen -= chosen % self.lanes - self.lane
+        return chosen if chosen < 1 << 8 * ID_SIZE else 0
 
     def outgoing(self, frame: memoryview, now: float, out: Outbox) -> None:
         """Take a frame, or hand it over to the lane of its peer."""

@@ -253,10 +253,14 @@ class PeerTable:
 
     def _take_id(self, session: Session) -> int:
         while True:
-            chosen = int.from_bytes(self.random(ID_SIZE))
+            chosen = self._some_id()
             if chosen and chosen not in self._by_id:
                 self._by_id[chosen] = session
                 return chosen
+
+    def _some_id(self) -> int:
+        """A connection id, or 0, which is none; whether it is free is not looked at."""
+        return int.from_bytes(self.random(ID_SIZE))
 
     def _free_id(self, connection_id: int) -> None:
         self._by_id.pop(connection_id, None)
